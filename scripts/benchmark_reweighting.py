@@ -1,0 +1,253 @@
+"""Compare the class re-weighting rules on synthetic CT over several seeds, and measure what a rule costs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.bundle import ConfigWorkflow
+from tqdm import tqdm
+
+from shared.utils import atomic_path, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ROOT / "bundles" / "abdominal_unetr_cbs"
+RULES = ("plain", "cbs", "prevalence", "tcf", "pcf")
+LOSSES = ("dice", "dice_ce")
+SAMPLINGS = ("foreground", "class_balanced")
+# Most telling first: what does not fit the time is left out from the end, whole cells, never seeds.
+CELLS = list(itertools.product(LOSSES, SAMPLINGS, RULES))
+POOR = 0.8
+
+
+def overlays(loss: str, sampling: str, rule: str) -> list[str]:
+    """The variants of a cell; the base configuration is Dice, foreground sampling, CBS."""
+    names = ["demo"]
+    names += [rule] if rule != "cbs" else []
+    names += ["dice_ce"] if loss == "dice_ce" else []
+    names += ["class_balanced_sampling"] if sampling == "class_balanced" else []
+    return [f"configs/variants/{name}.json" for name in names]
+
+
+def train_and_score(cell: tuple[str, str, str], seed: int, work: Path, data: Path, epochs: int) -> dict[str, Any]:
+    """One run: train, evaluate on the test split; its result is kept, so that it is never done twice."""
+    folder = work / "_".join((*cell, f"seed{seed}"))
+    result = folder / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    places = {"dataset_dir": data, "output_dir": folder, "ckpt_dir": folder, "cache_dir": work / "cache"}
+    options: dict[str, Any] = {**places, "seed": seed, "num_workers": 0, "max_epochs": epochs, "warmup_epochs": 3}
+    options |= {"val_interval": 4, "learning_rate": 0.002, "flip_prob": 0.0, "batch_size": 2, "num_samples": 2}
+    start = time.monotonic()
+    resume = "true" if (folder / "last.pt").is_file() else "false"
+    bundle_run(["configs/train.json", *overlays(*cell)], folder / "train.log", {**options, "resume": resume})
+    minutes = (time.monotonic() - start) / 60
+    bundle_run(["configs/train.json", "configs/evaluate.json", *overlays(*cell)], folder / "evaluate.log", options)
+    organs = json.loads((folder / "summary.json").read_text())["organs"]
+    state = torch.load(folder / "last.pt", weights_only=True)["reweighting"]
+    dice = {name: row["dice"]["mean"] for name, row in organs.items()}
+    content = {"cell": cell, "seed": seed, "dice": dice, "firings": int(state["fired"].sum()), "minutes": minutes}
+    write_json(result, content)
+    for name in ("last.pt", "best.pt", "model.pt"):
+        (folder / name).unlink()
+    return content
+
+
+def bundle_run(configs: list[str], log: Path, options: dict[str, Any]) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs)]
+    command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    with log.open("w") as file:
+        status = subprocess.run(command, cwd=BUNDLE, stdout=file, stderr=file, check=False).returncode
+    if status:
+        raise SystemExit(f"A run failed with status {status}; see {log}")
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of each cell, and its difference to plain, paired by seed."""
+    by_cell: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        by_cell.setdefault(tuple(run["cell"]), {})[run["seed"]] = run
+    rows = []
+    for (loss, sampling, rule), seeds in by_cell.items():
+        plain = by_cell.get((loss, sampling, "plain"), {})
+        scores = {seed: _means(run, plain.get(seed)) for seed, run in seeds.items()}
+        base = {seed: _means(run, run) for seed, run in plain.items() if seed in seeds}
+        row: dict[str, Any] = {"loss": loss, "sampling": sampling, "rule": rule, "runs": len(seeds)}
+        for i, name in enumerate(("mean_dice", "mean_dice_poor_classes")):
+            values = [score[i] for score in scores.values() if score[i] is not None]
+            row[name] = _spread(values)
+            row[f"{name}_minus_plain"] = _spread(
+                [scores[s][i] - base[s][i] for s in base if None not in (scores[s][i], base[s][i])]
+            )
+        row["firings"] = {f"seed {seed}": run["firings"] for seed, run in sorted(seeds.items())}
+        row["organs_at_0"] = {f"seed {s}": sum(d == 0 for d in r["dice"].values()) for s, r in sorted(seeds.items())}
+        rows.append(row)
+    return {"runs": len(runs), "cells": rows}
+
+
+def _means(run: dict[str, Any], plain: dict[str, Any] | None) -> tuple[float, float | None]:
+    """Mean Dice over all organs, and over those that the plain run of the same seed leaves under 0.8."""
+    poor = [name for name, dice in (plain or run)["dice"].items() if dice < POOR]
+    return float(np.mean(list(run["dice"].values()))), float(np.mean([run["dice"][n] for n in poor])) if poor else None
+
+
+def _spread(values: list[float]) -> dict[str, float | int] | None:
+    if not values:
+        return None
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "std": round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None,
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "n": len(values),
+    }
+
+
+def picture(summary: dict[str, Any], path: Path) -> None:
+    cells = summary["cells"]
+    figure = Figure(figsize=(8, 1.5 + 0.4 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    for y, cell in enumerate(cells):
+        for key, colour, offset in (("mean_dice", "tab:blue", -0.12), ("mean_dice_poor_classes", "tab:orange", 0.12)):
+            spread = cell[key]
+            axes.plot([spread["min"], spread["max"]], [y + offset] * 2, color=colour, lw=2)
+            axes.plot(spread["mean"], y + offset, "o", color=colour, label=key.replace("_", " ") if y == 0 else None)
+    axes.set_yticks(range(len(cells)), [f"{c['loss']}, {c['sampling']}, {c['rule']} (n={c['runs']})" for c in cells])
+    axes.invert_yaxis()
+    axes.set(xlabel="Dice on the test split: mean, least and greatest over the seeds", title="Synthetic CT")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def table(summary: dict[str, Any]) -> str:
+    head = (
+        "loss",
+        "sampling",
+        "rule",
+        "n",
+        "mean Dice",
+        "difference to plain",
+        "classes < 0.8",
+        "firings",
+        "organs at 0",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for cell in summary["cells"]:
+        values = [cell["loss"], cell["sampling"], cell["rule"], str(cell["runs"])]
+        for key in ("mean_dice", "mean_dice_minus_plain", "mean_dice_poor_classes"):
+            spread = cell[key]
+            values.append("–" if spread is None else f"{spread['mean']:.3f} ± {spread['std'] or 0:.3f}")
+        values += [", ".join(map(str, cell[key].values())) for key in ("firings", "organs_at_0")]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def compare(
+    data_dir: str,
+    output_dir: str,
+    seeds: int = 3,
+    epochs: int = 60,
+    minutes: float = 60,
+    jobs: int = 1,
+    threads: int = 1,
+) -> None:
+    """Train and evaluate loss × sampling × rule over seeds on synthetic CT, as far as the time goes; resumable.
+
+    A rule is compared with no rule on the same seed: same initial weights, same crops. Run the same command again to
+    go on. Results: summary.json, summary.md and summary.png in the output folder.
+
+    Args:
+        data_dir: data set as scripts/make_synthetic.py ct writes it.
+        output_dir: where runs and results are kept.
+        seeds: runs of each cell.
+        epochs: length of a run.
+        minutes: no run is started after this time.
+        jobs: runs at a time.
+        threads: of each run.
+    """
+    work, data = Path(output_dir).resolve(), Path(data_dir).resolve()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    end = time.monotonic() + 60 * minutes
+    planned = [(cell, seed) for cell in CELLS for seed in range(seeds)]
+
+    def attempt(job: tuple[tuple[str, str, str], int]) -> dict[str, Any] | None:
+        folder = work / "_".join((*job[0], f"seed{job[1]}"))
+        late = time.monotonic() > end and not (folder / "result.json").is_file()
+        return None if late else train_and_score(*job, work, data, epochs)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        results = list(tqdm(pool.map(attempt, planned), total=len(planned), unit="run"))
+    finished = [run for run in results if run is not None]
+    full = [cell for cell in CELLS if sum(tuple(run["cell"]) == cell for run in finished) == seeds]
+    summary = summarise([run for run in finished if tuple(run["cell"]) in full])
+    summary |= {"planned_runs": len(planned), "epochs": epochs, "seeds": seeds}
+    write_json(work / "summary.json", summary)
+    with atomic_path(work / "summary.md") as temporary:
+        temporary.write_text(table(summary) + "\n")
+    if full:
+        picture(summary, work / "summary.png")
+    print(
+        f"{summary['runs']} of {len(planned)} runs, in {len(full)} complete cells of {seeds} seeds.\n{table(summary)}"
+    )
+
+
+def cost(data_dir: str, output_dir: str, epochs: int = 8) -> None:
+    """What the rule takes of a training epoch at the demo's size: its time in the loop over the time of the loop.
+
+    The rule is called after every epoch, and everything it does is counted: arithmetic, weights, log, CSV.
+
+    Args:
+        data_dir: data set as scripts/make_synthetic.py ct writes it.
+        output_dir: where the run and cost.json are kept.
+        epochs: length of the run.
+    """
+    folder = Path(output_dir).resolve() / f"cost_{time.time_ns()}"
+    os.chdir(BUNDLE)
+    workflow = ConfigWorkflow(
+        config_file=["configs/train.json", "configs/variants/demo.json"],
+        logging_file=False,
+        dataset_dir=str(Path(data_dir).resolve()),
+        output_dir=str(folder),
+        ckpt_dir=str(folder),
+        cache="memory",
+        num_workers=0,
+        max_epochs=epochs,
+        val_interval=1,
+        warmup_epochs=1,
+    )
+    workflow.initialize()
+    rule = workflow.parser.get_parsed_content("reweighting")
+    update, spent = rule._update, []
+
+    def timed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        start = time.perf_counter()
+        weights = update(*args, **kwargs)
+        spent.append(time.perf_counter() - start)
+        return weights
+
+    rule._update = timed
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    start = time.perf_counter()
+    trainer.run()
+    whole = time.perf_counter() - start
+    result = {"evaluations": len(spent), "rule_s": sum(spent), "training_s": whole, "share": sum(spent) / whole}
+    write_json(folder.parent / "cost.json", result)
+    print(f"The rule took {1e3 * np.median(spent):.2f} ms an epoch of {whole / epochs:.1f} s: {result['share']:.4%}.")
+
+
+if __name__ == "__main__":
+    fire.Fire({"compare": compare, "cost": cost})

@@ -1,0 +1,131 @@
+"""Show a bundle at work on synthetic data, from nothing to a segmentation, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fire
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARE_OF_ONE_PERCENT = (
+    "liver",
+    "stomach",
+    "spleen",
+    "right_kidney",
+    "left_kidney",
+    "aorta",
+    "inferior_vena_cava",
+    "pancreas",
+    "portal_and_splenic_veins",
+)
+
+
+def run(title: str, *command: str | Path, cwd: Path = ROOT) -> None:
+    """Run one step of the demo, showing the command as a user would type it; stop the demo if it fails."""
+    shown = shlex.join(["python", *map(str, command)])
+    print(f"\n=== {title}\n(in {os.path.relpath(cwd, ROOT)}) {shown}\n", flush=True)
+    status = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, check=False).returncode
+    if status:
+        sys.exit(f"\nThe demo stopped: this step ended with status {status}. The command is shown above it.")
+
+
+def bundle(title: str, name: str, configs: list[str], *options: str | Path) -> None:
+    files = str([f"configs/{config}.json" for config in configs])
+    run(title, "-m", "monai.bundle", "run", "--config_file", files, *options, cwd=ROOT / "bundles" / name)
+
+
+def fresh_folder(path: Path) -> Path:
+    """An empty folder for the demo; an earlier demo's is replaced, anything else is left alone."""
+    marker = path / ".demo"
+    if path.exists() and any(path.iterdir()) and not marker.exists():
+        sys.exit(f"{path} holds files that no demo wrote. Choose another --output_dir.")
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    marker.touch()
+    return path
+
+
+def abdominal_unetr_cbs(output_dir: Path, cases: int, epochs: int) -> None:
+    name = "abdominal_unetr_cbs"
+    data, models, report = output_dir / "data", output_dir / "models", output_dir / "report"
+    places = ["--dataset_dir", data, "--output_dir", report, "--ckpt_dir", models]
+    run("1/5 Make synthetic CTs", "scripts/make_synthetic.py", "ct", "--output_dir", data, "--cases", str(cases))
+    run(
+        "2/5 What a voxel classifier reaches, for comparison",
+        *("scripts/voxel_classifier.py", "--data_dir", data, "--output", report / "voxel_classifier.json"),
+    )
+    schedule = ["--max_epochs", str(epochs), "--warmup_epochs", "3", "--val_interval", "4", "--learning_rate", "0.002"]
+    quick = ["--cache", "memory", "--num_workers", "0", "--flip_prob", "0.0", "--batch_size", "2", "--num_samples", "2"]
+    bundle("3/5 Train with the class boost strategy", name, ["train", "variants/demo"], *places, *schedule, *quick)
+    bundle(
+        "4/5 Evaluate on the test cases", name, ["train", "evaluate", "variants/demo"], *places, "--num_workers", "0"
+    )
+    bundle(
+        "5/5 Segment CTs that the network has never seen",
+        name,
+        ["inference", "variants/demo"],
+        *("--input", data / "dataset.json", "--ckpt_path", models / "model.pt"),
+        *("--output_dir", output_dir / "segmentations", "--num_workers", "0"),
+    )
+
+
+def count_firings(path: Path) -> int:
+    with path.open() as file:
+        return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] in ("1", "True")})
+
+
+def show_results(output_dir: Path, minutes: float) -> None:
+    report = output_dir / "report"
+    summary = json.loads((report / "summary.json").read_text())
+    classifier = json.loads((report / "voxel_classifier.json").read_text())["dice"]
+    dice = {organ: row["dice"]["mean"] for organ, row in summary["organs"].items()}
+    print(f"\n{'organ':<26}{'UNETR + CBS':>12}{'voxel classifier':>18}   (Dice on the test cases)")
+    for organ, value in dice.items():
+        print(f"{organ:<26}{value:>12.3f}{classifier[organ]:>18.3f}")
+    for title, organs in (("mean, above 1 % share", SHARE_OF_ONE_PERCENT), ("mean, all organs", tuple(dice))):
+        ours, theirs = (sum(scores[organ] for organ in organs) / len(organs) for scores in (dice, classifier))
+        print(f"{title:<26}{ours:>12.3f}{theirs:>18.3f}")
+    if zero := [organ for organ, value in dice.items() if value == 0]:
+        print(
+            f"\nStill at 0: {', '.join(zero)}. At the demo's 4 mm voxels and few hundred steps a small organ is a "
+            "handful of voxels that the network has not begun to predict; re-weighting cannot raise what is never "
+            "predicted. The full-size training is the remedy."
+        )
+    print(f"\nThe class boost strategy fired {count_firings(report / 'class_weights.csv')} times.")
+    print(f"report          {report / 'summary.json'}, {report / 'scores.csv'}")
+    print(f"pictures        {report / 'training.png'}, {report / 'report.png'}")
+    print(f"segmentations   {output_dir / 'segmentations'} (each with organs.json and preview.png)")
+    print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real scans)")
+    print(f"Time: {minutes:.1f} minutes.")
+
+
+DEMOS = {"abdominal_unetr_cbs": abdominal_unetr_cbs}
+
+
+def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 16, epochs: int = 60) -> None:
+    """Make synthetic data, train a bundle on it, evaluate it, segment unseen cases, and show the result.
+
+    Args:
+        name: the bundle.
+        output_dir: where everything goes; demo_output/NAME by default. An earlier demo there is replaced.
+        cases: number of synthetic cases.
+        epochs: length of the training.
+    """
+    if name not in DEMOS:
+        sys.exit(f"There is no demo {name!r}. Known: {', '.join(DEMOS)}.")
+    start = time.monotonic()
+    folder = fresh_folder(Path(output_dir).resolve() if output_dir else ROOT / "demo_output" / name)
+    DEMOS[name](folder, cases, epochs)
+    show_results(folder, (time.monotonic() - start) / 60)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

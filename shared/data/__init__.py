@@ -1,0 +1,19 @@
+"""Datalists, data sets and synthetic volumes."""
+
+from .btcv import BTCV_LABELS
+from .cached_dataset import cached_dataset
+from .datalist import dataset_info, load_datalist
+from .inputs import case_name, list_inputs
+from .synthetic_ct import ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
+
+__all__ = [
+    "BTCV_LABELS",
+    "ORIENTATIONS",
+    "cached_dataset",
+    "case_name",
+    "dataset_info",
+    "list_inputs",
+    "load_datalist",
+    "make_synthetic_ct",
+    "synthetic_ct_case",
+]

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose
+from monai.utils import convert_to_tensor
+from tqdm import tqdm
+
+from ..utils import DataError, atomic_path
+
+CACHES = ("disk", "memory", "none")
+
+
+def cached_dataset(
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable | Sequence[Callable],
+    cache: str = "disk",
+    cache_dir: str | os.PathLike = "cache",
+    num_workers: int = 2,
+) -> Dataset:
+    """A data set whose deterministic preprocessing is done once, ahead of training, and kept.
+
+    All cases are read, checked and preprocessed before the first step, with a progress bar, so that a bad file shows
+    within minutes and not in the middle of an epoch; every bad case is listed.
+
+    Args:
+        data: one dict a case, with file paths.
+        transform: transforms; those before the first random one are cached.
+        cache: `"disk"` keeps one file a case in `cache_dir`, found again by later runs while the case's files (path,
+            size, time of change) and the deterministic transforms are the same; memory use does not grow with the
+            number of cases. `"memory"` keeps all cases in memory. `"none"` preprocesses at each access.
+        cache_dir: folder of the cache on disk.
+        num_workers: threads that fill the cache.
+
+    Raises:
+        ValueError: for another `cache`.
+        DataError: when cases cannot be used; the message lists them.
+    """
+    if cache not in CACHES:
+        raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+    compose = transform if isinstance(transform, Compose) else Compose(transform)
+    if cache == "none":
+        return Dataset(data, compose)
+    if cache == "memory":
+        return _MemoryCacheDataset(data, compose, num_workers=num_workers, copy_cache=False)
+    dataset = _DiskCacheDataset(data, compose, cache_dir, hash_func=_hash_case, hash_transform=pickle_hashing)
+    _for_all_cases(dataset.cached_file, data, num_workers)
+    return dataset
+
+
+class _MemoryCacheDataset(CacheDataset):
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        return _for_all_cases(self._load_cache_item, indices or range(self.cache_num), self.num_workers or 1)
+
+
+class _DiskCacheDataset(PersistentDataset):
+    """MONAI's data set, with cache files that are never left cut short, and read by memory mapping.
+
+    A random crop then reads the pages of the volume that it needs, not the whole of it.
+    """
+
+    def cached_file(self, item: Mapping[str, Any]) -> Path:
+        file = self.cache_dir / f"{self.hash_func(item).decode()}{self.transform_hash}.pt"
+        if not file.is_file():
+            content = self._pre_transform(copy.deepcopy(item))
+            with atomic_path(file) as temporary:
+                torch.save(convert_to_tensor(content, convert_numeric=False, track_meta=False), temporary)
+        return file
+
+    def _cachecheck(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        return torch.load(self.cached_file(item), weights_only=True, mmap=True)
+
+
+def _hash_case(item: Mapping[str, Any]) -> bytes:
+    """A hash of the case and of the state of its files: a file that was replaced is preprocessed again."""
+    files = [value for value in item.values() if isinstance(value, str) and os.path.exists(value)]
+    stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+    return pickle_hashing([dict(item), stats])
+
+
+def _for_all_cases(function: Callable, arguments: Sequence[Any], num_workers: int) -> list[Any]:
+    """Call `function` on all arguments in threads; when some fail on bad data, name all of these cases at once."""
+
+    def attempt(argument: Any) -> Any:
+        try:
+            return function(argument)
+        except Exception as e:
+            cause = _data_error(e)
+            if cause is None:
+                raise
+            return cause
+
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        bar = tqdm(pool.map(attempt, arguments), total=len(arguments), desc="preprocessing cases", unit="case")
+        results = list(bar)
+    errors = [result for result in results if isinstance(result, DataError)]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise DataError(
+            f"{len(errors)} of {len(arguments)} cases cannot be used:\n  " + "\n  ".join(str(error) for error in errors)
+        )
+    return results
+
+
+def _data_error(error: BaseException | None) -> DataError | None:
+    while error is not None and not isinstance(error, DataError):
+        error = error.__cause__ or error.__context__
+    return error

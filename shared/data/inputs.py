@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..utils import DataError
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def case_name(path: str | os.PathLike) -> str:
+    """The name of a case: that of its file without extension, or of its folder."""
+    path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        return path.name
+    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() == ".dcm":
+        return True
+    if not path.is_file() or path.stat().st_size < 132:
+        return False
+    with path.open("rb") as file:
+        file.seek(128)
+        return file.read(4) == b"DICM"
+
+
+def _is_volume(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The volumes in a folder, the folder itself where it holds DICOM files, and those of its folders that do."""
+    content = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    found = [p for p in content if _is_volume(p)]
+    if any(_is_dicom(p) for p in content if p not in found):
+        found.append(folder)
+    found += [p for p in content if p.is_dir() and any(_is_dicom(q) for q in sorted(p.iterdir()))]
+    if not found:
+        raise DataError(
+            f"{folder}: holds no CT. Looked for {', '.join(VOLUME_SUFFIXES)} and DICOM files in it, and for DICOM "
+            "files in the folders in it."
+        )
+    return found
+
+
+def _in_datalist(path: Path) -> list[Path]:
+    try:
+        entries = json.loads(path.read_text())["test"]
+        images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataError(
+            f"{path}: not a datalist with a list 'test' ({type(e).__name__}: {e}). Expected "
+            '{"test": [{"image": "a path"}, ...], ...}, or give the CT itself.'
+        ) from e
+    if not images:
+        raise DataError(f"{path}: its list 'test' is empty.")
+    return [path.parent / image for image in images]
+
+
+def _find(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        return _in_datalist(path) if path.suffix == ".json" else [path]
+    if glob.has_magic(str(path)):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        if not found:
+            raise DataError(f"{path}: no file or folder fits this pattern.")
+        return [q for p in found for q in _find(p)]
+    raise DataError(f"{path}: there is no such file or folder.")
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """Case names; where several paths share one, with as many folders in front as it takes."""
+    names = [case_name(p) for p in paths]
+    for depth in range(1, max(len(p.parts) for p in paths)):
+        shared = {n for n in names if names.count(n) > 1}
+        if not shared:
+            return names
+        names = [
+            "_".join([*p.parts[-1 - depth : -1], case_name(p)]).lstrip("/") if n in shared else n
+            for p, n in zip(paths, names, strict=True)
+        ]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise DataError(
+                f"{paths[names.index(name)]} and {paths[i]} would both be the case {name}, and one result would "
+                "overwrite the other. Rename one, or run them into different --output_dir."
+            )
+    return names
+
+
+def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, str]]:
+    """The CTs that a user means by a path.
+
+    Args:
+        path: a file (NIfTI, NRRD, MetaImage, one DICOM file), a folder with the DICOM files of one series, a folder
+            of such files or folders, a glob pattern, a datalist in the decathlon format (`.json`, its list `test`), or
+            a list of all these.
+
+    Returns:
+        One dict a CT, in the order given: `image`, the path of a file or DICOM folder, and `case`, a name that no
+        other of them has. A path that is found twice is listed once.
+
+    Raises:
+        DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
+            name.
+    """
+    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not given or not all(os.fspath(p) for p in given):
+        raise DataError(
+            "No CT is given. Give one with --input: a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a "
+            "pattern such as 'scans/*.nii.gz', or a datalist."
+        )
+    found = [q.resolve() for p in given for q in _find(Path(p).expanduser())]
+    paths = list(dict.fromkeys(found))
+    return [{"image": str(p), "case": name} for p, name in zip(paths, _unique_names(paths), strict=True)]

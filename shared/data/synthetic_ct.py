@@ -1,0 +1,643 @@
+"""Synthetic abdominal CT: made-up bodies with the 13 BTCV organs, for demonstrations and tests.
+
+A body is drawn in a template frame in millimetres (x to the patient's right, y to the front, z to the head, origin in
+front of the first lumbar vertebra) out of ellipsoids and tubes. Every case has its own pose, habitus, organ sizes and
+places, contrast phase and scanner grid. The template is never mirrored, so sides are always right.
+
+The volumes teach software, not medicine: no figure measured on them says anything about real scans.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.interpolate import BSpline, CubicSpline
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from ..utils import DataError, atomic_path, write_json
+from .btcv import BTCV_LABELS
+
+ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "RAI", "ASL")
+"""Orders and directions in which a volume's axes are stored."""
+
+_STEP = 2.4  # mm, the working grid; finer structures live in the soft edges
+_EDGE = 2.8  # mm, the width over which one tissue turns into the next
+
+# HU of each tissue in the native, arterial and portal-venous phase.
+_PHASES: dict[str, tuple[float, float, float]] = {
+    "liver": (55, 68, 108),
+    "spleen": (46, 105, 118),
+    "cortex": (34, 165, 165),
+    "medulla": (30, 75, 145),
+    "aorta": (42, 270, 150),
+    "veins": (40, 85, 160),
+    "cava": (40, 75, 135),
+    "pancreas": (40, 98, 92),
+    "adrenal": (25, 70, 75),
+    "wall": (38, 75, 85),
+    "muscle": (54, 60, 66),
+}
+
+
+@dataclass(frozen=True)
+class _Ellipsoid:
+    """`centre` and semi-axes in mm; `angles` are intrinsic x, y, z rotations in degrees."""
+
+    centre: ArrayLike
+    axes: ArrayLike
+    angles: tuple[float, float, float] = (0, 0, 0)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        rotation = Rotation.from_euler("XYZ", self.angles, degrees=True).as_matrix()
+        reach = np.sqrt(((rotation * np.asarray(self.axes)) ** 2).sum(axis=1))
+        return np.asarray(self.centre) - reach, np.asarray(self.centre) + reach
+
+    def distance(self, points: Sequence[np.ndarray]) -> np.ndarray:
+        """First-order distance to the surface in mm, negative inside."""
+        rotation = Rotation.from_euler("XYZ", self.angles, degrees=True).as_matrix().astype(np.float32)
+        x, y, z = (p - np.float32(c) for p, c in zip(points, self.centre, strict=True))
+        level, slope = np.zeros_like(x), np.zeros_like(x)
+        for k, axis in enumerate(np.asarray(self.axes, np.float32)):
+            q = ((rotation[0, k] * x + rotation[1, k] * y + rotation[2, k] * z) / axis) ** 2
+            level += q
+            slope += q / axis**2
+        level = np.sqrt(level)
+        return level * (level - 1) / np.sqrt(slope + np.float32(1e-9))
+
+
+@dataclass(frozen=True)
+class _Tube:
+    """A tube along the smooth curve through `points` with a radius at each of them; `flat` > 1 thins it in y."""
+
+    points: ArrayLike
+    radii: ArrayLike
+    flat: float = 1.0
+
+    def _nodes(self) -> tuple[np.ndarray, np.ndarray]:
+        points, radii = np.asarray(self.points, float), np.asarray(self.radii, float)
+        t = np.arange(len(points))
+        fine = np.linspace(0, len(points) - 1, 3 * (len(points) - 1) + 1)
+        # The curve may round the corners, the radius must not overshoot.
+        return CubicSpline(t, points)(fine), np.interp(fine, t, radii)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        nodes, radii = self._nodes()
+        return (nodes - radii[:, None]).min(axis=0), (nodes + radii[:, None]).max(axis=0)
+
+    def distance(self, points: Sequence[np.ndarray]) -> np.ndarray:
+        """Distance to the surface in mm, negative inside."""
+        nodes, radii = self._nodes()
+        scale = np.array([1, self.flat, 1])
+        nodes, radii = (nodes * scale).astype(np.float32), radii.astype(np.float32)
+        x, y, z = points[0], points[1] * np.float32(self.flat), points[2]
+        best = np.full(x.shape, np.inf, np.float32)
+        for a, b, ra, rb in zip(nodes[:-1], nodes[1:], radii[:-1], radii[1:], strict=True):
+            u, v, w = b - a
+            dx, dy, dz = x - a[0], y - a[1], z - a[2]
+            t = np.clip((dx * u + dy * v + dz * w) / (u * u + v * v + w * w), 0, 1)
+            d = np.sqrt((dx - t * u) ** 2 + (dy - t * v) ** 2 + (dz - t * w) ** 2) - (ra + t * (rb - ra))
+            np.minimum(best, d, out=best)
+        return best
+
+
+def _interpolate(volume: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
+    """Linear interpolation at fractional indices of one axis. No matrix product, so bytes don't depend on threads."""
+    positions = np.clip(positions, 0, volume.shape[axis] - 1)
+    low = np.minimum(positions.astype(int), max(volume.shape[axis] - 2, 0))
+    weight = (positions - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(volume.ndim)])
+    start = volume.take(low, axis)
+    return start + weight * (volume.take(np.minimum(low + 1, volume.shape[axis] - 1), axis) - start)
+
+
+def _noise(rng: np.random.Generator, shape: Sequence[int], grain: float) -> np.ndarray:
+    """Smooth noise of unit variance on the working grid, with cubic B-splines `grain` mm apart."""
+    knots = [int(np.ceil((n - 1) * _STEP / grain)) + 3 for n in shape]
+    noise = rng.standard_normal(knots, dtype=np.float32)
+    for axis, n in enumerate(shape):
+        where = np.arange(n) * _STEP / grain
+        basis = BSpline.design_matrix(where, np.arange(-3, knots[axis] + 1), 3).toarray().astype(np.float32)
+        basis /= np.sqrt((basis**2).sum(axis=1, keepdims=True))
+        noise = np.moveaxis(np.einsum("k...,nk->n...", np.moveaxis(noise, axis, 0), basis), 0, axis)
+    return noise
+
+
+class _Canvas:
+    """A working grid on which tissues are painted over one another with soft edges.
+
+    Attributes:
+        points: template coordinates (x, y, z) of every grid point.
+        hu: the image so far.
+        share: label → the share of each grid point that it occupies, 0 to 1.
+    """
+
+    def __init__(self, points: Sequence[np.ndarray], rng: np.random.Generator) -> None:
+        self.points = points
+        self.shape = points[0].shape
+        self.hu = np.full(self.shape, -1000, np.float32)
+        self.share: dict[int, np.ndarray] = {}
+        self.bumps = _noise(rng, self.shape, 14)
+        self.texture = _noise(rng, self.shape, 5)
+
+    def region(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+        """The grid's box that holds the template's box from `low` to `high`."""
+        coarse = 4
+        hit = np.ones([-(-n // coarse) for n in self.shape], bool)
+        for p, a, b in zip(self.points, low, high, strict=True):
+            p = p[::coarse, ::coarse, ::coarse]
+            hit &= (p > a - 1.5 * coarse * _STEP) & (p < b + 1.5 * coarse * _STEP)
+        box = []
+        for axis, n in enumerate(self.shape):
+            index = np.flatnonzero(hit.any(axis=tuple(k for k in range(3) if k != axis)))
+            start, stop = (index[0], index[-1]) if len(index) else (0, -1)
+            box.append(slice(max((start - 1) * coarse, 0), min((stop + 2) * coarse, n) if len(index) else 0))
+        return tuple(box)
+
+    def fill(
+        self,
+        box: tuple[slice, ...],
+        distance: np.ndarray,
+        hu: float,
+        label: int = 0,
+        texture: float = 0,
+        keep: bool = False,
+    ) -> None:
+        """Paint where `distance` is negative. `keep` leaves the labels as they are: a content, not a structure."""
+        cover = np.clip(0.5 - distance / _EDGE, 0, 1)
+        self.hu[box] += cover * (hu + texture * self.texture[box] - self.hu[box])
+        if keep:
+            return
+        for share in self.share.values():
+            share[box] *= 1 - cover
+        if label:
+            self.share.setdefault(label, np.zeros(self.shape, np.float32))[box] += cover
+
+    def paint(
+        self,
+        shape: _Ellipsoid | _Tube,
+        hu: float,
+        label: int = 0,
+        *,
+        halo: float = 0,
+        halo_hu: float = -100,
+        rough: float = 0,
+        texture: float = 5,
+        limit: np.ndarray | None = None,
+        keep: bool = False,
+    ) -> tuple[tuple[slice, ...], np.ndarray]:
+        """Paint a shape, with a coat of fat of `halo` mm around it, `rough` mm of bumps, no further than `limit`."""
+        low, high = shape.bounds()
+        box = self.region(low - halo - 2 * rough, high + halo + 2 * rough)
+        distance = shape.distance([p[box] for p in self.points])
+        if rough:
+            distance += np.float32(rough) * self.bumps[box]
+        if limit is not None:
+            distance = np.maximum(distance, limit[box])
+        if halo:
+            self.fill(box, distance - np.float32(halo), halo_hu, texture=4, keep=keep)
+        self.fill(box, distance, hu, label, texture, keep)
+        return box, distance
+
+
+class _Body:
+    """One body: draws its own variation from `rng` and paints itself."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.cavity = np.array([rng.uniform(110, 136), rng.uniform(80, 100)])  # semi-axes inside the abdominal wall
+        self.fat = rng.uniform(5, 30)  # under the skin
+        self.lean = rng.uniform(-0.5, 0.5, 2)  # more fat on one side, and in front or behind
+        self.scale = rng.uniform(0.87, 1.13) * rng.uniform(0.93, 1.07, 3)
+        self.turn = Rotation.from_euler("zxy", rng.normal(0, (8, 4, 4)), degrees=True)
+        self.shift = rng.normal(0, (8, 5, 13))  # all viscera, breathing above all
+        self.bottom, self.top = rng.uniform(-145, -88), rng.uniform(106, 145)
+        phase = rng.integers(3)
+        weights = 0.75 * np.eye(3)[phase] + 0.25 * rng.dirichlet(np.ones(3))
+        self.hu = {k: float(np.dot(v, weights) * rng.normal(1, 0.1) + rng.normal(0, 5)) for k, v in _PHASES.items()}
+        self.hu["liver"] -= rng.choice([0, 0, 0, 30])  # a fatty liver now and then
+        self.hu["fat"] = rng.uniform(-112, -85)
+        self.hu["bone"] = rng.uniform(180, 300)
+
+    def near(self, centre: ArrayLike, spread: float = 5) -> np.ndarray:
+        """A place shifted with the viscera and a little by itself."""
+        return np.asarray(centre, float) + self.shift + self.rng.normal(0, spread, 3)
+
+    def size(self, axes: ArrayLike, overall: float = 0.1, each: float = 0.08) -> np.ndarray:
+        """Lengths scaled together and one by one."""
+        axes = np.asarray(axes, float)
+        spread = np.exp(np.clip(self.rng.normal(0, overall), -2 * overall, 2 * overall))
+        return axes * spread * np.exp(self.rng.normal(0, each, axes.shape))
+
+    def along(self, points: ArrayLike, spread: float = 3, together: float = 4) -> np.ndarray:
+        """A course that is shifted as a whole and wavers."""
+        return self.near(points, 0) + self.rng.normal(0, together, 3) + self.rng.normal(0, spread, np.shape(points))
+
+    def angles(self, angles: ArrayLike = (0, 0, 0), spread: float = 10) -> tuple[float, float, float]:
+        x, y, z = np.asarray(angles) + self.rng.normal(0, spread, 3)
+        return x, y, z
+
+    def grid(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Template coordinates on a working grid around the body, and the scanner's mm of its first point."""
+        wall = 14 + self.fat * (1 + np.abs(self.lean))
+        half = self.cavity * (1 + wall / self.cavity.mean()) * self.scale[:2]
+        roll = self.turn.as_euler("zxy")[0]
+        reach = np.hypot(half * np.cos(roll), half[::-1] * np.sin(roll)) + 14
+        low = np.array([-reach[0], -reach[1] - 26, self.bottom * self.scale[2]])
+        high = np.array([reach[0], reach[1], self.top * self.scale[2]])
+        axes = [np.arange(a, b + _STEP, _STEP, dtype=np.float32) for a, b in zip(low, high, strict=True)]
+        shape = [len(a) for a in axes]
+        inverse = (np.diag(1 / self.scale) @ self.turn.inv().as_matrix()).astype(np.float32)
+        x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+        points = []
+        for row in inverse:
+            bend = _noise(self.rng, shape, 70) * np.float32(6.5) + _noise(self.rng, shape, 35) * np.float32(1.5)
+            points.append(row[0] * x + row[1] * y + row[2] * z + bend)
+        return points, low
+
+    def paint(self) -> tuple[_Canvas, np.ndarray]:
+        """The whole body, from the outside to the inside and from large to small."""
+        points, origin = self.grid()
+        canvas = _Canvas(points, self.rng)
+        depth = self.paint_trunk(canvas)
+        dome = self.dome(points)
+        self.paint_chest(canvas, depth, dome)
+        inside = np.maximum(depth + 3, points[2] - dome + 4)
+        self.paint_bowel(canvas, inside)
+        self.paint_organs(canvas, inside)
+        self.paint_table(canvas, origin)
+        return canvas, origin
+
+    def paint_trunk(self, canvas: _Canvas) -> np.ndarray:
+        """Skin, fat, wall, spine and ribs. Returns the distance to the cavity's wall, negative inside."""
+        x, y, z = canvas.points
+        a, b = (self.cavity * (1, 1)).astype(np.float32)
+        radius = np.float32(self.cavity.mean())
+        depth = (((np.abs(x) / a) ** 2.4 + (np.abs(y) / b) ** 2.4) ** (1 / 2.4) - 1) * radius
+        depth += np.float32(2.5) * canvas.bumps * 0.5
+        cover = 14 + self.fat * (1 + self.lean[0] * x / a) * (1 + self.lean[1] * y / b)
+        everywhere = (slice(None),) * 3
+        canvas.fill(everywhere, depth - cover, 20)
+        canvas.fill(everywhere, depth - cover + 2, self.hu["fat"], texture=5)
+        canvas.fill(everywhere, depth - 12, self.hu["muscle"], texture=8)
+        canvas.fill(everywhere, np.abs(depth - 6) - 0.5, self.hu["fat"])
+        canvas.fill(everywhere, depth, self.hu["fat"], texture=8)
+        for side in (-1, 1):
+            for p, r in (((34, -78), 27), ((40, -42), 17)):  # beside the spine, psoas
+                top = 200 if p[1] < -60 else 15
+                course = [(side * p[0] * (1.3 if p[1] > -60 else 1), p[1], -200), (side * p[0], p[1], -60)]
+                course.append((side * p[0] * (0.8 if p[1] > -60 else 1), p[1], top))
+                radii = [r * 1.2, r, r if p[1] < -60 else 5]
+                canvas.paint(_Tube(course, radii), self.hu["muscle"], texture=8, limit=depth - 11)
+        self.paint_bones(canvas, depth)
+        return depth
+
+    def paint_bones(self, canvas: _Canvas, depth: np.ndarray) -> None:
+        spongy, height = self.hu["bone"], self.rng.uniform(30, 36)
+        phase = self.rng.uniform(0, height)
+        spine = _Tube([(0, -52, -210), (0, -46, -70), (0, -48, 30), (0, -54, 210)], [23, 22, 20, 18], 1.25)
+        box, distance = canvas.paint(spine, self.hu["muscle"] + 30)
+        z = (canvas.points[2][box] + phase) % height
+        bone = np.maximum(distance, 4 - z)
+        canvas.fill(box, bone, spongy + 250, texture=30)
+        canvas.fill(box, bone + 3, spongy, texture=30)
+        canvas.paint(_Tube([(0, -78, -210), (0, -75, 0), (0, -82, 210)], [13, 13, 13]), spongy + 150)
+        canvas.paint(_Tube([(0, -77, -210), (0, -74, 0), (0, -81, 210)], [8, 8, 8]), 25)
+        canvas.paint(_Tube([(0, -92, -210), (0, -90, 0), (0, -96, 210)], [5, 5, 5]), spongy + 200, limit=depth - 10)
+        x, y, z = canvas.points
+        # Ribs run in the wall, lower in front: level sets of a slanted height.
+        slant = z - np.float32(0.55) * (y + 80) + np.float32(0.12) * np.abs(x) + phase
+        pitch = np.float32(28)
+        across = np.abs(slant % pitch - pitch / 2)
+        rib = np.sqrt(across**2 + np.where(np.abs(depth - 6) < 12, depth - 6, 12) ** 2) - 4.5
+        # No ribs below the costal arch and none in the anterior midline.
+        arch = np.maximum(-30 + 0.9 * (y + 40) - z, 22 - np.abs(x))
+        canvas.fill((slice(None),) * 3, np.maximum(rib, arch * 0.5), spongy + 200, texture=40)
+
+    def dome(self, points: Sequence[np.ndarray]) -> np.ndarray:
+        """Height z of the diaphragm above each point."""
+        x, y, _ = points
+        right, left = self.rng.uniform(85, 110), self.rng.uniform(76, 98)
+        lift, offset = np.float32(self.shift[2]), np.float32(self.shift[0])
+        heights = [
+            np.float32(top) + lift - ((x - offset - middle) ** 2 + np.float32(0.55) * (y - 12) ** 2) / np.float32(width)
+            for top, middle, width in ((right, 60, 85), (left, -62, 85), (74, 5, 120))
+        ]
+        return np.maximum.reduce(heights)
+
+    def paint_chest(self, canvas: _Canvas, depth: np.ndarray, dome: np.ndarray) -> None:
+        x, y, z = canvas.points
+        everywhere = (slice(None),) * 3
+        lung = np.maximum(np.maximum(depth + 2, dome - z), 30 - np.hypot(x, (y + 35) * np.float32(0.6)))
+        canvas.fill(everywhere, lung - 3, self.hu["muscle"], texture=5)
+        canvas.fill(everywhere, lung, self.rng.uniform(-880, -780), texture=40)
+        heart = _Ellipsoid(self.near((-18, 34, 124), 5), self.size((60, 46, 46)), self.angles((0, 15, 20), 5))
+        box, distance = canvas.paint(heart, self.hu["muscle"] + 30, halo=5, limit=depth + 3)
+        canvas.fill(box, distance + 10, 0.5 * (self.hu["aorta"] + self.hu["cava"]))
+
+    def paint_bowel(self, canvas: _Canvas, inside: np.ndarray) -> None:
+        """Colon and small bowel: unlabelled, of every density the organs have."""
+        rng = self.rng
+        ascending = [(96, -20, -150), (98, -12, -90), (92, 2, -45), (80, 30, -30)]
+        transverse = [(80, 30, -30), (45, 68, -45), (0, 76, -55), (-50, 68, -35), (-88, 30, 5)]
+        descending = [(-88, 30, 5), (-104, -5, -20), (-102, -18, -90), (-95, -10, -160)]
+        for course, radius in ((ascending, 23), (transverse, 18), (descending, 15)):
+            tube = _Tube(self.along(course, 6), self.size([radius] * len(course), 0.15, 0.15))
+            self.paint_hollow(canvas, tube, inside, gas=0.5)
+        for _ in range(rng.integers(9, 14)):
+            start = np.array([rng.uniform(-75, 75), rng.uniform(0, 70), rng.uniform(-140, -15)])
+            steps = rng.normal(0, (26, 12, 15), (5, 3))
+            points = start + np.cumsum(steps, axis=0)
+            points = np.clip(points, (-95, -15, -160), (95, 78, 5))
+            tube = _Tube(points, self.size([13] * 5, 0.12, 0.1))
+            self.paint_hollow(canvas, tube, inside, gas=0.15)
+
+    def paint_hollow(self, canvas: _Canvas, tube: _Tube, inside: np.ndarray, gas: float) -> None:
+        """A piece of bowel: wall, and as content fluid, chyme as dense as an organ, oral contrast or gas."""
+        rng = self.rng
+        box, distance = canvas.paint(tube, self.hu["wall"], halo=1.5, rough=2, limit=inside)
+        content = rng.choice([rng.uniform(0, 30), rng.uniform(35, 120), rng.uniform(150, 350)], p=[0.35, 0.5, 0.15])
+        canvas.fill(box, distance + rng.uniform(2, 4), content, texture=rng.choice([5, 25]))
+        if rng.random() < gas:
+            level = rng.uniform(-0.5, 0.8)
+            canvas.fill(box, np.maximum(distance + 3, (level - canvas.bumps[box]) * 6), -850)
+
+    def paint_organs(self, canvas: _Canvas, inside: np.ndarray) -> None:
+        ids = BTCV_LABELS
+        self.paint_liver(canvas, ids["liver"], inside)
+        self.paint_spleen(canvas, ids["spleen"], inside)
+        self.paint_stomach(canvas, ids["stomach"], inside)
+        right = self.paint_kidney(canvas, ids["right_kidney"], 1, (64, -38, -20))
+        left = self.paint_kidney(canvas, ids["left_kidney"], -1, (-62, -40, -8))
+        self.paint_gallbladder(canvas, ids["gallbladder"], inside)
+        self.paint_vessels(canvas, ids)
+        self.paint_pancreas(canvas, ids)
+        self.paint_adrenal(canvas, ids["right_adrenal_gland"], 1, (31, -34, right[2] + 56))
+        self.paint_adrenal(canvas, ids["left_adrenal_gland"], -1, (-33, -27, left[2] + 46))
+
+    def paint_liver(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+        hu, look = self.hu["liver"], {"rough": 4, "texture": 7, "limit": inside}
+        right = _Ellipsoid(self.near((78, -4, 34), 6), self.size((60, 82, 82), 0.08), self.angles((0, 8, 8), 6))
+        left = _Ellipsoid(self.near((6, 38, 58), 7), self.size((72, 34, 36), 0.14), self.angles((0, -14, 0), 8))
+        canvas.paint(left, hu, label, halo=2, **look)
+        canvas.paint(right, hu, label, **look)
+        hilum = self.near((36, 8, 40), 3)
+        for end in ((92, -20, 55), (85, 25, 60), (60, -5, 78), (10, 40, 62)):
+            course = [hilum, (hilum + self.near(end)) / 2 + self.rng.normal(0, 5, 3), self.near(end)]
+            canvas.paint(_Tube(course, [5, 4, 2]), self.hu["veins"], keep=True, limit=inside)
+        for _ in range(self.rng.integers(0, 4)):
+            cyst = _Ellipsoid(self.near((75, 0, 35), 28), self.size((8, 8, 8), 0.4))
+            box, distance = canvas.paint(cyst, hu, keep=True, texture=7, limit=inside)
+            only_liver = np.maximum(distance, (0.6 - canvas.share[label][box]) * 5)
+            canvas.fill(box, only_liver, self.rng.uniform(0, 90), keep=True)
+
+    def paint_spleen(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+        centre, axes = self.near((-88, -26, 40), 6), self.size((42, 56, 62), 0.13)
+        spleen = _Ellipsoid(centre, axes, self.angles((15, 0, -15), 9))
+        canvas.paint(spleen, self.hu["spleen"], label, halo=2, rough=3, limit=inside, texture=7)
+        hollow = _Ellipsoid(centre + (42, 24, 0), axes * (0.8, 0.72, 0.9))
+        canvas.paint(hollow, self.hu["fat"], rough=3)
+
+    def paint_stomach(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+        rng = self.rng
+        course = [(-58, -12, 78), (-66, 2, 56), (-66, 26, 28), (-42, 48, 4), (-8, 50, -4), (20, 38, 4)]
+        radii = self.size([34, 36, 31, 23, 18, 11], 0.16, 0.06)
+        tube = _Tube(self.along(course, 4, 6), radii)
+        box, distance = canvas.paint(tube, self.hu["wall"] + 5, label, halo=2, rough=3, limit=inside)
+        lumen = distance + rng.uniform(4, 7)
+        content = rng.choice([rng.uniform(0, 30), rng.uniform(30, 110), rng.uniform(140, 300)], p=[0.4, 0.5, 0.1])
+        canvas.fill(box, lumen, content, texture=rng.choice([4, 20, 35]), keep=True)
+        if rng.random() < 0.7:
+            front = canvas.points[1][box]
+            level = rng.uniform(18, 52) + self.shift[1]
+            canvas.fill(box, np.maximum(lumen, np.float32(level) - front), -900, keep=True)
+        # The oesophagus comes down beside the aorta and enters below the fundus.
+        top = [(-4, -12, 215), (-6, -10, 130), (-16, -6, 96)]
+        gullet = np.concatenate([np.asarray(top) + self.shift * (1, 1, 0), [tube.points[0] + (22, 4, -4)]])
+        radii = self.size([8.5, 8.5, 8, 8], 0.1, 0.08)
+        self.gullet = _Tube(gullet + rng.normal(0, 2, 3), radii)
+
+    def paint_kidney(self, canvas: _Canvas, label: int, side: int, centre: ArrayLike) -> np.ndarray:
+        centre, axes = self.near(centre, 6), self.size((25, 24, 48), 0.11)
+        kidney = _Ellipsoid(centre, axes, self.angles((12, side * -12, side * -25), 7))
+        halo = self.rng.uniform(2, 8)
+        box, distance = canvas.paint(kidney, self.hu["cortex"], label, halo=halo, rough=1.5)
+        columns = np.maximum(distance + 7, (np.abs(canvas.bumps[box]) - 1.1) * 6)
+        canvas.fill(box, columns, self.hu["medulla"], texture=6, keep=True)
+        sinus = _Ellipsoid(centre + (-side * 17, 8, 0), axes * (0.62, 0.4, 0.45))
+        canvas.paint(sinus, self.hu["fat"] + 20, rough=1)
+        pelvis = _Ellipsoid(centre + (-side * 18, 7, -4), axes * (0.35, 0.22, 0.25))
+        canvas.paint(pelvis, self.rng.uniform(5, 30))
+        return centre
+
+    def paint_gallbladder(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+        axes = self.size((12.5, 13, 27), 0.18)
+        gallbladder = _Ellipsoid(self.near((48, 44, -4), 6), axes, self.angles((28, 10, 0), 14))
+        canvas.paint(gallbladder, self.rng.uniform(0, 45), label, halo=1, limit=inside, texture=3)
+
+    def paint_vessels(self, canvas: _Canvas, ids: dict[str, int]) -> None:
+        shift = self.shift * (0.5, 0.3, 0)
+        aorta = np.array([(-8, -14, -84), (-12, -16, -40), (-12, -18, 10), (-12, -20, 70), (-18, -28, 215)], float)
+        aorta += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), aorta.shape)
+        cava = np.array([(18, -16, -100), (22, -14, -50), (24, -12, 0), (25, -6, 45), (24, 4, 92), (18, 14, 125)], float)
+        cava += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), cava.shape)
+        for side in (-1, 1):  # iliac vessels below the fork
+            for root, key in ((aorta[0], "aorta"), (cava[0], "cava")):
+                canvas.paint(_Tube([root, root + (side * 18, -4, -45), root + (side * 40, -8, -90)], [8, 7, 6]), self.hu[key])
+        radii = self.size([10, 10, 10, 9.5, 9], 0.1, 0.05)
+        canvas.paint(_Tube(cava, [10, 10.5, 11, 11, 11, 11], self.rng.uniform(1.05, 1.5)), self.hu["cava"], ids["inferior_vena_cava"], halo=1)
+        canvas.paint(_Tube(aorta, radii + 0.7), self.hu["aorta"], ids["aorta"], halo=2)
+        mesenteric = [aorta[2], aorta[2] + (2, 24, -5), aorta[1] + (8, 36, -20), aorta[0] + (10, 42, -40)]
+        canvas.paint(_Tube(mesenteric, [4.5, 4, 4, 3]), self.hu["aorta"], halo=2)
+        canvas.paint(_Tube(aorta[1:], radii[1:] + 0.7), self.hu["aorta"], ids["aorta"])
+        canvas.paint(self.gullet, self.hu["wall"], ids["oesophagus"], halo=1)
+
+    def paint_pancreas(self, canvas: _Canvas, ids: dict[str, int]) -> None:
+        course = self.along([(32, 14, -26), (26, 20, -8), (2, 28, 4), (-24, 22, 14), (-52, 8, 30), (-76, 0, 44)], 3, 5)
+        duodenum = course[[2, 0, 0]] + [(30, 8, 12), (26, -4, 0), (8, -10, -30)]
+        self.paint_hollow(canvas, _Tube(duodenum, [12, 13, 12]), np.full(canvas.shape, -99, np.float32), gas=0.2)
+        pancreas = _Tube(course, self.size([14.5, 14, 9.5, 10.5, 10.5, 8.5], 0.12, 0.08), 1.1)
+        canvas.paint(pancreas, self.hu["pancreas"], ids["pancreas"], halo=2, rough=2.5, texture=12)
+        behind = course[1:] + (0, -12, 2)
+        confluence = behind[1] + (6, 0, -4)
+        splenic = np.concatenate([[confluence], behind[2:]])
+        portal = [confluence, confluence + (16, 0, 16), self.near((38, 8, 42), 2), self.near((56, 4, 48), 3)]
+        mesenteric = [confluence, confluence + (2, 4, -25), confluence + (0, 12, -70)]
+        for tube, label in (
+            (_Tube(mesenteric, [6.5, 6, 5]), 0),
+            (_Tube(splenic, [6, 5.5, 5, 4.5]), ids["portal_and_splenic_veins"]),
+            (_Tube(portal, [8.5, 8.5, 8.5, 5.5]), ids["portal_and_splenic_veins"]),
+        ):
+            canvas.paint(tube, self.hu["veins"], label, halo=1)
+
+    def paint_adrenal(self, canvas: _Canvas, label: int, side: int, centre: ArrayLike) -> None:
+        """Two thin limbs that open backwards."""
+        centre = np.asarray(centre, float) + self.rng.normal(0, 3, 3)
+        spread, length = self.rng.uniform(14, 24), self.size((2.6, 10, 11.5), 0.1)
+        for way in (-1, 1):
+            limb = _Ellipsoid(centre + (way * 3.2, 0, 0), length, (0, 0, way * spread + side * 8))
+            canvas.paint(limb, self.hu["adrenal"], label, halo=2 if way == -1 else 0)
+
+    def paint_table(self, canvas: _Canvas, origin: np.ndarray) -> None:
+        nx, ny, _ = canvas.shape
+        x, y = np.ogrid[:nx, :ny]
+        x, y = origin[0] + x * _STEP, origin[1] + y * _STEP
+        air = canvas.hu < -900
+        table = np.abs(y - (origin[1] + 14) - (x / 60) ** 2 * 0.6)[..., None] - 1.5
+        cover = np.clip(0.5 - table / _EDGE, 0, 1) * air
+        canvas.hu += cover * np.float32(900)
+
+
+def synthetic_ct_case(seed: int | np.random.SeedSequence) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """One made-up abdominal CT and its label map, on a grid and in an orientation of its own.
+
+    Returns:
+        the image (int16, HU) and the label map (uint8, 0 to 13, see `BTCV_LABELS`) with the same affine. Voxels are
+        0.7 to 1.0 mm in plane and 2 to 5 mm between slices; the axes are stored as one of `ORIENTATIONS`.
+    """
+    rng = np.random.default_rng(seed)
+    canvas, origin = _Body(rng).paint()
+    in_plane, between = rng.uniform(0.7, 1.0), rng.uniform(2.0, 5.0)
+    spacing = np.array([in_plane, in_plane, between]).round(4)
+    counts = ((np.array(canvas.shape) - 1) * _STEP / spacing).astype(int)
+    where = [np.arange(n) * s / _STEP for n, s in zip(counts, spacing, strict=True)]
+    hu = _scan(canvas.hu, where, between, rng)
+    label = _label(canvas.share, where)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = origin + rng.uniform(-60, 60, 3)
+    code = ORIENTATIONS[rng.integers(len(ORIENTATIONS))]
+    return _stored(hu, affine, code), _stored(label, affine, code)
+
+
+def _scan(hu: np.ndarray, where: Sequence[np.ndarray], thickness: float, rng: np.random.Generator) -> np.ndarray:
+    """The image on the native grid: slices have a thickness, and the detector is noisy."""
+    offsets = np.array([-1, 0, 1]) * thickness / _STEP / 3
+    volume = sum(_interpolate(hu, 2, where[2] + o) for o in offsets) / np.float32(len(offsets))
+    volume = _interpolate(_interpolate(volume, 1, where[1]), 0, where[0])
+    noise = rng.standard_normal(volume.shape, dtype=np.float32)
+    noise[1:] += noise[:-1]
+    noise[:, 1:] += noise[:, :-1]
+    # Air is quieter than tissue: the few photons that tissue lets through make the noise.
+    noise *= np.where(volume < -900, np.float32(2), np.float32(rng.uniform(5, 11)))
+    volume += noise
+    return np.clip(np.rint(volume, out=volume), -1024, 3071, out=volume).astype(np.int16)
+
+
+def _label(share: dict[int, np.ndarray], where: Sequence[np.ndarray]) -> np.ndarray:
+    """The label map on the native grid: the organ that has more than half of a voxel."""
+    label = np.zeros([len(w) for w in where], np.uint8)
+    for value, volume in share.items():
+        box, inner = [], []
+        for axis, w in enumerate(where):
+            used = np.flatnonzero(volume.any(axis=tuple(k for k in range(3) if k != axis)))
+            start, stop = np.searchsorted(w, used[0] - 1), np.searchsorted(w, used[-1] + 1)
+            box.append(slice(start, stop))
+            inner.append(w[start:stop])
+        for axis in (2, 1, 0):
+            volume = _interpolate(volume, axis, inner[axis])
+        label[tuple(box)][volume > 0.5] = value
+    return label
+
+
+def _stored(array: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image:
+    """A NIfTI image whose axes run as `code` says, from an array whose axes run to the right, front and head."""
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt(("R", "A", "S")), nib.orientations.axcodes2ornt(tuple(code))
+    )
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
+    image = nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, processes: int | None = None) -> Path:
+    """Write made-up abdominal CTs as a data set: `dataset.json` (decathlon layout), images and label maps.
+
+    A sixth of the cases (rounded, at least one) is for testing, an eighth for validation. The same `cases` and `seed`
+    give the same bytes, whatever the number of processes; a case depends on `seed` and its number alone.
+
+    Args:
+        output_dir: an empty or new folder, or one that holds this very data set, which is then written again.
+        cases: how many, 3 at least.
+        seed: 0 or above.
+        processes: how many work at the same time; by default one for each core.
+
+    Returns:
+        the path of `dataset.json`.
+
+    Raises:
+        DataError: too few cases, a negative seed, a folder that holds something else or cannot be written to.
+    """
+    if cases < 3:
+        raise DataError(f"cases: found {cases}, expected at least 3: one each for training, validation and test.")
+    if seed < 0:
+        raise DataError(f"seed: found {seed}, expected a whole number of 0 or above.")
+    output_dir = Path(output_dir)
+    datalist = _datalist(cases, seed)
+    items = [item for split in ("training", "validation", "test") for item in datalist[split]]
+    _refuse_other_content(output_dir, datalist, items)
+    seeds = np.random.SeedSequence(seed).spawn(cases)
+    write = partial(_write_case, output_dir)
+    processes = min(processes or len(os.sched_getaffinity(0)), cases)
+    progress = partial(tqdm, total=cases, desc="synthetic CT", unit="case")
+    if processes == 1:
+        list(progress(map(write, items, seeds)))
+    else:
+        # Forking a process that has threads may deadlock; a spawned one starts clean.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            list(progress(pool.map(write, items, seeds)))
+    path = output_dir / "dataset.json"
+    write_json(path, datalist)
+    return path
+
+
+def _datalist(cases: int, seed: int) -> dict:
+    tests, validations = max(1, round(cases / 6)), max(1, round(cases / 8))
+    first_test = cases - tests
+    items = [
+        {"image": f"images{folder}/ct_{k:03d}.nii.gz", "label": f"labels{folder}/ct_{k:03d}.nii.gz"}
+        for k in range(cases)
+        for folder in ["Tr" if k < first_test else "Ts"]
+    ]
+    return {
+        "name": "synthetic_abdominal_ct",
+        "description": f"Made-up abdominal CTs for trying the software, {cases} cases, seed {seed}. Not for real scans.",
+        "synthetic": True,
+        "seed": seed,
+        "modality": {"0": "CT"},
+        "labels": {"0": "background"} | {str(value): name for name, value in BTCV_LABELS.items()},
+        "training": items[: first_test - validations],
+        "validation": items[first_test - validations : first_test],
+        "test": items[first_test:],
+    }
+
+
+def _refuse_other_content(output_dir: Path, datalist: dict, items: Sequence[dict[str, str]]) -> None:
+    """An interrupted or repeated run of the same data set may go on; anything else must not be mixed with."""
+    own = {output_dir / name for item in items for name in item.values()} | {output_dir / "dataset.json"}
+    remedy = "Choose a new folder with --output_dir or delete this one first."
+    if output_dir.exists() and not output_dir.is_dir():
+        raise DataError(f"{output_dir}: found a file, expected a folder. {remedy}")
+    for path in output_dir.rglob("*"):
+        if path.is_file() and not path.name.startswith(".") and path not in own:
+            raise DataError(f"{output_dir}: already holds {path.relative_to(output_dir)}, expected an empty folder. {remedy}")
+    written = output_dir / "dataset.json"
+    if written.exists() and written.read_text() != json.dumps(datalist, indent=2) + "\n":
+        raise DataError(f"{written}: already describes another data set, expected an empty folder. {remedy}")
+
+
+def _write_case(output_dir: Path, item: dict[str, str], seed: np.random.SeedSequence) -> None:
+    for name, image in zip((item["image"], item["label"]), synthetic_ct_case(seed), strict=True):
+        with atomic_path(output_dir / name) as temporary:
+            nib.save(image, temporary)

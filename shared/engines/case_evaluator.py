@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.handlers import ProgressBar
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+from monai.utils import CommonKeys
+
+from ..utils import DataError
+from ..utils.errors import _root_data_error
+
+logger = logging.getLogger(__name__)
+
+
+def _reason(error: BaseException) -> str:
+    """The message of the `DataError` at the bottom of it, or the error at the bottom with its type."""
+    message = _root_data_error(error)
+    if message is None:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        message = f"{type(error).__name__}: {error}"
+    return message
+
+
+class FaultTolerantDataset(Dataset):
+    """A data set that gives `{"failure": the reason, "case": its name}` in place of a case that cannot be loaded.
+
+    Args:
+        data: one dict a case, each with its `case`, see `list_inputs`.
+        transform: the preprocessing.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable | Sequence[Callable] | None = None
+    ) -> None:
+        super().__init__(data, transform)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except Exception as error:  # whatever it is, the other cases go on; the evaluator reports it
+            logger.debug("%s could not be loaded", self.data[index]["case"], exc_info=True)
+            return {"failure": _reason(error), "case": self.data[index]["case"]}
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """An evaluator that takes the cases one at a time and, when one fails, goes on with the others.
+
+    A failure in loading (from a `FaultTolerantDataset`), in the network or in the postprocessing is logged and kept in
+    `failures`; `state.batch` and `state.output` of that iteration are empty lists. When all other cases are done, and
+    the handlers of the end of the run have written their reports, `run` raises one error that lists the failures.
+
+    Args:
+        device: where the network is.
+        val_data_loader: one case a batch.
+        network: the network.
+        keep_going: False stops at the first failure.
+        progress: show a progress bar over the cases.
+        kwargs: as for `SupervisedEvaluator`.
+
+    Attributes:
+        failures: (case, reason) of each case that failed.
+
+    Raises:
+        DataError: from `run`, when a case failed.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        val_data_loader: Iterable,
+        network: torch.nn.Module,
+        keep_going: bool = True,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(device, val_data_loader, network, **kwargs)
+        self.keep_going = keep_going
+        self.failures: list[tuple[str, str]] = []
+        if progress:
+            ProgressBar(persist=True, desc="cases").attach(self)
+
+    def run(self, global_epoch: int = 1) -> None:
+        self.failures = []
+        try:
+            super().run(global_epoch)
+        except Exception as error:
+            # With no case left, a metric or report at the end has nothing to work on: the failures are the reason.
+            if not self.keep_going or len(self.failures) < self.state.iteration:
+                raise
+            raise self._all_failures() from error
+        if self.failures:
+            raise self._all_failures()
+
+    def _all_failures(self) -> DataError:
+        if self.state.epoch_length == 1:
+            return DataError(self.failures[0][1])
+        lines = "".join(f"\n  {case}: {reason}" for case, reason in self.failures)
+        return DataError(f"{len(self.failures)} of {self.state.epoch_length} cases failed:{lines}")
+
+    def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> Any:
+        case = str(batchdata["case"][0]) if "case" in batchdata else f"case {engine.state.iteration}"
+        try:
+            if "failure" in batchdata:
+                raise DataError(batchdata["failure"][0])
+            self._note_padding(case, batchdata[CommonKeys.IMAGE].shape[2:])
+            return super()._iteration(engine, batchdata)
+        except Exception as error:  # whatever it is, the other cases go on
+            if not self.keep_going:
+                raise
+            self.failures.append((case, _reason(error)))
+            logger.error("%s failed: %s", case, self.failures[-1][1])
+            logger.debug("traceback of %s", case, exc_info=True)
+            # the batch and output of a failed case hold gigabytes that the next one needs
+            engine.state.batch = []
+            return []
+
+    def _note_padding(self, case: str, shape: Sequence[int]) -> None:
+        window = getattr(self.inferer, "roi_size", None)
+        if isinstance(window, (list, tuple)) and any(n < w for n, w in zip(shape, window, strict=True)):
+            logger.info(
+                "%s: %s voxels after preprocessing, smaller than the window of %s: padded, and the result cropped back",
+                case,
+                " × ".join(map(str, shape)),
+                " × ".join(map(str, window)),
+            )

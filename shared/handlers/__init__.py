@@ -1,0 +1,21 @@
+"""Ignite handlers: class re-weighting, what keeps a training safe, and reports."""
+
+from .class_reweighting import ClassBoostStrategy, ClassReweighting, PlateauClassFreezing, ThresholdClassFreezing
+from .seed_epochs import SeedEpochs
+from .segmentation_report import SegmentationReport, summary_table
+from .stop_on_bad_loss import StopOnBadLoss
+from .training_checkpoint import TrainingCheckpoint
+from .training_report import TrainingReport
+
+__all__ = [
+    "ClassBoostStrategy",
+    "ClassReweighting",
+    "PlateauClassFreezing",
+    "SeedEpochs",
+    "SegmentationReport",
+    "StopOnBadLoss",
+    "ThresholdClassFreezing",
+    "TrainingCheckpoint",
+    "TrainingReport",
+    "summary_table",
+]

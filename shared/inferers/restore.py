@@ -1,0 +1,148 @@
+"""From logits on a preprocessed grid to a label map on the grid of the image file, in little memory.
+
+Shape suffixes: C classes, X Y Z the preprocessed grid, x y z the native grid in the preprocessed grid's axis order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+# How far, in voxels of the preprocessed grid, rounding in the affines may move a point off its axis.
+_OFF_AXIS = 0.5
+
+
+def axis_maps(
+    affine: np.ndarray, native_affine: np.ndarray, native_shape: Sequence[int]
+) -> list[tuple[int, np.ndarray]]:
+    """Where the native voxel centres lie on the axes of another grid that is parallel to the native one.
+
+    Args:
+        affine: 4 × 4, voxel indices of the other grid → mm.
+        native_affine: 4 × 4, voxel indices of the native grid → mm.
+        native_shape: number of voxels along the three native axes.
+
+    Returns:
+        For each axis of the other grid the native axis that is parallel to it, and the positions of the native voxel
+        centres on it, float64, in voxels of the other grid.
+
+    Raises:
+        ValueError: when the grids are not parallel: more than a permutation of axes, flips, scales and a shift.
+    """
+    relative = np.linalg.inv(np.asarray(affine, float)) @ np.asarray(native_affine, float)
+    matrix, shift = relative[:3, :3], relative[:3, 3]
+    native_axes = np.abs(matrix).argmax(axis=1)
+    reach = np.abs(matrix) * (np.asarray(native_shape) - 1)
+    reach[range(3), native_axes] = 0
+    if sorted(native_axes) != [0, 1, 2] or reach.sum(axis=1).max() > _OFF_AXIS:
+        raise ValueError(
+            "The two grids are rotated or sheared against each other, expected parallel axes. "
+            f"Affine of the preprocessed grid:\n{affine}\nof the native grid:\n{native_affine}"
+        )
+    return [(int(j), matrix[i, j] * np.arange(native_shape[j]) + shift[i]) for i, j in enumerate(native_axes)]
+
+
+def _inside(positions: np.ndarray, size: int) -> slice:
+    """The positions that lie at most half a voxel beyond the outermost of `size` voxel centres (they are monotonic)."""
+    inside = np.flatnonzero((positions > -0.5 - 1e-4) & (positions < size - 0.5 + 1e-4))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
+
+
+def _taps(positions: np.ndarray, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lower neighbour, upper neighbour and the weight of the upper one, for linear interpolation held at the ends."""
+    positions = positions.clip(0, size - 1)
+    lower = np.floor(positions).astype(np.int64)
+    upper = np.minimum(lower + 1, size - 1)
+    weight = torch.from_numpy(positions - lower).to(device, torch.float32)
+    return torch.from_numpy(lower).to(device), torch.from_numpy(upper).to(device), weight
+
+
+def _slab_labels(logits: torch.Tensor, taps: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Labels (x, y, z), uint8, of a slab from the logits (C, X, Y, Z) of the voxels around it, class by class."""
+    classes, *shape = logits.shape
+    peak = logits.amax(0).float()
+    probability = torch.empty_like(peak)
+    total = torch.zeros_like(peak)
+    for logit in logits:
+        total += torch.sub(logit, peak, out=probability).clamp_(min=-50).exp_()
+    normaliser = total.log_().add_(peak)
+    if not normaliser.isfinite().all():
+        raise ValueError(
+            "The network's output holds NaN or infinity: its weights are damaged, or half precision overflows."
+        )
+
+    # All memory is taken once a slab: asking for it once a class takes longer than the arithmetic.
+    steps = []
+    for dim in (2, 1, 0):  # the fastest axis first: most of the work is then done on long contiguous rows
+        lower, upper, weight = taps[dim]
+        shape[dim] = len(weight)
+        buffers = (torch.empty(shape, device=logits.device), torch.empty(shape, device=logits.device))
+        steps.append((dim, lower, upper, weight.view(-1, *(1,) * (2 - dim)), *buffers))
+    best = torch.zeros(shape, device=logits.device)
+    better = torch.empty(shape, dtype=torch.bool, device=logits.device)
+    labels = torch.zeros(shape, dtype=torch.uint8, device=logits.device)
+    for index, logit in enumerate(logits):
+        # exp(-50) is nothing beside 1 / C, and arithmetic with the denormal numbers below 1e-38 is slow.
+        x = torch.sub(logit, normaliser, out=probability).clamp_(min=-50).exp_()
+        # The probabilities of a point sum to 1, so its winner has at least 1 / C, and so has one of its neighbours.
+        if x.max() < (1 - 1e-4) / classes:
+            continue
+        for dim, lower, upper, weight, x_lower, x_upper in steps:
+            torch.index_select(x, dim, lower, out=x_lower)
+            torch.index_select(x, dim, upper, out=x_upper)
+            x = x_lower.lerp_(x_upper, weight)
+        labels.masked_fill_(torch.gt(x, best, out=better), index)
+        torch.maximum(best, x, out=best)
+    return labels
+
+
+def restore_label_map(
+    logits: torch.Tensor,
+    affine: np.ndarray,
+    native_affine: np.ndarray,
+    native_shape: Sequence[int],
+    slab: int = 16,
+) -> torch.Tensor:
+    """Label map on the native grid: argmax over classes of the linearly interpolated softmax of the logits.
+
+    The result is that of softmax, resampling every channel and argmax, but it is made slab by slab along the first
+    axis of the preprocessed grid, with a running argmax over the classes: beside logits and result it needs the memory
+    of a few slabs, whatever the number of classes.
+
+    Native voxels up to half a voxel beyond the preprocessed grid take the value at its border; those further out (the
+    grid may be a crop) are background.
+
+    Args:
+        logits: (C, X, Y, Z), class 0 is the background; on any device, where the work is then done.
+        affine: 4 × 4, voxel indices (X, Y, Z) → mm.
+        native_affine: 4 × 4, voxel indices of the result → mm.
+        native_shape: shape of the result.
+        slab: number of native planes that are worked on at a time.
+
+    Returns:
+        uint8 tensor of shape `native_shape` on the CPU.
+
+    Raises:
+        ValueError: when the logits are not (C, X, Y, Z) with C ≤ 256, or not finite, or the grids are not parallel.
+    """
+    if logits.ndim != 4 or not 1 <= logits.shape[0] <= 256:
+        raise ValueError(f"logits must be (C, X, Y, Z) with 1 to 256 classes, got shape {tuple(logits.shape)}.")
+    maps = axis_maps(affine, native_affine, native_shape)
+    sizes = logits.shape[1:]
+    ranges = [_inside(positions, size) for (_, positions), size in zip(maps, sizes, strict=True)]
+    positions_x, positions_y, positions_z = (p[r] for (_, p), r in zip(maps, ranges, strict=True))
+    result = torch.zeros(tuple(int(n) for n in native_shape), dtype=torch.uint8)
+    result_xyz = result.permute([axis for axis, _ in maps])[tuple(ranges)]
+    if not result_xyz.numel():
+        return result
+    taps_y = _taps(positions_y, sizes[1], logits.device)
+    taps_z = _taps(positions_z, sizes[2], logits.device)
+    for start in range(0, len(positions_x), slab):
+        lower, upper, weight = _taps(positions_x[start : start + slab], sizes[0], logits.device)
+        first, last = int(lower.min()), int(upper.max())
+        taps_x = (lower - first, upper - first, weight)
+        labels = _slab_labels(logits[:, first : last + 1], (taps_x, taps_y, taps_z))
+        result_xyz[start : start + slab] = labels.cpu()
+    return result

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from ignite.metrics import MetricsLambda
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import DiceMetric
+from torch import Tensor
+
+from ..utils import DataError
+
+
+def nanmean_over_cases(dice: Tensor) -> Tensor:
+    """Mean Dice of each class over the cases that show it: (cases, N) to (N,), NaN for a class that no case shows."""
+    return torch.as_tensor(dice).as_subclass(torch.Tensor).double().nanmean(dim=0).float().cpu()
+
+
+class ClassDice(IgniteMetricHandler):
+    """Dice of each foreground class, averaged over the cases in which the class is present; an ignite metric.
+
+    A case whose label shows a class that is not predicted scores 0. A case whose label does not show the class takes
+    no part in its mean, whatever was predicted. A class that no case shows is NaN: absent, neither bad nor good.
+    In a distributed run the cases of all ranks are gathered. The (cases, N) table is `engine.state.metric_details`.
+
+    The value is a tensor (N,) with entries in [0, 1] or NaN. Use `MeanClassDice` on it for a scalar key metric.
+
+    Args:
+        num_classes: number N of foreground classes, with the ids 1..N; background is 0.
+        output_transform: takes `engine.state.output` to a pair (prediction, label), each a tensor (B, channels,
+            spatial...) or a list of tensors (channels, spatial...), as `monai.handlers.from_engine(["pred", "label"])`
+            does. A label is a map of ids with one channel. A prediction is that too, or holds N + 1 channels of
+            logits, probabilities or one-hot values, of which the greatest counts.
+
+    Raises:
+        ValueError: when updated with another number of channels.
+
+    Example:
+        >>> class_dice = ClassDice(num_classes=13, output_transform=from_engine(["pred", "label"]))
+        >>> evaluator = SupervisedEvaluator(
+        ...     ...,
+        ...     key_val_metric={"val_mean_dice": MeanClassDice(class_dice)},
+        ...     additional_metrics={"val_class_dice": class_dice},
+        ... )
+    """
+
+    def __init__(self, num_classes: int, output_transform: Callable = lambda x: x) -> None:
+        self.num_classes = num_classes
+        dice = DiceMetric(include_background=False, reduction="none", num_classes=num_classes + 1)
+        super().__init__(metric_fn=dice, output_transform=output_transform)
+
+    def _label_map(self, prediction: Tensor) -> Tensor:
+        channels = prediction.shape[1]
+        if channels == self.num_classes + 1:
+            return prediction.argmax(dim=1, keepdim=True)
+        if channels == 1:
+            return prediction
+        raise ValueError(
+            f"A prediction has shape {tuple(prediction.shape)}: {channels} channels. Expected 1 (label map) "
+            f"or {self.num_classes + 1} (background and {self.num_classes} classes)."
+        )
+
+    def update(self, output: Sequence[Tensor | Sequence[Tensor]]) -> None:
+        predictions, labels = output
+        if isinstance(predictions, Tensor):
+            super().update([_plain(self._label_map(predictions)), _plain(labels)])
+            return
+        maps = [_plain(self._label_map(p[None])[0]) for p in predictions]
+        super().update([maps, [_plain(label) for label in labels]])
+
+    def compute(self) -> Tensor:
+        if self._engine is not None:
+            super().compute()  # keeps the table of cases in engine.state.metric_details
+        return nanmean_over_cases(self.metric_fn.get_buffer())
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.as_subclass(torch.Tensor)
+
+
+def _mean(class_dice: Tensor) -> float:
+    if class_dice.isnan().all():
+        raise DataError(
+            "Mean Dice: none of the classes occurs in any label of this evaluation. "
+            "Check the datalist's label files and the config key `labels`."
+        )
+    return float(class_dice.nanmean())
+
+
+class MeanClassDice(MetricsLambda):
+    """The mean of a `ClassDice` over the classes that are present: a scalar, fit to be a key metric.
+
+    The Dice is computed once for both. Attach both to the same engine, in any order.
+
+    Args:
+        class_dice: the metric to average.
+
+    Raises:
+        DataError: when no class occurs in any label of the evaluation. (As a key metric NaN would be kept as the best
+            value for ever.)
+    """
+
+    def __init__(self, class_dice: ClassDice) -> None:
+        super().__init__(_mean, class_dice)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.networks.utils import freeze_layers
+from torch import nn
+
+from .pretrained import load_pretrained
+
+
+def prepare_network(
+    network: nn.Module,
+    device: torch.device | str = "cpu",
+    freeze: str | None = None,
+    pretrained: str | Path | None = None,
+) -> nn.Module:
+    """Make a network ready for training: frozen parameters, weights to start from, device.
+
+    Args:
+        network: the network as constructed.
+        device: where it goes.
+        freeze: a regular expression for the names of parameters that get no gradient. Those that the forward pass
+            never reads (in MONAI 1.6.1 the `norm_cross_attn` of each of UNETR's transformer blocks) have to be among
+            them: `DistributedDataParallel` waits for their gradient in vain.
+        pretrained: a file with weights to start from, see `load_pretrained`.
+    """
+    if freeze:
+        freeze_layers(network, freeze_vars=freeze)
+    if pretrained:
+        load_pretrained(network, pretrained)
+    return network.to(device)

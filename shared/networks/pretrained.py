@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..utils import DataError
+
+logger = logging.getLogger(__name__)
+
+# What checkpoints written with early versions of MONAI hold and its UNETR of today has no place for (`cls_token`
+# never took part in UNETR's output; `conv3` and `norm3` stood unused in residual blocks that keep their channels), and
+# what it has now and they lack: a norm of the unused cross attention.
+_LEGACY_UNUSED = re.compile(r"cls_token$|\.conv3\.|\.norm3\.")
+_NEVER_TRAINED = re.compile(r"\.norm_cross_attn\.|\.cross_attn\.")
+
+
+def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") -> dict[str, list[str]]:
+    """Start `network` from the weights in a local file: our own, or the public UNETR checkpoint for BTCV.
+
+    The file holds a state dict, alone or under the key `model` or `state_dict`; the prefix `module.` is stripped.
+    Legacy UNETR keys are mapped: patch embeddings stored as a linear layer ("perceptron") become the equal
+    convolution, parameters without a place are dropped. A head (`head`) for another number of classes stays as
+    initialised. Everything else must match.
+
+    Returns:
+        `{"dropped": [...], "missing": [...]}`: keys of the file that were not used, keys of the network that the
+        file did not fill. Both are logged too.
+
+    Raises:
+        DataError: when there is no such file, it holds no weights, or keys or shapes differ otherwise.
+    """
+    path = Path(path)
+    source = _adapt_patch_embedding(read_state_dict(path), network.state_dict())
+    target = network.state_dict()
+    dropped = [key for key in source if key not in target]
+    other_head = [k for k in source if k.startswith(head) and k in target and source[k].shape != target[k].shape]
+    used = {key: value for key, value in source.items() if key in target and key not in other_head}
+    missing = [key for key in target if key not in used]
+
+    problems = [f"{key}: not part of the network" for key in dropped if not _LEGACY_UNUSED.search(key)]
+    problems += [
+        f"{key}: missing in the file" for key in missing if not _NEVER_TRAINED.search(key) and key not in other_head
+    ]
+    problems += [
+        f"{key}: {tuple(value.shape)} in the file, {tuple(target[key].shape)} in the network"
+        for key, value in used.items()
+        if value.shape != target[key].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise DataError(
+            f"{path}: these weights do not fit {type(network).__name__}: {'; '.join(problems[:5])}{more}. Give the "
+            "network the arguments that the weights were trained with, or leave `pretrained` out."
+        )
+    network.load_state_dict(used, strict=False)
+    dropped += other_head
+    logger.info(
+        "started from %s: %d of %d tensors; dropped: %s; as initialised: %s",
+        path,
+        len(used),
+        len(target),
+        ", ".join(dropped) or "none",
+        ", ".join(missing) or "none",
+    )
+    return {"dropped": dropped, "missing": missing}
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in a file that holds a state dict alone or under `model` or `state_dict`; `module.` is stripped.
+
+    Raises:
+        DataError: when there is no such file or it holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file. Give the path of a file with weights (.pt).")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises half a dozen types here, the pickle module more
+        raise DataError(
+            f"{path}: cannot be read as weights ({type(e).__name__}). Expected a file written by torch.save that "
+            "holds tensors only; it may be cut short: copy it again."
+        ) from e
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise DataError(f"{path}: holds no state dict (found {type(content).__name__}). Give a file with weights.")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _adapt_patch_embedding(
+    source: dict[str, torch.Tensor], target: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Turn a linear patch embedding into the convolution that computes the same."""
+    adapted = dict(source)
+    for kind in ("weight", "bias"):
+        linear = f"vit.patch_embedding.patch_embeddings.1.{kind}"
+        conv = f"vit.patch_embedding.patch_embeddings.{kind}"
+        if linear not in source or conv not in target:
+            continue
+        value = adapted.pop(linear)
+        if kind == "weight":
+            hidden, channels, *patch = target[conv].shape
+            if value.numel() == target[conv].numel():
+                # the linear layer reads a patch with the channels last
+                value = value.reshape(hidden, *patch, channels).movedim(-1, 1)
+        adapted[conv] = value
+    return adapted

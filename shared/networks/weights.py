@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..utils import DataError
+from .pretrained import read_state_dict
+
+logger = logging.getLogger(__name__)
+
+
+def read_model_record(ckpt_path: str | Path) -> dict[str, Any]:
+    """What the weights in `ckpt_path` were trained on, from the file beside them (`model.json` for `model.pt`).
+
+    Returns:
+        The record, or `{}` when there is no such file: nobody knows.
+
+    Raises:
+        DataError: when the file is there and holds no JSON object.
+    """
+    path = Path(ckpt_path).with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as e:
+        raise DataError(f"{path}: not readable as JSON ({e}). Expected the record that training writes.") from e
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: holds a JSON {type(record).__name__}, expected the record that training writes.")
+    return record
+
+
+def load_weights(network: nn.Module, ckpt_path: str | Path, labels: Mapping[str, int] | None = None) -> nn.Module:
+    """Fill `network` with the weights in `ckpt_path`, all of them.
+
+    A record beside the weights that says `synthetic`, or the lack of one, is logged as a warning.
+
+    Args:
+        network: changed in place.
+        ckpt_path: a state dict, alone or under the key `model` of a checkpoint.
+        labels: name → id of the classes that the network is used for; must be those of the record.
+
+    Returns:
+        The network, so that a configuration cannot use it without its weights.
+
+    Raises:
+        DataError: when the file is missing or holds no weights, or they belong to another network or other classes.
+    """
+    path = Path(ckpt_path)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there are no weights. Train first (configs/train.json), or give the file with --ckpt_path."
+        )
+    record = read_model_record(path)
+    if labels is not None and record and dict(record.get("labels", labels)) != dict(labels):
+        raise DataError(
+            f"{path}: these weights were trained for the labels {record['labels']}, the configuration has "
+            f"{dict(labels)}. Give the `labels` that the weights were trained with."
+        )
+    source, target = read_state_dict(path), network.state_dict()
+    problems = [f"{key} is missing in the file" for key in target if key not in source]
+    problems += [f"{key} has no place in the network" for key in source if key not in target]
+    problems += [
+        f"{key} is {tuple(value.shape)} in the file and {tuple(target[key].shape)} in the network"
+        for key, value in source.items()
+        if key in target and value.shape != target[key].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        overlay = record.get("network_overlay")
+        hint = (
+            f"the overlay {overlay} is missing" if overlay else "an overlay is missing, e.g. configs/variants/demo.json"
+        )
+        raise DataError(
+            f"{path}: these weights belong to another network: {'; '.join(problems[:5])}{more}. Probably {hint}: add "
+            "it to --config_file, or give the weights of this network with --ckpt_path."
+        )
+    network.load_state_dict(source)
+    if not record:
+        logger.warning(
+            "%s: no %s beside it: nobody knows what these weights were trained on", path, f"{path.stem}.json"
+        )
+    elif record.get("synthetic"):
+        logger.warning("%s: trained on synthetic data (%s): not for real scans", path, record.get("name", "unnamed"))
+    return network

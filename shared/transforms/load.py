@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
+from monai.transforms import LoadImaged
+
+from ..data.inputs import case_name
+from ..utils import DataError
+
+# Largest difference between two affines, in mm, that is taken for rounding.
+_AFFINE_TOLERANCE = 1e-3
+# Largest cosine between two axes of a grid that are taken for perpendicular.
+_SHEAR_TOLERANCE = 1e-3
+
+
+class LoadVolumed(LoadImaged):
+    """Load CT volumes (and label maps) and refuse, with the reason, what cannot be worked on.
+
+    Reads NIfTI (nibabel), and NRRD, MetaImage and folders with one DICOM series (ITK). Images become float32, the
+    label map uint8, both `MetaTensor` of shape (1, x, y, z) in the file's own orientation, with the affine to RAS mm.
+    The dict gets `case`, the name of the first key's file without extension, unless it has one.
+
+    Args:
+        keys: keys that hold the path of a file or of a DICOM folder.
+        label_key: the one of them that is a label map.
+        labels: name → id of the classes, ids 1 … N; the label map may hold 0 … N. Without it 0 … 255.
+        allow_missing_keys: pass over keys that the dict lacks.
+
+    Raises:
+        DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
+            empty; spacing is zero, negative or not a number; the axes are sheared; voxels are NaN or infinite; a
+            folder holds no DICOM series or several; a label map lies on another grid than the image (the first other
+            key), or holds other values than the labels.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str | None = None,
+        labels: Mapping[str, int] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
+        self.label_key = label_key
+        self.label_count = 255 if labels is None else len(labels)
+
+    def __call__(
+        self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
+    ) -> dict[Hashable, torch.Tensor | str]:
+        d = dict(data)
+        paths = {key: Path(d[key]).expanduser() for key in self.key_iterator(d)}
+        for key, path in paths.items():
+            d[key] = self._load(path, reader)
+            d.setdefault("case", case_name(path))
+        if self.label_key in paths:
+            label, path = d[self.label_key], paths[self.label_key]
+            image_key = next((key for key in paths if key != self.label_key), None)
+            if image_key is not None:
+                _check_same_grid(d[image_key], paths[image_key], label, path)
+            _check_labels(label, path, self.label_count)
+            d[self.label_key] = label.to(torch.uint8)
+        return d
+
+    def _load(self, path: Path, reader: ImageReader | None) -> MetaTensor:
+        """The volume in a file or DICOM folder, checked."""
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder.")
+        try:
+            # A reader of its own for each file: NibabelReader keeps the name of the last one, and threads share us.
+            if path.is_dir():
+                _check_one_series(path)
+                reader = reader or ITKReader()
+            elif path.name.lower().endswith((".nii", ".nii.gz")):
+                _check_nifti_header(path)
+                reader = reader or NibabelReader(squeeze_non_spatial_dims=True)
+            else:
+                _check_itk_header(path)
+                reader = reader or ITKReader()
+            volume = self._loader(path, reader)
+        except (DataError, MemoryError):
+            raise
+        except Exception as e:  # each reader, and each codec below it, has types of its own
+            raise DataError(
+                f"{path}: cannot be read ({type(e).__name__}: {_last_line(e)}). Expected NIfTI, NRRD, MetaImage or a "
+                "DICOM series; it may be cut short or damaged: copy or export it again."
+            ) from e
+        _check_volume(volume, path)
+        return volume
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def _check_one_series(folder: Path) -> None:
+    """The folder holds exactly one series, told apart as `ITKReader` does."""
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(True)
+    names.AddSeriesRestriction("0008|0021")
+    names.SetDirectory(os.fspath(folder))
+    series = {uid: len(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
+    if not series:
+        raise DataError(f"{folder}: holds no readable DICOM series. Expected a folder with the slices of one CT.")
+    if len(series) > 1:
+        listed = "; ".join(f"{uid} with {count} slices" for uid, count in series.items())
+        raise DataError(
+            f"{folder}: holds {len(series)} DICOM series, expected one: {listed}. Put each into a folder of its own "
+            "and give the one that is wanted."
+        )
+
+
+def _check_nifti_header(path: Path) -> None:
+    """The header as it stands in the file: nibabel repairs a spacing ≤ 0 without saying where."""
+    header_class = type(nib.load(path).header)
+    with nib.openers.ImageOpener(path) as file:
+        header = header_class.from_fileobj(file, check=False)
+    rank = int(header["dim"][0])
+    kind = header.get_data_dtype()
+    channels = len(kind.names) if kind.names else 1
+    _check_geometry(path, header["dim"][1 : rank + 1].tolist(), header["pixdim"][1 : min(rank, 3) + 1], channels)
+
+
+def _check_itk_header(path: Path) -> None:
+    """The header as it stands in the file: ITK turns a negative spacing into a flip."""
+    io = itk.ImageIOFactory.CreateImageIO(os.fspath(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if io is None:
+        raise DataError(
+            f"{path}: no known format of volumes. Expected NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a "
+            "folder with DICOM files."
+        )
+    io.SetFileName(os.fspath(path))
+    io.ReadImageInformation()
+    axes = range(io.GetNumberOfDimensions())
+    spacing = [io.GetSpacing(i) for i in axes][:3]
+    _check_geometry(path, [io.GetDimensions(i) for i in axes], spacing, io.GetNumberOfComponents())
+
+
+def _check_geometry(path: Path, shape: Sequence[int], spacing: Sequence[float], channels: int) -> None:
+    size = " × ".join(str(n) for n in shape)
+    if channels != 1:
+        raise DataError(
+            f"{path}: a colour or multi-channel picture ({size}, {channels} values a voxel), expected a CT volume with "
+            "one value a voxel."
+        )
+    if len(shape) < 3:
+        raise DataError(f"{path}: a {len(shape)}D picture ({size}), expected a 3D volume.")
+    if 0 in shape:
+        raise DataError(f"{path}: an axis is empty ({size} voxels), expected a 3D volume. Export it again.")
+    if any(n != 1 for n in shape[3:]):
+        raise DataError(
+            f"{path}: a {len(shape)}D volume ({size}), expected 3D. Split it, and give one time point or channel."
+        )
+    if not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise DataError(
+            f"{path}: the spacing in its header is {' × '.join(f'{s:g}' for s in spacing)} mm, expected three positive "
+            "numbers. Correct the header, or convert the original again."
+        )
+
+
+def _check_volume(volume: MetaTensor, path: Path) -> None:
+    _check_geometry(path, volume.shape[1:], volume.pixdim.tolist(), volume.shape[0])
+    matrix = volume.affine.numpy()[:3, :3]
+    axes = matrix / np.linalg.norm(matrix, axis=0)
+    if np.abs(np.triu(axes.T @ axes, 1)).max() > _SHEAR_TOLERANCE:
+        raise DataError(
+            f"{path}: the axes of its grid are not perpendicular (a tilted gantry?), expected a box-shaped grid. "
+            f"Resample it onto one. Affine:\n{volume.affine.numpy()}"
+        )
+    if not volume.isfinite().all():
+        bad = int((~volume.isfinite()).sum())
+        raise DataError(
+            f"{path}: {bad} of {volume.numel()} voxels are NaN or infinite, expected HU in every voxel. Fill them "
+            "(air is -1024), or export it again."
+        )
+
+
+def _check_same_grid(image: MetaTensor, image_path: Path, label: MetaTensor, label_path: Path) -> None:
+    remedy = "The label map has to be drawn on, or resampled (nearest neighbour) to, this image."
+    if image.shape != label.shape:
+        raise DataError(
+            f"{label_path}: a grid of {tuple(label.shape[1:])} voxels, expected {tuple(image.shape[1:])} as in "
+            f"{image_path}. {remedy}"
+        )
+    if not torch.allclose(image.affine, label.affine, rtol=0, atol=_AFFINE_TOLERANCE):
+        raise DataError(
+            f"{label_path}: its affine is\n{label.affine.numpy()}\nexpected that of {image_path}\n"
+            f"{image.affine.numpy()}\n{remedy}"
+        )
+
+
+def _check_labels(label: MetaTensor, path: Path, count: int) -> None:
+    values = label.as_tensor()
+    bad = (values != values.round()) | (values < 0) | (values > count)
+    if bad.any():
+        found = torch.unique(values[bad]).tolist()
+        listed = ", ".join(f"{v:g}" for v in found[:10]) + (", ..." if len(found) > 10 else "")
+        raise DataError(
+            f"{path}: holds the label values {listed} in {int(bad.sum())} voxels, expected whole numbers from 0 to "
+            f"{count}. Map the labels to these, or set `labels` to the classes of the data set."
+        )

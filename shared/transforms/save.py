@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+
+from ..inferers import axis_maps
+from ..utils import DataError, writable_folder
+from .preview import save_preview
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC_WARNING = "The network was trained on synthetic data: not for real scans."
+UNKNOWN_WARNING = "Nobody knows what the network was trained on (no record beside its weights): not for clinical use."
+
+
+class SaveSegmentationd(SaveImaged):
+    """Write the segmentation of a case: label map, organ volumes, preview.
+
+    In `<output_dir>/<case>/` appear, together or not at all:
+
+    * `<case>_seg.nii.gz`: the label map, uint8, on the native grid, with the same affine; where the image is a NIfTI
+      file, also with its sform and qform codes and units.
+    * `organs.json`: voxel count and volume in ml of each organ, what the network was trained on, and a `warning`
+      where that was synthetic data or is unknown.
+    * `preview.png`: three planes with the label map over the CT. It shows the image as the network saw it, which is
+      at hand and windowed, and the label map as it was written, taken back to that grid.
+
+    An earlier result is replaced. It is a `SaveImaged` so that programs which drop a bundle's own writer, as MONAI
+    Label does, find it.
+
+    Args:
+        keys: the label map, (1, …) on the native grid, a `MetaTensor` as `RestoreLabelMapd` makes it.
+        ref_key: the preprocessed image, (1, …), RAS, in [0, 1]. `case` has to stand beside it, see `LoadVolumed`.
+        output_dir: made when it is missing.
+        labels: name → id of the organs.
+        record: what the weights were trained on, see `load_weights`; None or empty: unknown.
+
+    Raises:
+        DataError: when the folder cannot be written to, or that of the case holds other files.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        ref_key: str = "image",
+        output_dir: str | os.PathLike = "eval",
+        labels: Mapping[str, int] | None = None,
+        record: Mapping[str, Any] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        self.ref_key = ref_key
+        self.output_dir = Path(output_dir)
+        self.labels = dict(labels or {})
+        self.record = dict(record or {})
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            self._save(d["case"], d[key], d[self.ref_key])
+        return d
+
+    def _save(self, case: str, labels: MetaTensor, image: MetaTensor) -> None:
+        source = str(image.meta.get("filename_or_obj", ""))
+        label_map, affine = labels[0].cpu().numpy().astype(np.uint8), labels.affine.cpu().numpy()
+        organs = self._organs(case, source, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
+
+        target = writable_folder(self.output_dir) / case
+        names = {f"{case}_seg.nii.gz", "organs.json", "preview.png"}
+        others = sorted(p.name for p in target.iterdir() if p.name not in names) if target.is_dir() else []
+        if others or target.is_file():
+            raise DataError(
+                f"{target}: holds other things ({', '.join(others[:3]) or 'a file'}) than an earlier segmentation, "
+                "which would be replaced. Choose another --output_dir."
+            )
+        with tempfile.TemporaryDirectory(dir=self.output_dir, prefix=".writing-") as temporary:
+            folder = Path(temporary) / "new"
+            folder.mkdir()
+            nib.save(_nifti(label_map, affine, source), folder / f"{case}_seg.nii.gz")
+            (folder / "organs.json").write_text(json.dumps(organs, indent=2) + "\n")
+            save_preview(
+                folder / "preview.png",
+                image[0].cpu().numpy(),
+                _on_grid_of(label_map, affine, image),
+                tuple(image.pixdim.tolist()),
+                self.labels,
+                title=case,
+                warning=organs.get("warning", ""),
+            )
+            if target.exists():
+                target.rename(Path(temporary) / "old")
+            folder.rename(target)
+        found = sum(organ["voxels"] > 0 for organ in organs["organs"].values())
+        logger.info("%s: %d of %d organs found, written to %s", case, found, len(self.labels), target)
+
+    def _organs(self, case: str, source: str, label_map: np.ndarray, voxel_mm3: float) -> dict[str, Any]:
+        counts = np.bincount(label_map.ravel(), minlength=256)
+        content: dict[str, Any] = {"case": case, "image": source}
+        if not self.record:
+            content["warning"] = UNKNOWN_WARNING
+        elif self.record.get("synthetic"):
+            content["warning"] = SYNTHETIC_WARNING
+        content["model"] = {k: v for k, v in self.record.items() if k != "labels"} or None
+        content["organs"] = {
+            name: {
+                "label": i,
+                "voxels": int(counts[i]),
+                "volume_ml": round(float(counts[i]) * voxel_mm3 / 1000, 3),
+            }
+            for name, i in sorted(self.labels.items(), key=lambda item: item[1])
+        }
+        return content
+
+
+def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1Image:
+    """The label map as NIfTI; its codes and units are those of `source` where that is NIfTI of the same affine."""
+    result = nib.Nifti1Image(label_map, affine)
+    result.header.set_xyzt_units("mm")
+    if not source.lower().endswith((".nii", ".nii.gz")):
+        return result
+    original = nib.load(source)
+    if not np.allclose(original.affine, affine, atol=1e-4):
+        return result
+    result.set_qform(*original.get_qform(coded=True))
+    result.set_sform(*original.get_sform(coded=True))
+    result.header.set_xyzt_units(*original.header.get_xyzt_units())
+    return result
+
+
+def _on_grid_of(label_map: np.ndarray, affine: np.ndarray, image: MetaTensor) -> np.ndarray:
+    """The label map at the voxel centres of the preprocessed image, nearest neighbour."""
+    # The other way round than for restoring: where do the image's voxels lie on the axes of the native grid?
+    maps = axis_maps(affine, image.affine.cpu().numpy(), image.shape[1:])
+    nearest = [np.rint(p).astype(int).clip(0, n - 1) for (_, p), n in zip(maps, label_map.shape, strict=True)]
+    return label_map[np.ix_(*nearest)].transpose(np.argsort([axis for axis, _ in maps]))

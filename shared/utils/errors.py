@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Something the user gave cannot be used: a file, a folder, a setting.
+
+    The message stands alone. It names the file or key, what was found, what was expected and what to do.
+    """
+
+
+def _root_data_error(error: BaseException | None) -> str | None:
+    """The message of the innermost `DataError` in a chain of exceptions, also of one that a worker process raised."""
+    message = None
+    while error is not None:
+        if isinstance(error, DataError):
+            # A DataLoader worker sends its traceback as the message of the exception; the message proper comes last.
+            message = str(error).rpartition("DataError: ")[2].strip()
+        error = error.__cause__ or error.__context__
+    return message
+
+
+def show_errors_briefly() -> None:
+    """Let the program end with one readable line, and not a traceback, where the cause is known.
+
+    * A `DataError`, however deep below MONAI's and ignite's own exceptions, is printed as its message alone
+      (set `SHOW_TRACEBACK=1` to see all of it); the exit status is 1.
+    * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
+
+    Call it in a program, for instance in the `initialize` section of a bundle, not in a library.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        message = _root_data_error(error)
+        if isinstance(error, KeyboardInterrupt):
+            message = f"interrupted {error}".rstrip()
+        if message is None or os.environ.get("SHOW_TRACEBACK") == "1":
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            print(f"\nError: {message}", file=sys.stderr)
+
+    main_process = os.getpid()
+
+    def interrupt(signum: int, frame: object) -> None:
+        if os.getpid() != main_process:  # a data loader's worker, which has inherited this function
+            os._exit(128 + signum)
+        raise KeyboardInterrupt(signal.Signals(signum).name)
+
+    sys.excepthook = hook
+    signal.signal(signal.SIGTERM, interrupt)

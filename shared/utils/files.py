@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; rename it to `path` when the block ends without an exception.
+
+    The temporary name ends as `path` does (`.nii.gz`), because writers choose the format by it. Missing folders are
+    made. After an exception, or an interrupt, nothing is left behind and an older `path` is untouched.
+
+    Raises:
+        DataError: when the folder cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
+    except OSError as e:
+        raise DataError(
+            f"{path.parent}: cannot be written to ({e.strerror}). "
+            "Choose another output folder or change its permissions."
+        ) from e
+    with folder as name:
+        temporary = Path(name) / path.name
+        yield temporary
+        os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
+    """Write rows under a header, atomically. A value of None is left blank."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(fieldnames))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def writable_folder(path: str | os.PathLike) -> Path:
+    """Make the folder if it is missing, and see that files can be written to it, before hours of work depend on it.
+
+    Raises:
+        DataError: when it cannot be made or written to.
+    """
+    with atomic_path(Path(path) / ".writable") as temporary:
+        temporary.touch()
+    (Path(path) / ".writable").unlink(missing_ok=True)
+    return Path(path)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.transforms import MapTransform, RandShiftIntensityd, Transform
+
+from shared.data import cached_dataset
+from shared.utils import DataError
+
+
+class ReadNumberd(MapTransform):
+    """Reads a number from a text file and counts how often."""
+
+    reads: list[str] = []  # noqa: RUF012
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__("image")
+        self.factor = factor
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        self.reads.append(Path(data["image"]).name)
+        text = Path(data["image"]).read_text()
+        if not text:
+            raise DataError(f"{data['image']}: is empty")
+        return {**data, "image": torch.tensor([float(text)]) * self.factor}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[dict[str, str]]:
+    ReadNumberd.reads.clear()
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(str(i))
+    return [{"image": str(tmp_path / f"{i}.txt"), "case": str(i)} for i in range(3)]
+
+
+def values(dataset: torch.utils.data.Dataset) -> list[float]:
+    return [dataset[i]["image"].item() for i in range(3)]
+
+
+def transforms(factor: float = 1.0, offset: float = 0.0) -> list[Transform]:
+    return [ReadNumberd(factor), RandShiftIntensityd("image", offsets=(offset, offset), prob=1.0)]
+
+
+@pytest.mark.parametrize(("cache", "reads"), [("disk", 3), ("memory", 3), ("none", 6)])
+def test_all_caches_give_the_same_and_read_once(
+    data: list[dict[str, str]], tmp_path: Path, cache: str, reads: int
+) -> None:
+    dataset = cached_dataset(data, transforms(offset=10), cache=cache, cache_dir=tmp_path / "cache")
+    assert values(dataset) == values(dataset) == [10, 11, 12]
+    assert len(ReadNumberd.reads) == reads
+    assert dataset[0]["case"] == "0"
+
+
+def test_the_disk_cache_is_found_again_by_a_later_run(data: list[dict[str, str]], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert values(cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")) == [0, 1, 2]
+    assert len(ReadNumberd.reads) == 3
+
+
+def test_changed_preprocessing_is_not_read_from_the_cache(data: list[dict[str, str]], tmp_path: Path) -> None:
+    cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")
+    assert values(cached_dataset(data, transforms(factor=2), cache_dir=tmp_path / "cache")) == [0, 2, 4]
+    assert values(cached_dataset(data, transforms(offset=5), cache_dir=tmp_path / "cache")) == [5, 6, 7]
+    assert len(ReadNumberd.reads) == 6
+
+
+def test_a_replaced_file_is_read_again(data: list[dict[str, str]], tmp_path: Path) -> None:
+    cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")
+    (tmp_path / "1.txt").write_text("7")
+    os.utime(tmp_path / "1.txt", ns=(0, 1))
+    assert values(cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")) == [0, 7, 2]
+
+
+def test_a_cache_file_is_not_changed_by_what_follows(data: list[dict[str, str]], tmp_path: Path) -> None:
+    dataset = cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")
+    dataset[1]["image"].add_(100)
+    assert values(dataset) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cache", ["disk", "memory"])
+def test_every_bad_case_is_named_before_training(data: list[dict[str, str]], tmp_path: Path, cache: str) -> None:
+    for i in (0, 2):
+        (tmp_path / f"{i}.txt").write_text("")
+    with pytest.raises(DataError, match=r"2 of 3 cases cannot be used:\n  .*0\.txt: is empty\n  .*2\.txt: is empty"):
+        cached_dataset(data, transforms(), cache=cache, cache_dir=tmp_path / "cache")
+    (tmp_path / "0.txt").write_text("0")
+    with pytest.raises(DataError, match=r"^.*2\.txt: is empty$"):
+        cached_dataset(data, transforms(), cache=cache, cache_dir=tmp_path / "cache")
+
+
+def test_another_cache_is_refused(data: list[dict[str, str]]) -> None:
+    with pytest.raises(ValueError, match="disk, memory, none, got 'tape'"):
+        cached_dataset(data, transforms(), cache="tape")

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from shared.data import BTCV_LABELS, ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
+from shared.utils import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+# Share of the labelled voxels in %, as reported for the real data set.
+SHARES = {
+    "spleen": 9.1,
+    "right_kidney": 5.1,
+    "left_kidney": 5.1,
+    "gallbladder": 0.9,
+    "oesophagus": 0.5,
+    "liver": 55.2,
+    "stomach": 14.1,
+    "aorta": 3.1,
+    "inferior_vena_cava": 2.8,
+    "portal_and_splenic_veins": 1.1,
+    "pancreas": 2.8,
+    "right_adrenal_gland": 0.1,
+    "left_adrenal_gland": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic") / "ct"
+    make_synthetic_ct(folder, cases=6, seed=5, processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(data_dir: Path) -> list[tuple[nib.Nifti1Image, nib.Nifti1Image]]:
+    datalist = json.loads((data_dir / "dataset.json").read_text())
+    items = datalist["training"] + datalist["validation"] + datalist["test"]
+    return [(nib.load(data_dir / item["image"]), nib.load(data_dir / item["label"])) for item in items]
+
+
+@pytest.fixture(scope="module")
+def organs(pairs: list) -> list[dict[str, np.ndarray]]:
+    """For each case the world coordinates (x right, y front, z head, mm) of the voxels of each organ."""
+    cases = []
+    for _, label in pairs:
+        data = np.asarray(label.dataobj)
+        cases.append({k: nib.affines.apply_affine(label.affine, np.argwhere(data == v)) for k, v in BTCV_LABELS.items()})
+    return cases
+
+
+def volumes(pairs: list) -> np.ndarray:
+    """Volume in ml of each organ (columns, ascending id) in each case (rows)."""
+    counts = [np.bincount(np.asarray(label.dataobj).ravel(), minlength=14)[1:] for _, label in pairs]
+    return np.array([c * abs(np.linalg.det(p[1].affine)) / 1000 for c, p in zip(counts, pairs, strict=True)])
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_every_case_holds_all_organs_at_a_believable_size(pairs: list) -> None:
+    assert volumes(pairs).min() > 0.5
+    assert {np.asarray(label.dataobj).max() for _, label in pairs} == {13}
+
+
+def test_shares_are_within_a_factor_of_two_of_the_real_ones(pairs: list) -> None:
+    amounts = volumes(pairs)
+    shares = (100 * amounts / amounts.sum(axis=1, keepdims=True)).mean(axis=0)
+    for name, share in zip(BTCV_LABELS, shares, strict=True):
+        assert SHARES[name] / 2 <= share <= 2 * SHARES[name], name
+
+
+def test_organs_lie_on_their_side(organs: list) -> None:
+    for case in organs:
+        centre = {name: points.mean(axis=0) for name, points in case.items()}
+        middle = (centre["right_kidney"][0] + centre["left_kidney"][0]) / 2
+        for name in ("liver", "right_kidney", "gallbladder", "inferior_vena_cava", "right_adrenal_gland"):
+            assert centre[name][0] > middle, name
+        for name in ("spleen", "stomach", "left_kidney", "aorta", "left_adrenal_gland"):
+            assert centre[name][0] < middle, name
+
+
+def test_organs_have_their_neighbours(organs: list) -> None:
+    for case in organs:
+        x, y, z = ({name: points.mean(axis=0)[axis] for name, points in case.items()} for axis in range(3))
+        assert x["inferior_vena_cava"] - x["aorta"] > 15
+        for side in ("right", "left"):
+            assert z[f"{side}_adrenal_gland"] > z[f"{side}_kidney"]
+            assert y[f"{side}_kidney"] < y["pancreas"]
+        assert z["oesophagus"] > z["pancreas"]
+        assert y["gallbladder"] > y["right_kidney"]
+        assert z["gallbladder"] < z["liver"]
+        # The veins run from the spleen to the liver and touch the pancreas on the way.
+        veins = case["portal_and_splenic_veins"]
+        for name, reach in (("pancreas", 6), ("liver", 8), ("spleen", 45)):
+            assert gap(veins, case[name]) < reach, name
+        assert gap(case["oesophagus"], case["stomach"]) < 8
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> float:
+    """Least distance in mm between some of the points of a and of b."""
+    a, b = a[:: max(1, len(a) // 1000)], b[:: max(1, len(b) // 4000)]
+    return float(np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).min())
+
+
+def test_grids_vary_and_image_and_label_share_them(pairs: list) -> None:
+    for image, label in pairs:
+        np.testing.assert_array_equal(image.affine, label.affine)
+        np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+        assert image.shape == label.shape
+        assert image.get_data_dtype() == np.int16
+        assert label.get_data_dtype() == np.uint8
+        in_plane, other, between = nib.as_closest_canonical(image).header.get_zooms()
+        assert in_plane == other
+        assert 0.7 <= in_plane <= 1.0
+        assert 2 <= between <= 5
+        assert 195 <= nib.as_closest_canonical(image).shape[2] * between <= 285
+        assert "".join(nib.aff2axcodes(image.affine)) in ORIENTATIONS
+    assert len({nib.aff2axcodes(image.affine) for image, _ in pairs}) > 2
+    assert len({image.header.get_zooms() for image, _ in pairs}) == len(pairs)
+
+
+def test_densities_are_those_of_a_body_in_air(pairs: list) -> None:
+    spreads = []
+    for image, label in pairs:
+        hu = np.asarray(nib.as_closest_canonical(image).dataobj)
+        organ = np.asarray(nib.as_closest_canonical(label).dataobj)
+        assert hu.min() >= -1024
+        assert (hu > 350).mean() > 0.001  # bone
+        for corner in (hu[:8, -8:], hu[-8:, -8:]):
+            assert np.median(corner) < -950
+        assert -20 < np.median(hu[organ == 6]) < 160
+        # Slices are stored from the feet to the head: lung lies in the uppermost.
+        lung = (hu > -950) & (hu < -700)
+        assert lung[..., -1].sum() > 5 * lung[..., 0].sum()
+        spreads.append(np.median(hu[organ == 8]))
+    assert np.ptp(spreads) > 50  # the contrast phase changes the aorta
+
+
+def test_same_seed_same_bytes_whatever_the_processes(data_dir: Path, tmp_path: Path) -> None:
+    few, again = tmp_path / "few", tmp_path / "again"
+    make_synthetic_ct(few, cases=3, seed=5, processes=2)
+    make_synthetic_ct(again, cases=3, seed=5, processes=1)
+    assert digest(few) == digest(again)
+    # A case depends on the seed and its own number, not on how many there are.
+    for name in ("imagesTr/ct_000.nii.gz", "labelsTr/ct_001.nii.gz"):
+        assert digest(few)[name] == digest(data_dir)[name]
+
+
+def test_another_seed_gives_another_body(pairs: list) -> None:
+    image, label = synthetic_ct_case(6)
+    assert all(image.shape != other.shape or (image.affine != other.affine).any() for other, _ in pairs)
+    amounts = volumes([*pairs, (image, label)])
+    assert len({tuple(row) for row in amounts.round(1)}) == len(amounts)
+    assert amounts[:, 6].std() / amounts[:, 6].mean() > 0.1
+
+
+def test_datalist_splits_are_disjoint_and_marked_synthetic(data_dir: Path) -> None:
+    datalist = json.loads((data_dir / "dataset.json").read_text())
+    assert datalist["synthetic"] is True
+    assert {int(value): name for value, name in datalist["labels"].items()} == {
+        0: "background",
+        **{value: name for name, value in BTCV_LABELS.items()},
+    }
+    names = [item["image"] for split in ("training", "validation", "test") for item in datalist[split]]
+    assert len(set(names)) == len(names) == 6
+    assert [len(datalist[split]) for split in ("training", "validation", "test")] == [4, 1, 1]
+
+
+def test_the_same_data_set_may_be_written_again_but_no_other(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.json: already describes another data set.*Choose a new folder"):
+        make_synthetic_ct(data_dir, cases=6, seed=6)
+    foreign = tmp_path / "imagesTr" / "patient.nii.gz"
+    foreign.parent.mkdir()
+    foreign.touch()
+    with pytest.raises(DataError, match=r"already holds imagesTr/patient\.nii\.gz, expected an empty folder"):
+        make_synthetic_ct(tmp_path, cases=3)
+    assert list(tmp_path.rglob("*.gz")) == [foreign]
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cases: found 2, expected at least 3"):
+        make_synthetic_ct(tmp_path, cases=2)
+    with pytest.raises(DataError, match="seed: found -1"):
+        make_synthetic_ct(tmp_path, seed=-1)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: found a file, expected a folder"):
+        make_synthetic_ct(tmp_path / "file")
+    with pytest.raises(DataError, match="cannot be written to"):
+        make_synthetic_ct("/proc/nowhere/ct", cases=3, processes=1)
+
+
+def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts/make_synthetic.py", "ct"]
+    environment = {**os.environ, "PAGER": "cat"}
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment, check=True)
+    assert "dataset.json" in shown.stdout + shown.stderr
+    failed = subprocess.run([*command, f"--output_dir={tmp_path}", "--cases=1"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.strip() == (
+        "Error: cases: found 1, expected at least 3: one each for training, validation and test."
+    )
+
+
+@pytest.mark.slow
+def test_a_voxel_classifier_does_not_solve_the_task(tmp_path: Path) -> None:
+    """The difficulty is fixed here: intensity and place alone must not tell the organs apart."""
+    make_synthetic_ct(tmp_path / "ct", cases=24, seed=0)
+    command = [sys.executable, ROOT / "scripts/voxel_classifier.py", "--data_dir", tmp_path / "ct"]
+    subprocess.run([*command, "--output", tmp_path / "scores.json"], check=True, capture_output=True)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(scores["dice"]) == list(BTCV_LABELS)
+    assert scores["mean"] == pytest.approx(np.mean(list(scores["dice"].values())))
+    assert scores["mean"] <= 0.45
+    # It is an honest attempt all the same: the easiest organ is well above chance.
+    assert scores["dice"]["liver"] > 0.5

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+
+from shared.handlers import SegmentationReport, summary_table
+from shared.handlers.segmentation_report import bootstrap_means
+from shared.metrics import segmentation_scores
+from shared.utils import DataError
+
+LABELS = {"liver": 2, "spleen": 1, "pancreas": 3, "aorta": 4}
+ORGANS = ["spleen", "liver", "pancreas", "aorta"]
+SPACING = (1.0, 2.0, 3.0)
+
+
+def case(number: int) -> dict[str, Any]:
+    """Spleen found, shifted; liver missed in case 1; pancreas always missed; aorta absent, but predicted."""
+    label = torch.zeros((1, 10, 9, 8 + number), dtype=torch.uint8)
+    label[:, 1:5, 2:6, 2:6] = 1
+    label[:, 5:7, :, 2:4] = 2
+    label[:, 8, 8, 2] = 3
+    pred = label.roll(number, dims=1)
+    pred[pred == 3] = 0
+    if number == 1:
+        pred[pred == 2] = 0
+        pred[:, 0, 0, 0] = 4
+    affine = torch.diag(torch.tensor([*SPACING, 1.0], dtype=torch.float64))
+    return {
+        "case": f"case{number}",
+        "image": MetaTensor(pred.float(), affine=affine),
+        "label": MetaTensor(label, affine=affine),
+    }
+
+
+class ImageIsThePrediction(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def evaluate(output_dir: Path, numbers: list[int], **kwargs: Any) -> SupervisedEvaluator:
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset([case(n) for n in numbers]), batch_size=1),
+        network=ImageIsThePrediction(),
+        val_handlers=[SegmentationReport(output_dir, LABELS, **kwargs)],
+    )
+    evaluator.run()
+    return evaluator
+
+
+def read(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    with (folder / "scores.csv").open() as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def test_rows_are_the_scores_of_each_case_and_organ(tmp_path: Path) -> None:
+    evaluate(tmp_path, [2, 0, 1], tolerance=1.5)
+    rows, _ = read(tmp_path)
+    assert [(r["case"], r["organ"], r["id"]) for r in rows] == [
+        (f"case{n}", organ, str(i)) for n in range(3) for i, organ in enumerate(ORGANS, 1)
+    ]
+    for n in range(3):
+        pred, label = (case(n)[key][0].numpy().astype(np.uint8) for key in ("image", "label"))
+        for row, score in zip(rows[4 * n : 4 * n + 4], segmentation_scores(pred, label, SPACING, 4, 1.5), strict=True):
+            for column, value in (("dice", score.dice), ("nsd", score.nsd), ("hd95_mm", score.hd95)):
+                assert row[column] == ("" if math.isnan(value) else str(round(value, 4)))
+            assert float(row["label_ml"]) == pytest.approx(score.label_voxels * 0.006)
+            assert float(row["pred_ml"]) == pytest.approx(score.pred_voxels * 0.006)
+    assert [r["status"] for r in rows[4:8]] == ["scored", "missed", "missed", "absent_but_predicted"]
+    assert (rows[5]["dice"], rows[5]["nsd"], rows[5]["hd95_mm"]) == ("0.0", "", "")
+
+
+def test_summary_leaves_out_the_absent_and_counts_the_missed(tmp_path: Path) -> None:
+    engine = evaluate(tmp_path, [0, 1, 2], tolerance=1.5)
+    rows, summary = read(tmp_path)
+    organs = summary["organs"]
+    assert list(organs) == ORGANS
+    assert (organs["liver"]["missed"], organs["liver"]["dice"]["cases"], organs["liver"]["nsd"]["cases"]) == (1, 3, 2)
+    assert (organs["pancreas"]["missed"], organs["pancreas"]["dice"]["mean"]) == (3, 0)
+    assert organs["pancreas"]["nsd"] == {
+        "mean": None,
+        "interval": None,
+        "cases": 0,
+        "no_interval_because": "no case has a score",
+    }
+    assert (organs["aorta"]["absent"], organs["aorta"]["absent_but_predicted"]) == (2, 1)
+    assert organs["aorta"]["dice"]["mean"] is None
+    assert (summary["never_predicted"], summary["absent_everywhere"], summary["missed"]) == (["pancreas"], ["aorta"], 4)
+
+    means = {o: np.mean([float(r["dice"]) for r in rows if r["organ"] == o and r["dice"]]) for o in ORGANS[:3]}
+    for organ, mean in means.items():
+        assert organs[organ]["dice"]["mean"] == pytest.approx(mean, abs=1e-4)
+    overall = summary["mean_over_organs"]["dice"]["mean"]
+    assert overall == pytest.approx(np.mean(list(means.values())), abs=1e-4)
+    low, high = summary["mean_over_organs"]["dice"]["interval"]
+    assert low < overall < high
+    assert engine.state.metrics["mean_dice"] == overall
+    assert set(engine.state.metrics) == {"mean_dice", "mean_nsd", "mean_hd95_mm"}
+
+
+def test_table_explains_what_is_at_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="shared"):
+        evaluate(tmp_path, [0, 1], dataset={"name": "toy", "split": "test", "synthetic": True})
+    table = summary_table(read(tmp_path)[1])
+    assert table in caplog.text
+    assert table.startswith("toy, test, 2 cases\n")
+    assert "never predicted, so Dice 0: pancreas\n" in table
+    assert "in no label of these cases, so left out: aorta\n" in table
+    assert "These cases are made up" in table
+    lines = {line.split()[0]: line.split() for line in table.splitlines()}
+    assert lines["spleen"][1:] == ["0.875", "0.750", "to", "1.000", "1.000", "0.5", "2", "0"]
+    assert lines["pancreas"][1:] == ["0.000", "0.000", "to", "0.000", "-", "-", "2", "2"]
+
+
+def test_an_organ_predicted_in_the_wrong_place_is_explained(tmp_path: Path) -> None:
+    evaluate(tmp_path, [4])  # the shift is the spleen's length
+    assert "predicted, but nowhere where the label has it, so Dice 0: spleen, liver\n" in summary_table(
+        read(tmp_path)[1]
+    )
+
+
+def test_a_single_case_has_no_interval(tmp_path: Path) -> None:
+    evaluate(tmp_path, [0])
+    dice = read(tmp_path)[1]["mean_over_organs"]["dice"]
+    assert dice["mean"] == pytest.approx(2 / 3)
+    assert (dice["interval"], dice["no_interval_because"]) == (None, "a single case has a score")
+
+
+def test_what_the_weights_and_cases_are_is_said(tmp_path: Path) -> None:
+    record = {"trained_on": "phantoms", "synthetic": True, "epoch": 3}
+    evaluate(tmp_path, [0], dataset={"name": "real", "synthetic": False}, record=record)
+    summary = read(tmp_path)[1]
+    assert summary["model"] == record
+    assert summary["warnings"] == ["The weights were trained on made-up cases: not for real scans."]
+    assert summary["versions"]["torch"] == torch.__version__
+    evaluate(tmp_path, [0], dataset={"name": "real"}, record={"synthetic": False})
+    assert read(tmp_path)[1]["warnings"] == []
+
+
+def test_picture_shows_a_mark_for_each_score(tmp_path: Path) -> None:
+    evaluate(tmp_path, [0, 1, 2])
+    picture = matplotlib.image.imread(tmp_path / "report.png")[..., :3]
+    blue = (picture[..., 2] - picture[..., 0] > 0.3).sum()
+    red = (picture[..., 0] - picture[..., 2] > 0.3).sum()
+    assert blue > 100  # five organs found
+    assert red > 100  # four missed
+
+
+def test_running_again_starts_anew(tmp_path: Path) -> None:
+    evaluator = evaluate(tmp_path, [0, 1])
+    first = (tmp_path / "summary.json").read_bytes()
+    evaluator.run()
+    assert (tmp_path / "summary.json").read_bytes() == first
+    evaluator.val_data_loader = evaluator.data_loader = DataLoader(Dataset([case(2)]), batch_size=1)
+    evaluator.state.epoch_length = evaluator.state.dataloader = None
+    evaluator.run()
+    assert read(tmp_path)[1]["cases"] == 1
+
+
+def literal_bootstrap(scores: np.ndarray, draws: np.ndarray) -> tuple[list[list[float]], list[float]]:
+    """Case by case: the means of each class over a resample, and the mean of those."""
+    each: list[list[float]] = [[] for _ in scores[0]]
+    overall = []
+    for draw in draws:
+        means = []
+        for c in range(scores.shape[1]):
+            values = [
+                scores[i, c] for i, times in enumerate(draw) for _ in range(times) if not math.isnan(scores[i, c])
+            ]
+            if values:
+                means.append(sum(values) / len(values))
+                each[c].append(means[-1])
+        if means:
+            overall.append(sum(means) / len(means))
+    return each, overall
+
+
+def test_bootstrap_is_its_definition() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.random((6, 4))
+    scores[rng.random((6, 4)) < 0.4] = math.nan
+    scores[:, 3] = math.nan
+    classes, overall = bootstrap_means(scores, resamples=200, seed=3)
+    each, means = literal_bootstrap(scores, np.random.default_rng(3).multinomial(6, [1 / 6] * 6, size=200))
+    for c in range(3):
+        assert classes[c]["cases"] == (~np.isnan(scores[:, c])).sum() >= 2
+        assert classes[c]["mean"] == pytest.approx(np.nanmean(scores[:, c]))
+        assert classes[c]["interval"] == pytest.approx(np.percentile(each[c], [2.5, 97.5]))
+    assert classes[3]["no_interval_because"] == "no case has a score"
+    assert overall["interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_means(rng.normal(0.7, 0.1, (40, 1)), resamples=400)[1]["interval"]
+        hits += low <= 0.7 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="from 1 to their count"):
+        SegmentationReport(tmp_path, {"spleen": 1, "liver": 3})
+    with pytest.raises(ValueError, match="bootstrap must be at least 1, got 0"):
+        SegmentationReport(tmp_path, LABELS, bootstrap=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        SegmentationReport(tmp_path / "file" / "folder", LABELS)
+
+
+RANK = """
+import importlib.util, os, sys
+import torch.distributed as dist
+
+rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+spec = importlib.util.spec_from_file_location("toy", test_file)
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+engine = toy.evaluate(toy.Path(folder) / f"rank{rank}", [[0, 2], [1, 0]][rank])
+print("mean", engine.state.metrics["mean_dice"])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_report_of_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path), __file__],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    alone = evaluate(tmp_path / "alone", [0, 1, 2])
+    for name in ("scores.csv", "summary.json"):
+        assert (tmp_path / "rank0" / name).read_text() == (tmp_path / "alone" / name).read_text()
+    assert (tmp_path / "rank0" / "report.png").exists()
+    assert list((tmp_path / "rank1").iterdir()) == []
+    assert all(f"mean {alone.state.metrics['mean_dice']}" in text for text in printed)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, ValidationHandler, from_engine
+from monai.losses import DiceLoss
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import RandGaussianNoised
+from torch import nn
+
+from shared.handlers import ClassBoostStrategy, SeedEpochs, TrainingCheckpoint, TrainingReport
+from shared.metrics import ClassDice, MeanClassDice
+from shared.utils import DataError
+
+NAMES = ["left", "right"]
+
+
+class StopAfter:
+    """Ends a run as a signal does, in the middle of an epoch."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self)
+
+    def __call__(self, engine: Engine) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+
+def data(n: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(n)
+    labels = [torch.randint(0, 3, (1, 6, 6), generator=generator) for _ in range(n)]
+    return [{"image": label + 0.8 * torch.randn(1, 6, 6, generator=generator), "label": label} for label in labels]
+
+
+def run(
+    folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0, rule: type | None = None, **options: Any
+) -> dict[str, Any]:
+    """A small training with everything a bundle's has; returns what must not depend on an interruption."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(4, 3, 1))
+    loss = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, weight=[1.0, 1.0])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.3)
+    schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs, warmup_multiplier=0.1)
+    reweighting = (rule or ClassBoostStrategy)(loss, class_names=NAMES, window=0, output_dir=folder)
+    report = TrainingReport(folder, NAMES, rule=reweighting)
+    metric = ClassDice(2, output_transform=from_engine(["pred", "label"]))
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader(Dataset(data(3)), batch_size=1),
+        network=network,
+        key_val_metric={"val_mean_dice": MeanClassDice(metric)},
+        additional_metrics={"val_class_dice": metric},
+        val_handlers=[reweighting, report],
+    )
+    dataset = Dataset(data(6), RandGaussianNoised("image", prob=1.0, std=0.3))
+    state = {"model": network, "optimizer": optimizer, "lr_scheduler": schedule, "reweighting": reweighting}
+    handlers = [
+        SeedEpochs(5, dataset),
+        ValidationHandler(interval=1, validator=evaluator),
+        LrScheduleHandler(schedule, print_lr=False),
+        TrainingCheckpoint(folder, {**state, "report": report}, evaluator, record={"labels": {"left": 1}}, **options),
+    ]
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=DataLoader(dataset, batch_size=2, shuffle=True, num_workers=num_workers),
+        network=network,
+        optimizer=optimizer,
+        loss_function=loss,
+        train_handlers=[*handlers, *([StopAfter(interrupt)] if interrupt else [])],
+    )
+    trainer.run()
+    return {
+        "weights": network.state_dict(),
+        "moments": optimizer.state_dict()["state"],
+        "lr": optimizer.param_groups[0]["lr"],
+        "class_weights": loss.class_weight,
+        "rule": reweighting.state_dict(),
+        "firings": reweighting.firings,
+        "best": (evaluator.state.best_metric, evaluator.state.best_metric_epoch),
+        "files": {
+            name: (folder / name).read_text() for name in ("class_weights.csv", "dice_per_class.csv", "model.json")
+        },
+        "epoch": trainer.state.epoch,
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 13])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, num_workers: int, stop: int) -> None:
+    whole = run(tmp_path / "whole", num_workers=num_workers)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", num_workers=num_workers, interrupt=stop)
+    resumed = run(tmp_path / "parts", num_workers=num_workers, resume=True)
+    files, other = whole.pop("files"), resumed.pop("files")
+    rule, other_rule = whole.pop("rule"), resumed.pop("rule")
+    assert rule.pop("rule") == other_rule.pop("rule")
+    assert_same(rule, other_rule)
+    assert_same(resumed, whole)
+    assert files == other
+    assert whole["firings"] >= 1
+    assert set(whole["class_weights"].tolist()) != {1.0}
+
+
+def test_resuming_a_complete_run_changes_nothing(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    again = run(tmp_path, resume=True)
+    assert again["epoch"] == 8
+    assert_same(again["weights"], whole["weights"])
+
+
+def test_the_interruption_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupt=7)
+    assert "interrupted in epoch 3" in caplog.text
+    assert "--resume true" in caplog.text
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+
+
+def test_the_best_epoch_is_kept_with_its_record(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["epoch"] == best["trainer"]["epoch"] == result["best"][1]
+    assert record["mean_dice"] == result["best"][0]
+    assert record["labels"] == {"left": 1}
+    assert set(record["versions"]) == {"monai", "torch"}
+    assert_same(torch.load(tmp_path / "model.pt", weights_only=True), best["model"])
+    assert not list(tmp_path.glob(".writing*"))
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(DataError, match=r"last\.pt: an earlier run is kept here.*--resume true.*--overwrite true"):
+        run(tmp_path, epochs=1)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    run(tmp_path, epochs=1, overwrite=True)
+
+
+def test_resuming_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"last\.pt: there is no run to resume"):
+        run(tmp_path, resume=True)
+
+
+def test_resuming_with_other_settings(tmp_path: Path) -> None:
+    run(tmp_path, epochs=2)
+    with pytest.raises(DataError, match="planned with max_epochs = 2, now it is 3"):
+        run(tmp_path, epochs=3, resume=True)
+
+
+def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
+    run(tmp_path, epochs=2)
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    content["model"].pop("0.weight")
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(DataError, match=r"the state of model does not fit: .*0\.weight"):
+        run(tmp_path, epochs=2, resume=True)
+
+
+def test_the_training_report(tmp_path: Path) -> None:
+    run(tmp_path, epochs=3)
+    rows = [line.split(",") for line in (tmp_path / "dice_per_class.csv").read_text().splitlines()]
+    assert rows[0] == ["epoch", "mean", "left", "right"]
+    assert [row[0] for row in rows[1:]] == ["1", "2", "3"]
+    for row in rows[1:]:
+        assert float(row[1]) == pytest.approx((float(row[2]) + float(row[3])) / 2, abs=1e-5)
+    assert (tmp_path / "training.png").stat().st_size > 10_000
+
+
+def test_a_class_without_a_voxel_is_blank_in_the_report(tmp_path: Path) -> None:
+    engine = Engine(lambda engine, batch: None)
+    report = TrainingReport(tmp_path, NAMES)
+    report.attach(engine)
+    engine.state.metrics["val_class_dice"] = torch.tensor([0.5, float("nan")])
+    engine.run([0], max_epochs=1)
+    assert (tmp_path / "dice_per_class.csv").read_text().splitlines()[1] == "1,0.500000,0.500000,"

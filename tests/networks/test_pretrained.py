@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import UNETR
+from torch import nn
+
+from shared.networks import load_pretrained, prepare_network
+from shared.utils import DataError
+
+
+def unetr(out_channels: int = 3, proj_type: str = "conv", seed: int = 0, in_channels: int = 2) -> UNETR:
+    torch.manual_seed(seed)
+    return UNETR(in_channels, out_channels, 32, 4, 24, 32, 2, proj_type=proj_type)
+
+
+def forward(network: nn.Module) -> torch.Tensor:
+    x = torch.randn(1, 2, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network.eval()(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])
+def test_our_own_weights(tmp_path: Path, wrap: object) -> None:
+    source, network = unetr(seed=0), unetr(seed=1)
+    torch.save(wrap({f"module.{k}": v for k, v in source.state_dict().items()}), tmp_path / "w.pt")
+    assert load_pretrained(network, tmp_path / "w.pt") == {"dropped": [], "missing": []}
+    torch.testing.assert_close(forward(network), forward(source), rtol=0, atol=0)
+
+
+def test_a_legacy_checkpoint_computes_the_same(tmp_path: Path) -> None:
+    """The layout of the public BTCV checkpoint: a class token, unused conv3, a linear patch embedding, no cross norm."""
+    source, network = unetr(proj_type="perceptron", seed=0), unetr(seed=1)
+    legacy = {k: v for k, v in source.state_dict().items() if "norm_cross_attn" not in k}
+    legacy["vit.cls_token"] = torch.zeros(1, 1, 24)
+    legacy["encoder3.blocks.0.1.conv3.conv.weight"] = torch.zeros(1)
+    torch.save({"state_dict": legacy}, tmp_path / "w.pt")
+    lists = load_pretrained(network, tmp_path / "w.pt")
+    assert sorted(lists["dropped"]) == ["encoder3.blocks.0.1.conv3.conv.weight", "vit.cls_token"]
+    assert lists["missing"]
+    assert all("norm_cross_attn" in key for key in lists["missing"])
+    torch.testing.assert_close(forward(network), forward(source), rtol=1e-4, atol=1e-5)
+
+
+def test_another_number_of_classes_keeps_the_rest(tmp_path: Path) -> None:
+    source, network = unetr(out_channels=5, seed=0), unetr(seed=1)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    lists = load_pretrained(network, tmp_path / "w.pt")
+    assert lists["dropped"] == ["out.conv.conv.weight", "out.conv.conv.bias"]
+    assert torch.equal(network.encoder1.layer.conv1.conv.weight, source.encoder1.layer.conv1.conv.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("vit.norm.weight"), "vit.norm.weight: missing in the file"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra: not part of the network"),
+        (
+            lambda s: s.update({"vit.norm.weight": torch.zeros(7)}),
+            "vit.norm.weight: (7,) in the file, (24,) in the net",
+        ),
+    ],
+)
+def test_anything_else_must_match(tmp_path: Path, change: object, message: str) -> None:
+    state, network = unetr().state_dict(), unetr(seed=1)
+    before = network.vit.norm.weight.clone()
+    change(state)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_pretrained(network, tmp_path / "w.pt")
+    assert torch.equal(network.vit.norm.weight, before)
+
+
+def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such file"):
+        load_pretrained(unetr(), tmp_path / "w.pt")
+    (tmp_path / "w.pt").write_bytes(b"PK not a checkpoint")
+    with pytest.raises(DataError, match="cannot be read as weights"):
+        load_pretrained(unetr(), tmp_path / "w.pt")
+    torch.save([1, 2], tmp_path / "w.pt")
+    with pytest.raises(DataError, match="holds no state dict"):
+        load_pretrained(unetr(), tmp_path / "w.pt")
+
+
+def test_every_parameter_that_is_not_frozen_gets_a_gradient() -> None:
+    network = prepare_network(unetr(), freeze="norm_cross_attn")
+    network(torch.randn(2, 2, 32, 32, 32)).square().mean().backward()
+    without = {name for name, p in network.named_parameters() if p.grad is None}
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert without == frozen
+    assert len(frozen) == 24

@@ -1,0 +1,122 @@
+"""The house rules that the linter does not know."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (".ci", "bundles/*/configs", "bundles/*/docs", "scripts", "shared", "tests")
+TEXT = {"", ".conf", ".json", ".md", ".py", ".sh", ".toml", ".txt"}
+# A home, a mount or a drive of one machine. Split, so that this file does not contain what it looks for.
+MACHINE_PATH = re.compile(r"(?<![\w.}])/" + r"(?:home|root|Users|work|mnt|workspace)/" + r"|\b[A-Z]:\\{1,2}" + r"Users")
+
+
+def text_files() -> list[Path]:
+    found = [
+        *ROOT.iterdir(),
+        *(path for pattern in FOLDERS for folder in ROOT.glob(pattern) for path in folder.rglob("*")),
+    ]
+    return [path for path in found if path.is_file() and path.suffix in TEXT and not path.name.startswith(".")]
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
+    """Every absolute import below a node, with the name of the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node, node.module
+
+
+def where(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_no_path_of_one_machine() -> None:
+    files = text_files()
+    assert ROOT / "pyproject.toml" in files
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "parts", [("cd ", "home", "me", ""), ("x='", "root", "'"), ("(", "work", "z"), ("C:\\", "Users")]
+)
+def test_machine_paths_are_recognised(parts: tuple[str, ...]) -> None:
+    assert MACHINE_PATH.search(("" if "C:\\" in parts else "/").join(parts))
+
+
+def test_shared_imports_itself_relatively() -> None:
+    """So that it can be moved as a whole into a bundle, under another name."""
+    assert [
+        where(path, node)
+        for path in modules("shared")
+        for node, name in imports(ast.parse(path.read_text()))
+        if name.split(".")[0] == "shared"
+    ] == []
+
+
+def test_shared_imports_at_module_level() -> None:
+    """An import inside a function fails once MONAI Label has unloaded the bundle's package."""
+    functions = [
+        (path, function)
+        for path in modules("shared")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    found = [
+        where(path, node)
+        for path, function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert found == []
+
+
+def test_layers_need_torch_alone() -> None:
+    if not (ROOT / "shared" / "layers").is_dir():
+        pytest.skip("shared.layers does not exist yet")
+    code = "import sys, shared.layers; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"monai", "ignite", "itk", "nibabel", "scipy", "skimage", "matplotlib", "openslide"}.intersection(loaded)
+
+
+def test_what_is_imported_is_pinned() -> None:
+    pins = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+    distributions = metadata.packages_distributions()
+    own = {path.stem for path in modules("scripts")} | {"shared"} | sys.stdlib_module_names
+    files = [path for folder in ("shared", "scripts", "tests") for path in modules(folder)]
+    missing = [
+        f"{where(path, node)}: {name}"
+        for path in files
+        for node, name in imports(ast.parse(path.read_text()))
+        if (top := name.split(".")[0]) not in own and pins.isdisjoint([top, *distributions.get(top, ())])
+    ]
+    assert missing == []
+
+
+def test_pins_lie_in_the_ranges_of_the_package() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]]
+    assert [str(each) for each in ranges if not each.specifier.contains(pins.get(each.name, "0"))] == []

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+
+def run(code: str, **env: str) -> subprocess.CompletedProcess:
+    program = "from shared.utils import DataError, show_errors_briefly\nshow_errors_briefly()\n" + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env or None, check=False)
+
+
+NESTED = """
+try:
+    try:
+        raise DataError("scan.nii.gz: is empty")
+    except DataError as e:
+        raise RuntimeError("applying transform") from e
+except RuntimeError as e:
+    raise RuntimeError("Failed to evaluate")
+"""
+
+
+def test_a_data_error_below_others_is_printed_as_one_line() -> None:
+    result = run(NESTED)
+    assert result.returncode == 1
+    assert result.stderr == "\nError: scan.nii.gz: is empty\n"
+
+
+def test_the_traceback_is_a_setting_away() -> None:
+    assert "Traceback" in run(NESTED, SHOW_TRACEBACK="1").stderr
+
+
+def test_an_unexpected_error_keeps_its_traceback() -> None:
+    result = run("1 / 0")
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert "Traceback" in result.stderr
+
+
+def test_a_data_error_of_a_worker_process_is_as_short() -> None:
+    result = run(
+        """
+        from torch.utils.data import DataLoader
+        class Bad:
+            def __len__(self): return 1
+            def __getitem__(self, i): raise DataError("scan.nii.gz: is empty")
+        list(DataLoader(Bad(), num_workers=1))
+        """
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip() == "Error: scan.nii.gz: is empty"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_ends_a_program_as_ctrl_c_does(signum: signal.Signals) -> None:
+    code = (
+        "from shared.utils import show_errors_briefly\nshow_errors_briefly()\nimport time\nprint('ready', flush=True)\n"
+        "try:\n    time.sleep(30)\nfinally:\n    print('cleaned up')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=10)
+    assert out == "cleaned up\n"
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert process.returncode in (130, -signal.SIGINT)
