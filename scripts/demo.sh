@@ -8,7 +8,7 @@
 # PYTHON= and USE_CURRENT_ENV=1: see setup_env.sh.
 set -euo pipefail
 bundles="$(cd "$(dirname "${BASH_SOURCE[0]}")/../bundles" && pwd -P)"
-name="${1:---}"
+name="${1:---}" # an option instead of a name is left to demo.py
 if [ "${name#-}" = "$name" ] && [ ! -d "$bundles/$name" ]; then
     printf 'Error: there is no bundle %s. Known bundles:\n' "$name" >&2
     printf '  %s\n' $(ls "$bundles") >&2

@@ -116,7 +116,6 @@ def test_environment_is_made_anew_for_another_interpreter_or_place(checkout: Che
     checkout.calls()
     checkout.run("test.sh", PYTHON=python)
     assert not checkout.installs()
-    # The environment's own Python is a stub as well, so it has to be told apart by its path.
     executable(checkout.stubs / "other", STUB.replace("3.12.4", "3.13.1"))
     checkout.run("test.sh", PYTHON=str(checkout.stubs / "other"))
     assert checkout.installs()
@@ -155,13 +154,22 @@ def test_given_python_that_does_not_run(checkout: Checkout) -> None:
     assert "PYTHON=no-such-python does not run" in result.stderr
 
 
+def made_by(checkout: Checkout) -> Path:
+    """The interpreter that made the environment."""
+    return Path(next(line for line in checkout.calls_file.read_text().splitlines() if "-m venv" in line).split("|")[0])
+
+
 def test_first_interpreter_in_range_is_taken(checkout: Checkout) -> None:
+    assert checkout.run("test.sh").returncode == 0
+    assert made_by(checkout) == checkout.stubs / "python3"
+
+
+def test_interpreters_out_of_range_are_passed_over(checkout: Checkout) -> None:
     executable(checkout.stubs / "python3", STUB.replace("3.12.4", "3.9.2"))
     executable(checkout.stubs / "python3.12", "#!/usr/bin/env bash\nexit 127\n")  # as a pyenv shim does
     executable(checkout.stubs / "python3.13", STUB.replace("3.12.4", "3.13.7"))
     assert checkout.run("test.sh").returncode == 0
-    made_by = [line for line in checkout.calls_file.read_text().splitlines() if "-m venv" in line]
-    assert made_by[0].startswith(str(checkout.stubs / "python3.13"))
+    assert made_by(checkout) == checkout.stubs / "python3.13"
 
 
 def test_no_interpreter_in_range(checkout: Checkout) -> None:
@@ -213,7 +221,7 @@ def test_no_network(checkout: Checkout) -> None:
     assert "the package index cannot be reached: no network?" in result.stderr
 
 
-def test_current_environment_is_used_and_nothing_made(checkout: Checkout) -> None:
+def test_current_environment_is_used_and_nothing_made() -> None:
     """This checkout, in the environment of this very test."""
     command = 'source "$1/scripts/setup_env.sh" && command -v python'
     environ = os.environ | {"USE_CURRENT_ENV": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -235,6 +243,7 @@ def test_current_environment_names_what_is_missing(checkout: Checkout) -> None:
     result = checkout.run("test.sh", USE_CURRENT_ENV="1")
     assert result.returncode == 1
     assert "lacks no-such-package==1.0." in result.stderr
+    assert result.stdout == "", "went on without it"
     assert not checkout.environment.exists()
 
 

@@ -89,8 +89,8 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise DataError(
-                f"{paths[names.index(name)]} and {paths[i]} would both be the case {name}, and one result would "
-                "overwrite the other. Rename one, or run them into different --output_dir."
+                f"{paths[names.index(name)]} and {paths[i]} would both be the case {case_name(paths[i])}, and one "
+                "result would overwrite the other. Rename one, or run them into different --output_dir."
             )
     return names
 

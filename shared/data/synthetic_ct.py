@@ -221,6 +221,7 @@ class _Body:
         self.turn = Rotation.from_euler("zxy", rng.normal(0, (8, 4, 4)), degrees=True)
         self.shift = rng.normal(0, (8, 5, 13))  # all viscera, breathing above all
         self.bottom, self.top = rng.uniform(-145, -88), rng.uniform(106, 145)
+        self.top = float(np.clip(self.top, self.bottom + 206 / self.scale[2], self.bottom + 276 / self.scale[2]))
         phase = rng.integers(3)
         weights = 0.75 * np.eye(3)[phase] + 0.25 * rng.dirichlet(np.ones(3))
         self.hu = {k: float(np.dot(v, weights) * rng.normal(1, 0.1) + rng.normal(0, 5)) for k, v in _PHASES.items()}
@@ -279,11 +280,11 @@ class _Body:
 
     def paint_trunk(self, canvas: _Canvas) -> np.ndarray:
         """Skin, fat, wall, spine and ribs. Returns the distance to the cavity's wall, negative inside."""
-        x, y, z = canvas.points
-        a, b = (self.cavity * (1, 1)).astype(np.float32)
+        x, y, _ = canvas.points
+        a, b = self.cavity.astype(np.float32)
         radius = np.float32(self.cavity.mean())
         depth = (((np.abs(x) / a) ** 2.4 + (np.abs(y) / b) ** 2.4) ** (1 / 2.4) - 1) * radius
-        depth += np.float32(2.5) * canvas.bumps * 0.5
+        depth += np.float32(1.25) * canvas.bumps
         cover = 14 + self.fat * (1 + self.lean[0] * x / a) * (1 + self.lean[1] * y / b)
         everywhere = (slice(None),) * 3
         canvas.fill(everywhere, depth - cover, 20)
@@ -292,12 +293,14 @@ class _Body:
         canvas.fill(everywhere, np.abs(depth - 6) - 0.5, self.hu["fat"])
         canvas.fill(everywhere, depth, self.hu["fat"], texture=8)
         for side in (-1, 1):
-            for p, r in (((34, -78), 27), ((40, -42), 17)):  # beside the spine, psoas
-                top = 200 if p[1] < -60 else 15
-                course = [(side * p[0] * (1.3 if p[1] > -60 else 1), p[1], -200), (side * p[0], p[1], -60)]
-                course.append((side * p[0] * (0.8 if p[1] > -60 else 1), p[1], top))
-                radii = [r * 1.2, r, r if p[1] < -60 else 5]
-                canvas.paint(_Tube(course, radii), self.hu["muscle"], texture=8, limit=depth - 11)
+            beside_spine = _Tube(
+                [(side * 34, -78, -200), (side * 34, -78, -60), (side * 34, -78, 200)], [27 * 1.2, 27, 27]
+            )
+            psoas = _Tube(
+                [(side * 40 * 1.3, -42, -200), (side * 40, -42, -60), (side * 40 * 0.8, -42, 15)], [17 * 1.2, 17, 5]
+            )
+            for muscle in (beside_spine, psoas):
+                canvas.paint(muscle, self.hu["muscle"], texture=8, limit=depth - 11)
         self.paint_bones(canvas, depth)
         return depth
 
@@ -374,8 +377,8 @@ class _Body:
     def paint_organs(self, canvas: _Canvas, inside: np.ndarray) -> None:
         ids = BTCV_LABELS
         self.paint_liver(canvas, ids["liver"], inside)
-        self.paint_spleen(canvas, ids["spleen"], inside)
         self.paint_stomach(canvas, ids["stomach"], inside)
+        self.paint_spleen(canvas, ids["spleen"], inside)
         right = self.paint_kidney(canvas, ids["right_kidney"], 1, (64, -38, -20))
         left = self.paint_kidney(canvas, ids["left_kidney"], -1, (-62, -40, -8))
         self.paint_gallbladder(canvas, ids["gallbladder"], inside)
@@ -386,7 +389,9 @@ class _Body:
 
     def paint_liver(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
         hu, look = self.hu["liver"], {"rough": 4, "texture": 7, "limit": inside}
-        right = _Ellipsoid(self.near((78, -4, 34), 6), self.size((60, 82, 82), 0.08), self.angles((0, 8, 8), 6))
+        centre = self.near((0, -4, 34), 6)
+        centre[0] = 0.62 * self.cavity[0] + self.rng.normal(0, 4)  # along the wall
+        right = _Ellipsoid(centre, self.size((60, 82, 82), 0.08), self.angles((0, 8, 8), 6))
         left = _Ellipsoid(self.near((6, 38, 58), 7), self.size((72, 34, 36), 0.14), self.angles((0, -14, 0), 8))
         canvas.paint(left, hu, label, halo=2, **look)
         canvas.paint(right, hu, label, **look)
@@ -401,11 +406,13 @@ class _Body:
             canvas.fill(box, only_liver, self.rng.uniform(0, 90), keep=True)
 
     def paint_spleen(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
-        centre, axes = self.near((-88, -26, 40), 6), self.size((42, 56, 62), 0.13)
+        centre, axes = self.near((0, -26, 36), 6), self.size((40, 53, 58), 0.13)
+        centre[0] = -0.72 * self.cavity[0] + self.rng.normal(0, 4)  # along the wall
         spleen = _Ellipsoid(centre, axes, self.angles((15, 0, -15), 9))
-        canvas.paint(spleen, self.hu["spleen"], label, halo=2, rough=3, limit=inside, texture=7)
-        hollow = _Ellipsoid(centre + (42, 24, 0), axes * (0.8, 0.72, 0.9))
-        canvas.paint(hollow, self.hu["fat"], rough=3)
+        # Hollow towards the stomach and the kidney.
+        hollow = _Ellipsoid(centre + (42, 24, 0), axes * (0.8, 0.72, 0.9)).distance(canvas.points)
+        limit = np.maximum(inside, -hollow)
+        canvas.paint(spleen, self.hu["spleen"], label, halo=2, rough=3, limit=limit, texture=7)
 
     def paint_stomach(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
         rng = self.rng
@@ -422,8 +429,8 @@ class _Body:
             canvas.fill(box, np.maximum(lumen, np.float32(level) - front), -900, keep=True)
         # The oesophagus comes down beside the aorta and enters below the fundus.
         top = [(-4, -12, 215), (-6, -10, 130), (-16, -6, 96)]
-        gullet = np.concatenate([np.asarray(top) + self.shift * (1, 1, 0), [tube.points[0] + (22, 4, -4)]])
-        radii = self.size([8.5, 8.5, 8, 8], 0.1, 0.08)
+        gullet = np.concatenate([np.asarray(top) + self.shift * (1, 1, 0), [tube.points[0] + (12, 3, -8)]])
+        radii = self.size([7.5, 7.5, 7, 7], 0.1, 0.08)
         self.gullet = _Tube(gullet + rng.normal(0, 2, 3), radii)
 
     def paint_kidney(self, canvas: _Canvas, label: int, side: int, centre: ArrayLike) -> np.ndarray:
@@ -440,7 +447,7 @@ class _Body:
         return centre
 
     def paint_gallbladder(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
-        axes = self.size((12.5, 13, 27), 0.18)
+        axes = self.size((13, 14, 28), 0.18)
         gallbladder = _Ellipsoid(self.near((48, 44, -4), 6), axes, self.angles((28, 10, 0), 14))
         canvas.paint(gallbladder, self.rng.uniform(0, 45), label, halo=1, limit=inside, texture=3)
 
@@ -448,18 +455,27 @@ class _Body:
         shift = self.shift * (0.5, 0.3, 0)
         aorta = np.array([(-8, -14, -84), (-12, -16, -40), (-12, -18, 10), (-12, -20, 70), (-18, -28, 215)], float)
         aorta += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), aorta.shape)
-        cava = np.array([(18, -16, -100), (22, -14, -50), (24, -12, 0), (25, -6, 45), (24, 4, 92), (18, 14, 125)], float)
+        cava = np.array(
+            [(18, -16, -100), (22, -14, -50), (24, -12, 0), (25, -6, 45), (24, 4, 92), (18, 14, 125)], float
+        )
         cava += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), cava.shape)
         for side in (-1, 1):  # iliac vessels below the fork
             for root, key in ((aorta[0], "aorta"), (cava[0], "cava")):
-                canvas.paint(_Tube([root, root + (side * 18, -4, -45), root + (side * 40, -8, -90)], [8, 7, 6]), self.hu[key])
+                iliac = _Tube([root, root + (side * 18, -4, -45), root + (side * 40, -8, -90)], [8, 7, 6])
+                canvas.paint(iliac, self.hu[key])
         radii = self.size([10, 10, 10, 9.5, 9], 0.1, 0.05)
-        canvas.paint(_Tube(cava, [10, 10.5, 11, 11, 11, 11], self.rng.uniform(1.05, 1.5)), self.hu["cava"], ids["inferior_vena_cava"], halo=1)
+        canvas.paint(
+            _Tube(cava, [10, 10.5, 11, 11, 11, 11], self.rng.uniform(1.05, 1.5)),
+            self.hu["cava"],
+            ids["inferior_vena_cava"],
+            halo=1,
+        )
         canvas.paint(_Tube(aorta, radii + 0.7), self.hu["aorta"], ids["aorta"], halo=2)
         mesenteric = [aorta[2], aorta[2] + (2, 24, -5), aorta[1] + (8, 36, -20), aorta[0] + (10, 42, -40)]
         canvas.paint(_Tube(mesenteric, [4.5, 4, 4, 3]), self.hu["aorta"], halo=2)
         canvas.paint(_Tube(aorta[1:], radii[1:] + 0.7), self.hu["aorta"], ids["aorta"])
-        canvas.paint(self.gullet, self.hu["wall"], ids["oesophagus"], halo=1)
+        outside_stomach = (canvas.share[ids["stomach"]] - 0.5) * np.float32(_EDGE)
+        canvas.paint(self.gullet, self.hu["wall"], ids["oesophagus"], limit=outside_stomach)
 
     def paint_pancreas(self, canvas: _Canvas, ids: dict[str, int]) -> None:
         course = self.along([(32, 14, -26), (26, 20, -8), (2, 28, 4), (-24, 22, 14), (-52, 8, 30), (-76, 0, 44)], 3, 5)
@@ -577,19 +593,21 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
         the path of `dataset.json`.
 
     Raises:
-        DataError: too few cases, a negative seed, a folder that holds something else or cannot be written to.
+        DataError: a wrong number, or a folder that holds something else or cannot be written to.
     """
-    if cases < 3:
+    if not isinstance(cases, int) or cases < 3:
         raise DataError(f"cases: found {cases}, expected at least 3: one each for training, validation and test.")
-    if seed < 0:
+    if not isinstance(seed, int) or seed < 0:
         raise DataError(f"seed: found {seed}, expected a whole number of 0 or above.")
+    if processes is not None and (not isinstance(processes, int) or processes < 1):
+        raise DataError(f"processes: found {processes}, expected a whole number of 1 or above.")
     output_dir = Path(output_dir)
     datalist = _datalist(cases, seed)
     items = [item for split in ("training", "validation", "test") for item in datalist[split]]
     _refuse_other_content(output_dir, datalist, items)
     seeds = np.random.SeedSequence(seed).spawn(cases)
     write = partial(_write_case, output_dir)
-    processes = min(processes or len(os.sched_getaffinity(0)), cases)
+    processes = min(processes or _cores(), cases)
     progress = partial(tqdm, total=cases, desc="synthetic CT", unit="case")
     if processes == 1:
         list(progress(map(write, items, seeds)))
@@ -602,6 +620,11 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
     return path
 
 
+def _cores() -> int:
+    # Not every system tells how many of its cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _datalist(cases: int, seed: int) -> dict:
     tests, validations = max(1, round(cases / 6)), max(1, round(cases / 8))
     first_test = cases - tests
@@ -612,7 +635,7 @@ def _datalist(cases: int, seed: int) -> dict:
     ]
     return {
         "name": "synthetic_abdominal_ct",
-        "description": f"Made-up abdominal CTs for trying the software, {cases} cases, seed {seed}. Not for real scans.",
+        "description": f"Made-up abdominal CTs to try the software on: {cases} cases, seed {seed}. Not for real scans.",
         "synthetic": True,
         "seed": seed,
         "modality": {"0": "CT"},
@@ -630,8 +653,10 @@ def _refuse_other_content(output_dir: Path, datalist: dict, items: Sequence[dict
     if output_dir.exists() and not output_dir.is_dir():
         raise DataError(f"{output_dir}: found a file, expected a folder. {remedy}")
     for path in output_dir.rglob("*"):
-        if path.is_file() and not path.name.startswith(".") and path not in own:
-            raise DataError(f"{output_dir}: already holds {path.relative_to(output_dir)}, expected an empty folder. {remedy}")
+        relative = path.relative_to(output_dir)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and path not in own:
+            raise DataError(f"{output_dir}: already holds {relative}, expected an empty folder. {remedy}")
     written = output_dir / "dataset.json"
     if written.exists() and written.read_text() != json.dumps(datalist, indent=2) + "\n":
         raise DataError(f"{written}: already describes another data set, expected an empty folder. {remedy}")

@@ -1,6 +1,12 @@
 """Ignite handlers: class re-weighting, what keeps a training safe, and reports."""
 
-from .class_reweighting import ClassBoostStrategy, ClassReweighting, PlateauClassFreezing, ThresholdClassFreezing
+from .class_reweighting import (
+    ClassBoostStrategy,
+    ClassReweighting,
+    PlateauClassFreezing,
+    StaticClassWeights,
+    ThresholdClassFreezing,
+)
 from .seed_epochs import SeedEpochs
 from .segmentation_report import SegmentationReport, summary_table
 from .stop_on_bad_loss import StopOnBadLoss
@@ -13,6 +19,7 @@ __all__ = [
     "PlateauClassFreezing",
     "SeedEpochs",
     "SegmentationReport",
+    "StaticClassWeights",
     "StopOnBadLoss",
     "ThresholdClassFreezing",
     "TrainingCheckpoint",

@@ -204,7 +204,7 @@ class ClassReweighting(ABC):
                 f"{self.num_classes} classes ({', '.join(self.class_names)}). "
                 "shared.metrics.ClassDice gives such scores; class_names and num_classes leave out the background."
             )
-        tensor = idist.broadcast(tensor.clone(), src=0)
+        tensor = idist.broadcast(tensor.clone(), src=0).cpu()  # nccl answers on the GPU
         for name, score in zip(self.class_names, tensor.tolist(), strict=True):
             if not (0 <= score <= 1 or math.isnan(score)):
                 raise DataError(f"{source}: the score of {name} is {score:g}, expected a value in [0, 1], 1 the best.")
@@ -376,6 +376,48 @@ class ClassReweighting(ABC):
         )
         self._fired = state_dict["fired"].tolist()
         self._publish()
+
+
+class StaticClassWeights(ClassReweighting):
+    """No rule: weights that stay as given, all 1 by default. What the rules are compared with.
+
+    It is used and records scores as the rules do, and never fires.
+
+    Args:
+        weights: N numbers above 0, as `shared.losses.prevalence_weights` gives them; ones if None.
+        others: see `ClassReweighting`.
+
+    Raises:
+        DataError: when there are not N weights, or one is not a number above 0.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module | None = None,
+        metric_name: str = "val_class_dice",
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        output_dir: str | PathLike | None = None,
+        summary_writer: Any = None,
+    ) -> None:
+        super().__init__(
+            loss, metric_name, num_classes, class_names, output_dir=output_dir, summary_writer=summary_writer
+        )
+        if weights is not None:
+            if len(weights) != self.num_classes or not all(math.isfinite(w) and w > 0 for w in weights):
+                raise DataError(f"weights is {list(weights)}, expected {self.num_classes} numbers above 0.")
+            self._weights = torch.tensor(list(weights), dtype=torch.float32)
+            self._publish()
+
+    def _reweight(self, scores: Tensor) -> bool:
+        return False
+
+    def report(self) -> None:
+        """Nothing to say: that the weights stayed as they were is what was asked for."""
+
+    def _options(self) -> str:
+        return f"weights={self._weights.tolist()}"
 
 
 class ThresholdClassFreezing(ClassReweighting):

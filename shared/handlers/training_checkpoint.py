@@ -128,9 +128,10 @@ class TrainingCheckpoint:
             try:
                 value.load_state_dict(content[name])
             except (RuntimeError, ValueError, KeyError) as e:
+                reason = " ".join(str(e).split())
                 raise DataError(
-                    f"{self.last}: the state of {name} does not fit: {' '.join(str(e).split())} Resume with the overlays and labels that the "
-                    "run was started with."
+                    f"{self.last}: the state of {name} does not fit: {reason} Resume with the overlays and labels that "
+                    "the run was started with."
                 ) from e
         engine.state.epoch = planned["epoch"]
         engine.state.iteration = planned["epoch"] * planned["epoch_length"]

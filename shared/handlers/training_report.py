@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingReport:
-    """Show how each class fares in training: a table, a picture, TensorBoard scalars and a line in the log.
+    """Show how each class fares in training: a table, a picture and a line in the log.
 
     After every validation, rank 0 writes to `output_dir`:
 
@@ -36,7 +36,6 @@ class TrainingReport:
         class_names: the classes in the order of the scores.
         metric_name: the per-class metric in `engine.state.metrics`, N scores, NaN for a class without a voxel.
         rule: the re-weighting rule, whose `weights` are shown; None where all weights are 1.
-        summary_writer: TensorBoard's, for scalars named `dice/<class>`; or None.
         title: of the picture.
     """
 
@@ -46,14 +45,12 @@ class TrainingReport:
         class_names: Sequence[str],
         metric_name: str = "val_class_dice",
         rule: ClassReweighting | None = None,
-        summary_writer: Any = None,
         title: str = "",
     ) -> None:
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
         self.metric_name = metric_name
         self.rule = rule
-        self.summary_writer = summary_writer
         self.title = title
         self.epochs: list[int] = []
         self.dice: list[list[float]] = []
@@ -84,8 +81,6 @@ class TrainingReport:
         zero = [name for name, value in scored.items() if value == 0]
         mean = float(np.mean(list(scored.values()))) if scored else math.nan
         logger.info("epoch %d: validation Dice %.3f; still at 0: %s", epoch, mean, ", ".join(zero) or "none")
-        for name, value in scored.items() if self.summary_writer is not None else ():
-            self.summary_writer.add_scalar(f"dice/{name}", value, epoch)
         rows = [
             {"epoch": e, "mean": _cell(np.nanmean(row) if not np.isnan(row).all() else math.nan)}
             | {name: _cell(value) for name, value in zip(self.class_names, row, strict=True)}

@@ -2,18 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from ignite.metrics import MetricsLambda
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import DiceMetric
 from torch import Tensor
 
 from ..utils import DataError
-
-
-def nanmean_over_cases(dice: Tensor) -> Tensor:
-    """Mean Dice of each class over the cases that show it: (cases, N) to (N,), NaN for a class that no case shows."""
-    return torch.as_tensor(dice).as_subclass(torch.Tensor).double().nanmean(dim=0).float().cpu()
 
 
 class ClassDice(IgniteMetricHandler):
@@ -63,19 +57,14 @@ class ClassDice(IgniteMetricHandler):
     def update(self, output: Sequence[Tensor | Sequence[Tensor]]) -> None:
         predictions, labels = output
         if isinstance(predictions, Tensor):
-            super().update([_plain(self._label_map(predictions)), _plain(labels)])
-            return
-        maps = [_plain(self._label_map(p[None])[0]) for p in predictions]
-        super().update([maps, [_plain(label) for label in labels]])
+            super().update([self._label_map(predictions), labels])
+        else:
+            super().update([[self._label_map(p[None])[0] for p in predictions], labels])
 
     def compute(self) -> Tensor:
         if self._engine is not None:
             super().compute()  # keeps the table of cases in engine.state.metric_details
-        return nanmean_over_cases(self.metric_fn.get_buffer())
-
-
-def _plain(x: Tensor) -> Tensor:
-    return x.as_subclass(torch.Tensor)
+        return self.metric_fn.get_buffer().double().nanmean(dim=0).float().cpu()
 
 
 def _mean(class_dice: Tensor) -> float:

@@ -12,6 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImaged
+from monai.utils import ensure_tuple
 
 from ..data.inputs import case_name
 from ..utils import DataError
@@ -20,6 +21,18 @@ from ..utils import DataError
 _AFFINE_TOLERANCE = 1e-3
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
+
+
+class _NiftiReader(NibabelReader):
+    """Takes the affine that nibabel does, and every other program.
+
+    The parent exchanges an sform that differs from `pixdim` by as little as rounding for the qform, even where the
+    header says that there is no qform: left and right can then be swapped.
+    """
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> nib.Nifti1Image:
+        self.filenames = ensure_tuple(data)
+        return nib.load(self.filenames[0], **kwargs)
 
 
 class LoadVolumed(LoadImaged):
@@ -81,7 +94,7 @@ class LoadVolumed(LoadImaged):
                 reader = reader or ITKReader()
             elif path.name.lower().endswith((".nii", ".nii.gz")):
                 _check_nifti_header(path)
-                reader = reader or NibabelReader(squeeze_non_spatial_dims=True)
+                reader = reader or _NiftiReader(squeeze_non_spatial_dims=True)
             else:
                 _check_itk_header(path)
                 reader = reader or ITKReader()
@@ -168,9 +181,10 @@ def _check_geometry(path: Path, shape: Sequence[int], spacing: Sequence[float], 
 
 
 def _check_volume(volume: MetaTensor, path: Path) -> None:
-    _check_geometry(path, volume.shape[1:], volume.pixdim.tolist(), volume.shape[0])
     matrix = volume.affine.numpy()[:3, :3]
-    axes = matrix / np.linalg.norm(matrix, axis=0)
+    spacing = np.linalg.norm(matrix, axis=0)
+    _check_geometry(path, volume.shape[1:], spacing, volume.shape[0])
+    axes = matrix / spacing
     if np.abs(np.triu(axes.T @ axes, 1)).max() > _SHEAR_TOLERANCE:
         raise DataError(
             f"{path}: the axes of its grid are not perpendicular (a tilted gantry?), expected a box-shaped grid. "

@@ -49,7 +49,8 @@ def save_preview(
         title: stands on top.
         warning: stands below the title in red.
     """
-    colours = ListedColormap([matplotlib.colormaps["turbo"](i) for i in np.linspace(0.05, 0.95, max(names.values()))])
+    # neighbours in the list, which are often neighbours in the body, differ in hue
+    colours = ListedColormap([matplotlib.colormaps["tab20"](i % 20) for i in range(max(names.values()))])
     figure = Figure(figsize=(15, 6), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     for axes, (plane, axis, column, column_ends, row, row_ends) in zip(figure.subplots(1, 3), _PLANES, strict=True):

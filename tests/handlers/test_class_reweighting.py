@@ -22,7 +22,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
-from shared.handlers import ClassBoostStrategy, PlateauClassFreezing, ThresholdClassFreezing
+from shared.handlers import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from shared.losses import ClassWeightedLoss, class_weight_buffers
 from shared.metrics import ClassDice, MeanClassDice
 from shared.utils import DataError
@@ -661,3 +661,27 @@ def test_two_ranks_hold_the_same_weights(tmp_path: Path) -> None:
         assert saved["rows"] == alone.rows()
         torch.testing.assert_close(saved["dice"], torch.tensor([1, 2 * 8 / (8 + 16), NAN]), equal_nan=True)
     assert (tmp_path / "class_weights.csv").is_file()
+
+
+def test_static_weights_stay(tmp_path: Path) -> None:
+    loss = DiceLoss(include_background=False, weight=[1.0, 1.0, 1.0])
+    rule = StaticClassWeights(loss, class_names=["a", "b", "c"], weights=[0.5, 0.5, 2.0], output_dir=tmp_path)
+    assert loss.class_weight.tolist() == [0.5, 0.5, 2.0]
+    for scores in ([0.9, 0.5, 0.1], [0.1, 0.2, 0.95]):
+        assert rule.update(scores).tolist() == [0.5, 0.5, 2.0]
+    assert rule.firings == 0
+    assert [row["score"] for row in rule.rows()] == [0.9, 0.5, 0.1, 0.1, 0.2, 0.95]
+    assert StaticClassWeights(num_classes=2).update([1.0, 0.0]).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 2.0, 0.0], [1.0, 2.0, math.nan]])
+def test_static_weights_are_checked(weights: list[float]) -> None:
+    with pytest.raises(DataError, match="expected 3 numbers above 0"):
+        StaticClassWeights(num_classes=3, weights=weights)
+
+
+def test_static_weights_do_not_warn_that_nothing_fired(caplog: pytest.LogCaptureFixture) -> None:
+    rule = StaticClassWeights(num_classes=2)
+    rule.update([0.1, 0.2])
+    rule.report()
+    assert not caplog.records

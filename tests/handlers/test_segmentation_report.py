@@ -154,9 +154,9 @@ def test_picture_shows_a_mark_for_each_score(tmp_path: Path) -> None:
     evaluate(tmp_path, [0, 1, 2])
     picture = matplotlib.image.imread(tmp_path / "report.png")[..., :3]
     blue = (picture[..., 2] - picture[..., 0] > 0.3).sum()
-    red = (picture[..., 0] - picture[..., 2] > 0.3).sum()
+    red = (picture[..., 0] - picture[..., 1] > 0.6).sum()  # the boxes' median is orange
     assert blue > 100  # five organs found
-    assert red > 100  # four missed
+    assert red > 50  # four missed
 
 
 def test_running_again_starts_anew(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import from_engine
 from monai.metrics import DiceMetric
@@ -132,7 +133,8 @@ class Echo(nn.Module):
 @pytest.mark.parametrize("decollate", [True, False])
 def test_in_monais_evaluator(decollate: bool) -> None:
     class_dice = ClassDice(num_classes=2, output_transform=from_engine(["pred", "label"]))
-    batches = [{"image": torch.cat([ids(0, 1, 1), ids(0, 1, 1)]), "label": torch.cat([ids(0, 1, 1), ids(1, 1, 1)])}]
+    label = MetaTensor(torch.cat([ids(0, 1, 1), ids(1, 1, 1)]))
+    batches = [{"image": MetaTensor(torch.cat([ids(0, 1, 1), ids(0, 1, 1)])), "label": label}]
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=batches,

@@ -32,7 +32,7 @@ def test_our_own_weights(tmp_path: Path, wrap: object) -> None:
 
 
 def test_a_legacy_checkpoint_computes_the_same(tmp_path: Path) -> None:
-    """The layout of the public BTCV checkpoint: a class token, unused conv3, a linear patch embedding, no cross norm."""
+    """As the public BTCV checkpoint: a class token, unused conv3, a linear patch embedding, no norm_cross_attn."""
     source, network = unetr(proj_type="perceptron", seed=0), unetr(seed=1)
     legacy = {k: v for k, v in source.state_dict().items() if "norm_cross_attn" not in k}
     legacy["vit.cls_token"] = torch.zeros(1, 1, 24)

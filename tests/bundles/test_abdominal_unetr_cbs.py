@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from shared.data import BTCV_LABELS
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "abdominal_unetr_cbs"
+CONFIGS = BUNDLE / "configs"
+VARIANTS = sorted((CONFIGS / "variants").glob("*.json"))
+# the ones that change what the network is, and so concern inference too
+NETWORK_VARIANTS = ["demo"]
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+def has(config: Any, key: str) -> bool:
+    for part in key.split("#"):
+        if isinstance(config, dict) and part in config:
+            config = config[part]
+        elif isinstance(config, list) and part.isdecimal() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            return False
+    return True
+
+
+def strings(config: Any) -> list[str]:
+    if isinstance(config, dict):
+        return [s for value in config.values() for s in strings(value)]
+    if isinstance(config, list):
+        return [s for value in config for s in strings(value)]
+    return [config] if isinstance(config, str) else []
+
+
+def steps(config: dict[str, Any], key: str = "preprocessing") -> list[dict[str, Any]]:
+    found = config[key]
+    return found["transforms"] if isinstance(found, dict) else found
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda p: p.stem)
+def test_a_variant_replaces_top_level_keys_that_exist(path: Path) -> None:
+    keys = set(json.loads(path.read_text()))
+    assert keys
+    assert not any("#" in key for key in keys)
+    assert keys <= set(load("train")), f"unknown in train.json: {keys - set(load('train'))}"
+    if path.stem in NETWORK_VARIANTS:
+        assert keys <= set(load("inference")), f"unknown in inference.json: {keys - set(load('inference'))}"
+    else:
+        assert "network_def" not in keys
+
+
+@pytest.mark.parametrize("overlay", ["evaluate", "multi_gpu_train", "multi_gpu_evaluate"])
+def test_an_overlay_names_keys_of_its_base(overlay: str) -> None:
+    base = load("train") | (load("evaluate") if overlay == "multi_gpu_evaluate" else {})
+    new = {"sampler", "metrics"}  # what only the overlay has, and refers to itself
+    for key in load(overlay):
+        key = key.removeprefix("+")
+        parent = key.rpartition("#")[0]
+        assert (
+            has(base, key) or (parent and has(base, parent)) or key.split("#")[-1] in new or key in _referred(overlay)
+        ), key
+
+
+def _referred(overlay: str) -> set[str]:
+    text = " ".join(strings(load(overlay)))
+    return {key for key in load(overlay) if f"@{key}" in text}
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_every_reference_leads_somewhere(name: str) -> None:
+    parser = ConfigParser(load(name))
+    parser.parse()
+    assert len(parser.ref_resolver.items) > 50
+    for item_id, item in parser.ref_resolver.items.items():
+        for reference in parser.ref_resolver.find_refs_in_config(item.get_config(), id=item_id):
+            assert reference in parser.ref_resolver.items, f"{item_id} refers to {reference}"
+
+
+def test_training_and_inference_agree() -> None:
+    train, inference = load("train"), load("inference")
+    for key in ("network_def", "labels", "roi_size", "spacing", "intensity_range", "network_overlay"):
+        assert train[key] == inference[key], key
+
+
+def test_training_and_inference_preprocess_alike() -> None:
+    """The deterministic steps on the image are the same, in the same order; the label's are training's own."""
+
+    def on_image(step: dict[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in step.items() if k not in ("keys", "label_key", "labels", "allow_missing_keys")}
+        return {k: v[0] if k in ("mode", "dtype") and isinstance(v, list) else v for k, v in kept.items()}
+
+    for other in (load("inference"), load("evaluate")):
+        key = "preprocessing" if "preprocessing" in other else "validate#preprocessing"
+        ours = [on_image(step) for step in steps(load("train")) if step["_target_"] != "EnsureTyped"]
+        theirs = [on_image(step) for step in steps(other, key) if step["_target_"] != "EnsureTyped"]
+        assert ours == theirs
+
+
+def test_the_classes_are_the_thirteen_organs_everywhere() -> None:
+    assert load("train")["labels"] == BTCV_LABELS
+    channels = load("metadata")["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert {name: int(i) for i, name in channels.items() if i != "0"} == BTCV_LABELS
+
+
+def test_nothing_flips_left_and_right() -> None:
+    flips = [step for step in load("train")["augmentation"] if "Flip" in step["_target_"]]
+    assert [step["spatial_axis"] for step in flips] == [1, 2]
+
+
+def test_the_number_of_classes_follows_the_labels() -> None:
+    parser = ConfigParser(load("train"))
+    parser.update({"labels": {"a": 1, "b": 2, "c": 3, "d": 4}})
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "variants" / "demo.json")])
+    parser["labels"] = {"c": 3, "a": 1, "b": 2, "d": 4}
+    assert parser.get_parsed_content("class_names") == ["a", "b", "c", "d"]
+    network = parser.get_parsed_content("network")
+    assert network(torch.zeros(1, 1, 48, 48, 48)).shape[1] == 5
+    assert parser.get_parsed_content("loss").class_weight.tolist() == [1.0] * 4
+
+
+def test_every_parameter_that_trains_gets_a_gradient() -> None:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "variants" / "demo.json")])
+    network: nn.Module = parser.get_parsed_content("network")
+    network(torch.randn(1, 1, 48, 48, 48)).square().mean().backward()
+    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, p in network.named_parameters() if p.grad is not None}
+    assert 0 < len(trainable) < len(list(network.parameters()))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.data import case_name, list_inputs
+from shared.utils import DataError
+
+
+def touch(path: Path, content: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def cases(path: object) -> list[str]:
+    return [item["case"] for item in list_inputs(path)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two volumes, one DICOM folder (without file extensions), and things that are no CT."""
+    touch(tmp_path / "b.nii.gz")
+    touch(tmp_path / "a.MHA")
+    touch(tmp_path / "notes.txt")
+    touch(tmp_path / ".hidden.nii")
+    touch(tmp_path / "series" / "IM0001", b"\0" * 128 + b"DICM" + b"\0" * 9)
+    touch(tmp_path / "papers" / "paper.pdf")
+    return tmp_path
+
+
+def test_names() -> None:
+    assert [case_name(p) for p in ("x/a.b.nii.gz", "a.nrrd", "plain")] == ["a.b", "a", "plain"]
+
+
+def test_folder_of_volumes_and_dicom_folders(folder: Path) -> None:
+    assert list_inputs(folder) == [
+        {"image": str(folder / "a.MHA"), "case": "a"},
+        {"image": str(folder / "b.nii.gz"), "case": "b"},
+        {"image": str(folder / "series"), "case": "series"},
+    ]
+
+
+def test_one_file_one_dicom_folder_a_pattern_and_a_list(folder: Path) -> None:
+    assert cases(str(folder / "b.nii.gz")) == ["b"]
+    assert cases(folder / "series") == ["series"]
+    assert cases(str(folder / "*.nii.gz")) == ["b"]
+    assert cases([folder / "series", str(folder / "*.[nM]*")]) == ["series", "a", "b"]
+    assert cases([folder / "b.nii.gz", folder]) == ["b", "a", "series"]
+
+
+def test_datalist_gives_its_test_split(folder: Path) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({"training": [{"image": "a.MHA"}], "test": [{"image": "b.nii.gz"}, "series"]}))
+    assert list_inputs(path)[0] == {"image": str(folder / "b.nii.gz"), "case": "b"}
+    assert cases(path) == ["b", "series"]
+    path.write_text(json.dumps({"training": []}))
+    with pytest.raises(DataError, match=r"dataset\.json: not a datalist with a list 'test'"):
+        list_inputs(path)
+    path.write_text(json.dumps({"test": []}))
+    with pytest.raises(DataError, match="'test' is empty"):
+        list_inputs(path)
+
+
+def test_shared_names_take_their_folders_in_front(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        touch(tmp_path / patient / "scan" / "ct.nii.gz")
+    touch(tmp_path / "p2" / "scan" / "other.nii.gz")
+    assert cases(str(tmp_path / "*" / "scan" / "*.nii.gz")) == ["p1_scan_ct", "p2_scan_ct", "other"]
+
+
+def test_two_formats_of_one_name_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "ct.nii.gz")
+    touch(tmp_path / "ct.mha")
+    with pytest.raises(DataError, match=r"ct\.mha and .*ct\.nii\.gz would both be the case ct"):
+        list_inputs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "No CT is given.*--input"),
+        ([], "No CT is given"),
+        ("missing.nii.gz", r"missing\.nii\.gz: there is no such file or folder"),
+        ("none*.nii", r"none\*\.nii: no file or folder fits this pattern"),
+        ("papers", r"papers: holds no CT\. Looked for \.nii"),
+    ],
+)
+def test_nothing_found(folder: Path, monkeypatch: pytest.MonkeyPatch, given: object, message: str) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match=message):
+        list_inputs(given)

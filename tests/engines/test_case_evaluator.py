@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import monai.transforms as mt
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.inferers import SlidingWindowInferer
+
+from shared.engines import CaseEvaluator, FaultTolerantDataset
+from shared.utils import DataError
+
+CASES = ["a", "b", "c", "d"]
+
+
+def load(d: dict[str, Any]) -> dict[str, Any]:
+    if d["how"] == "unreadable":
+        raise DataError(f"{d['case']}.nii: cannot be read.")
+    return {**d, "image": torch.full((1, 4, 4, 4), float(d["how"] == "too dark"))}
+
+
+class Network(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.max() > 0:
+            raise RuntimeError("out of memory")
+        return x
+
+
+def make_evaluator(
+    hows: list[str], done: list[str], num_workers: int = 0, keep_going: bool = True, **kwargs: Any
+) -> CaseEvaluator:
+    def write(d: dict[str, Any]) -> dict[str, Any]:
+        if d["how"] == "unwritable":
+            raise OSError("disk full")
+        if d["how"] == "interrupted":
+            raise KeyboardInterrupt
+        done.append(d["case"])
+        return d
+
+    cases = [{"case": case, "how": how} for case, how in zip(CASES, hows, strict=False)]
+    loader = DataLoader(FaultTolerantDataset(cases, mt.Lambda(load)), batch_size=1, num_workers=num_workers)
+    return CaseEvaluator(
+        torch.device("cpu"),
+        loader,
+        Network(),
+        postprocessing=mt.Lambda(write),
+        progress=False,
+        keep_going=keep_going,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_goes_on_and_lists_the_failures_at_the_end(num_workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+    evaluator = make_evaluator(["unreadable", "fine", "too dark", "unwritable"], done, num_workers)
+    sizes: list[int] = []
+    completed: list[bool] = []
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda e: sizes.append(len(list(zip(e.state.batch, e.state.output, strict=True))))
+    )
+    evaluator.add_event_handler(Events.COMPLETED, lambda e: completed.append(True))
+    with pytest.raises(DataError) as caught:
+        evaluator.run()
+    assert str(caught.value).splitlines() == [
+        "3 of 4 cases failed:",
+        "  a: a.nii: cannot be read.",
+        "  c: RuntimeError: out of memory",
+        "  d: OSError: disk full",
+    ]
+    assert evaluator.failures[0] == ("a", "a.nii: cannot be read.")
+    assert done == ["b"]
+    assert sizes == [0, 1, 0, 0]
+    assert completed == [True]
+    assert "a failed: a.nii: cannot be read." in [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+
+
+def test_no_failure() -> None:
+    done: list[str] = []
+    evaluator = make_evaluator(["fine"] * 4, done)
+    evaluator.run()
+    assert done == CASES
+    assert evaluator.failures == []
+
+
+def test_one_case_gives_its_own_message() -> None:
+    with pytest.raises(DataError, match=r"^a\.nii: cannot be read\.$"):
+        make_evaluator(["unreadable"], []).run()
+
+
+@pytest.mark.parametrize("how", ["unreadable", "too dark", "unwritable"])
+def test_stops_at_the_first_on_demand(how: str) -> None:
+    done: list[str] = []
+    with pytest.raises((DataError, RuntimeError, OSError)):
+        make_evaluator(["fine", how, "fine"], done, keep_going=False).run()
+    assert done == ["a"]
+
+
+def test_interrupt_passes() -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        make_evaluator(["fine", "interrupted", "fine"], done).run()
+    assert done == ["a"]
+
+
+def raising(error: Exception) -> Callable[[Any], None]:
+    def handler(engine: Any) -> None:
+        raise error
+
+    return handler
+
+
+def test_report_that_has_nothing_to_report_does_not_hide_the_reason() -> None:
+    evaluator = make_evaluator(["unreadable", "too dark"], [])
+    evaluator.add_event_handler(Events.COMPLETED, raising(ValueError("no scores")))
+    with pytest.raises(DataError, match="2 of 2 cases failed"):
+        evaluator.run()
+    evaluator = make_evaluator(["unreadable", "fine"], [])
+    evaluator.add_event_handler(Events.COMPLETED, raising(ValueError("no scores")))
+    with pytest.raises(ValueError, match="no scores"):
+        evaluator.run()
+
+
+def test_volume_smaller_than_the_window_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        make_evaluator(["fine"], [], inferer=SlidingWindowInferer((4, 8, 4))).run()
+    assert "a: 4 × 4 × 4 voxels after preprocessing, smaller than the window of 4 × 8 × 4: padded" in caplog.text

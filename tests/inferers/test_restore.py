@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from shared.inferers import axis_maps, restore_label_map
+
+
+def full_computation(
+    logits: torch.Tensor, affine: np.ndarray, native_affine: np.ndarray, native_shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax, every channel resampled, argmax; and where the best two classes are a tie."""
+    native = np.stack(np.meshgrid(*map(np.arange, native_shape), indexing="ij"), -1)
+    to_grid = np.linalg.inv(affine) @ native_affine
+    positions = native @ to_grid[:3, :3].T + to_grid[:3, 3]
+    size = np.array(logits.shape[1:])
+    outside = ((positions < -0.5001) | (positions > size - 0.4999)).any(-1)
+    normal = 2 * positions / np.maximum(size - 1, 1) - 1
+    normal[..., size == 1] = 0
+    grid = torch.from_numpy(normal[..., ::-1].copy())[None]
+    resampled = F.grid_sample(logits.softmax(0)[None].double(), grid, padding_mode="border", align_corners=True)[0]
+    labels = resampled.argmax(0)
+    labels[torch.from_numpy(outside)] = 0
+    best, second = resampled.topk(2, dim=0).values
+    return labels, (best - second) < 1e-5
+
+
+def make_grids(codes: str, native_shape: tuple[int, ...], crop: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """A native grid of the given orientation, obliquely placed, and a coarser RAS-ordered one that is cut out of it."""
+    angle = 0.2
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    transform = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    ras_shape = tuple(int(native_shape[int(j)]) for j in transform[:, 0])
+    ras_spacing = np.array([0.8, 0.9, 2.5])
+    ras = np.eye(4)
+    ras[:3, :3] = turn @ np.diag(ras_spacing)
+    ras[:3, 3] = [-10, 20, 5]
+    native = ras @ nib.orientations.inv_ornt_aff(transform, ras_shape)
+    spacing = np.array([1.5, 1.4, 2.0])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(spacing)
+    affine[:3, 3] = (ras @ [crop, crop, 0, 1])[:3]
+    extent = (np.array(ras_shape) - 1 - [2 * crop, 2 * crop, 0]) * ras_spacing
+    return affine, native, tuple(int(n) for n in np.floor(extent / spacing) + 1)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAI", "SRA", "PIL", "ASR"])
+@pytest.mark.parametrize(("native_shape", "crop"), [((23, 31, 20), 0), ((28, 17, 19), 3)])
+def test_equals_the_full_computation(codes: str, native_shape: tuple[int, ...], crop: int) -> None:
+    affine, native_affine, shape = make_grids(codes, native_shape, crop)
+    logits = 3 * torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    expected, tie = full_computation(logits, affine, native_affine, native_shape)
+    result = restore_label_map(logits, affine, native_affine, native_shape, slab=5)
+    assert result.dtype == torch.uint8
+    assert result.shape == native_shape
+    assert ((result == expected) | tie).all()
+    assert tie.float().mean() < 0.01
+    assert set(result.unique().tolist()) == set(range(5))
+
+
+def test_thickness_of_the_slabs_makes_no_difference() -> None:
+    affine, native_affine, shape = make_grids("LPI", (20, 21, 22), 2)
+    logits = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+    results = [restore_label_map(logits, affine, native_affine, (20, 21, 22), slab=s) for s in (1, 7, 100)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_class_far_behind_in_a_slab_is_skipped_without_a_trace() -> None:
+    """Logits hundreds apart: most classes are skipped in most slabs, and exp underflows."""
+    logits = torch.full((6, 30, 8, 8), -300.0)
+    owner = torch.arange(30) // 5
+    logits[owner, torch.arange(30)] = 300.0
+    affine, fine = np.eye(4), np.diag([0.5, 1, 1, 1])
+    expected, tie = full_computation(logits, affine, fine, (59, 8, 8))
+    result = restore_label_map(logits, affine, fine, (59, 8, 8), slab=4)
+    assert ((result == expected) | tie).all()
+
+
+def test_voxels_beyond_half_a_voxel_of_the_grid_are_background() -> None:
+    logits = torch.stack([torch.zeros(2, 2, 2), torch.ones(2, 2, 2)])
+    native_affine = np.diag([0.25, 1, 1, 1])
+    native_affine[0, 3] = -1
+    result = restore_label_map(logits, np.eye(4), native_affine, (13, 2, 2))
+    position = -1 + 0.25 * np.arange(13)
+    expected = (position >= -0.5) & (position <= 1.5)
+    assert result[:, 0, 0].tolist() == expected.astype(int).tolist()
+    apart = np.eye(4)
+    apart[0, 3] = 100
+    assert not restore_label_map(logits, np.eye(4), apart, (3, 3, 3)).any()
+
+
+def test_half_precision_logits() -> None:
+    affine, native_affine, shape = make_grids("RAS", (20, 21, 22), 0)
+    logits = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)).half()
+    single = restore_label_map(logits.float(), affine, native_affine, (20, 21, 22))
+    assert torch.equal(restore_label_map(logits, affine, native_affine, (20, 21, 22)), single)
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_classes() -> None:
+    def peak(classes: int) -> int:
+        """Highest sum of the bytes that are allocated at a time, beside logits and result."""
+        logits = torch.zeros(classes, 24, 24, 24)
+        logits[-1] = 1
+        affine, fine = np.eye(4), np.diag([0.5, 0.5, 0.5, 1])
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            restore_label_map(logits, affine, fine, (48, 48, 48), slab=8)
+        events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+        sums = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+        return int(sums.max()) - 48**3
+
+    few, many = peak(3), peak(60)
+    assert few > 8 * 48 * 48 * 4  # the record is not empty
+    assert many <= few * 1.05
+
+
+def test_rotated_grids_are_refused() -> None:
+    angle = 0.3
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    with pytest.raises(ValueError, match=r"rotated or sheared.*parallel axes"):
+        restore_label_map(torch.zeros(2, 9, 9, 9), np.eye(4), turned, (9, 9, 9))
+    with pytest.raises(ValueError, match="rotated or sheared"):
+        axis_maps(np.eye(4), np.array([[1, 0.9, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), (9, 9, 9))
+
+
+def test_damaged_logits_are_refused() -> None:
+    logits = torch.zeros(2, 4, 4, 4)
+    logits[1, 2, 2, 2] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        restore_label_map(logits, np.eye(4), np.eye(4), (4, 4, 4))
+    with pytest.raises(ValueError, match=r"\(C, X, Y, Z\).*got shape \(4, 4, 4\)"):
+        restore_label_map(logits[0], np.eye(4), np.eye(4), (4, 4, 4))

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from shared.transforms import LoadVolumed
+from shared.utils import DataError
+
+DICOM = Path(__file__).resolve().parents[2] / "../shared/data/ct_dicom/ct-3slice"
+LABELS = {"spleen": 1, "liver": 2}
+AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0.9, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
+needs_dicom = pytest.mark.skipif(not DICOM.is_dir(), reason="../shared/data is not here")
+
+
+def save_nifti(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE, **header: object) -> Path:
+    image = nib.Nifti1Image(data, affine)
+    for key, value in header.items():
+        image.header[key] = value
+    image.header["vox_offset"] = 352
+    # not nib.save: it corrects the header
+    with nib.openers.ImageOpener(path, "wb") as file:
+        file.write(image.header.binaryblock + b"\0" * 4)
+        file.write(np.asfortranarray(data).tobytes(order="F"))
+    return path
+
+
+def save_mha(path: Path, spacing: str = "1 1 1", size: tuple[int, ...] = (4, 5, 6), cut: int = 0) -> Path:
+    n = len(size)
+    header = {
+        "ObjectType": "Image",
+        "NDims": n,
+        "BinaryData": True,
+        "TransformMatrix": " ".join(str(int(i == j)) for i in range(n) for j in range(n)),
+        "Offset": " ".join("0" * n),
+        "ElementSpacing": spacing,
+        "DimSize": " ".join(map(str, size)),
+        "ElementType": "MET_SHORT",
+        "ElementDataFile": "LOCAL",
+    }
+    lines = "".join(f"{key} = {value}\n" for key, value in header.items())
+    path.write_bytes(lines.encode() + bytes(2 * int(np.prod(size)) - cut))
+    return path
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).integers(-3024, 3000, (6, 7, 8)).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", ["ct.1.nii", "ct.1.nii.gz", "ct.1.nrrd", "ct.1.mha"])
+def test_formats_agree(tmp_path: Path, volume: np.ndarray, name: str) -> None:
+    path = tmp_path / name
+    if ".nii" in name:
+        nib.save(nib.Nifti1Image(volume, AFFINE), path)
+    else:
+        image = itk.image_from_array(np.ascontiguousarray(volume.T))
+        image.SetSpacing([0.8, 0.9, 2.5])
+        image.SetDirection(np.diag([1.0, -1, 1]))  # ITK's axes point to the left and back
+        image.SetOrigin([-10, 20, 30])
+        itk.imwrite(image, str(path))
+    d = LoadVolumed("image")({"image": path, "other": 3})
+    assert d["image"].dtype == torch.float32
+    assert np.array_equal(d["image"].numpy(), volume[None])
+    np.testing.assert_allclose(d["image"].affine, AFFINE, atol=1e-5)
+    np.testing.assert_allclose(d["image"].meta["original_affine"], AFFINE, atol=1e-5)
+    assert d["image"].meta["spatial_shape"].tolist() == [6, 7, 8]
+    assert d["case"] == "ct.1"
+    assert d["other"] == 3
+
+
+def test_case_name_that_is_there_stays_and_a_fourth_axis_of_one_is_dropped(tmp_path: Path, volume: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(volume[..., None], AFFINE), tmp_path / "ct.nii")
+    d = LoadVolumed("image")({"image": tmp_path / "ct.nii", "case": "p1_ct"})
+    assert d["case"] == "p1_ct"
+    assert d["image"].shape == (1, 6, 7, 8)
+
+
+def test_rounded_sform_is_not_exchanged_for_a_qform_that_is_none(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "x.nii", ZEROS, pixdim=[1, 0.8003, 0.9, 2.5, 0, 0, 0, 0], qform_code=0, sform_code=1)
+    np.testing.assert_allclose(LoadVolumed("image")({"image": path})["image"].affine, AFFINE, atol=1e-6)
+
+
+@needs_dicom
+def test_dicom_folder_and_single_slice() -> None:
+    d = LoadVolumed("image")({"image": DICOM})
+    assert d["image"].shape == (1, 512, 512, 3)
+    assert d["case"] == "ct-3slice"
+    assert d["image"].min() == -3024
+    assert LoadVolumed("image")({"image": DICOM / "02.dcm"})["image"].shape == (1, 512, 512, 1)
+
+
+@needs_dicom
+def test_two_series_in_a_folder(tmp_path: Path) -> None:
+    for file in DICOM.glob("*.dcm"):
+        shutil.copy(file, tmp_path / file.name)
+    content = (tmp_path / "03.dcm").read_bytes()
+    uid = itk.GDCMSeriesFileNames.New()
+    uid.SetDirectory(str(DICOM))
+    old = uid.GetSeriesUIDs()[0].encode()
+    new = old[:-1] + (b"1" if old[-1:] != b"1" else b"2")
+    assert old in content
+    (tmp_path / "03.dcm").write_bytes(content.replace(old, new))
+    with pytest.raises(DataError, match=r"holds 2 DICOM series, expected one: .* with . slices; .* with . slices"):
+        LoadVolumed("image")({"image": tmp_path})
+
+
+def rgb_nifti(path: Path) -> Path:
+    data = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    return path
+
+
+def png(path: Path, channels: int = 3) -> Path:
+    data = np.zeros((8, 9, channels) if channels > 1 else (8, 9), np.uint8)
+    itk.imwrite(itk.image_from_array(data, is_vector=channels > 1), str(path))
+    return path
+
+
+def cut(path: Path, data: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    path.write_bytes(path.read_bytes()[:-60])
+    return path
+
+
+def with_value(path: Path, value: float) -> Path:
+    data = np.zeros((4, 5, 6), np.float32)
+    data[1, 2, 3] = value
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("no volume")
+    return path
+
+
+def folder(path: Path, file: str | None = None) -> Path:
+    path.mkdir()
+    if file:
+        text(path / file)
+    return path
+
+
+ZEROS = np.zeros((4, 5, 6), np.int16)
+NOISE = np.random.default_rng(0).integers(-99, 99, (20, 20, 20)).astype(np.int16)
+SHEARED = AFFINE + np.array([[0, 0, 0.5, 0], *np.zeros((3, 4))])
+
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda d: d / "x.nii.gz", r"x\.nii\.gz: there is no such file"),
+    "truncated gzip": (lambda d: cut(d / "x.nii.gz", NOISE), r"x\.nii\.gz: cannot be read \(.*cut short"),
+    "truncated NIfTI": (lambda d: cut(d / "x.nii", NOISE), r"x\.nii: cannot be read \(OSError: .*cut short"),
+    "truncated MHA": (lambda d: save_mha(d / "x.mha", cut=50), r"x\.mha: cannot be read"),
+    "text as NIfTI": (lambda d: text(d / "x.nii.gz"), r"x\.nii\.gz: cannot be read"),
+    "text": (lambda d: text(d / "x.txt"), r"x\.txt: no known format of volumes\. Expected NIfTI"),
+    "RGB NIfTI": (lambda d: rgb_nifti(d / "x.nii"), r"colour or multi-channel picture \(4 × 5 × 6, 3 values"),
+    "RGB PNG": (lambda d: png(d / "x.png"), r"colour or multi-channel picture \(9 × 8, 3 values"),
+    "grey PNG": (lambda d: png(d / "x.png", 1), r"a 2D picture \(9 × 8\), expected a 3D volume"),
+    "2D NIfTI": (lambda d: save_nifti(d / "x.nii", ZEROS[0]), r"a 2D picture \(5 × 6\)"),
+    "4D NIfTI": (lambda d: save_nifti(d / "x.nii", np.zeros((4, 5, 6, 2), "i2")), r"a 4D volume \(4 × 5 × 6 × 2\)"),
+    "4D MHA": (lambda d: save_mha(d / "x.mha", "1 1 1 1", (4, 5, 6, 2)), r"a 4D volume \(4 × 5 × 6 × 2\)"),
+    "empty NIfTI axis": (lambda d: save_nifti(d / "x.nii", ZEROS[:, :0]), r"an axis is empty \(4 × 0 × 6 voxels"),
+    "empty MHA axis": (lambda d: save_mha(d / "x.mha", size=(4, 0, 6)), r"an axis is empty \(4 × 0 × 6 voxels"),
+    "zero spacing": (lambda d: save_nifti(d / "x.nii", ZEROS, pixdim=[1, 1, 0, 1, 0, 0, 0, 0]), r"1 × 0 × 1 mm"),
+    "zero spacing, gzip": (
+        lambda d: save_nifti(d / "x.nii.gz", ZEROS, pixdim=[1, 1, 0, 1, 0, 0, 0, 0], sform_code=0),
+        r"the spacing in its header is 1 × 0 × 1 mm, expected three positive numbers",
+    ),
+    "negative spacing": (lambda d: save_nifti(d / "x.nii", ZEROS, pixdim=[1, 1, 1, -2, 0, 0, 0, 0]), r"1 × 1 × -2 mm"),
+    "NaN spacing": (lambda d: save_nifti(d / "x.nii", ZEROS, pixdim=[1, 1, np.nan, 1, 0, 0, 0, 0]), r"1 × nan × 1 mm"),
+    "zero MHA spacing": (lambda d: save_mha(d / "x.mha", "1 0 1"), r"1 × 0 × 1 mm"),
+    "negative MHA spacing": (lambda d: save_mha(d / "x.mha", "1 -1 1"), r"1 × -1 × 1 mm"),
+    "singular affine": (
+        lambda d: save_nifti(d / "x.nii", ZEROS, srow_y=[0, 0, 0, 0], pixdim=[1, 1, 1, 1, 0, 0, 0, 0]),
+        r"the spacing in its header is .*expected three positive",
+    ),
+    "sheared": (lambda d: save_nifti(d / "x.nii", ZEROS, SHEARED), r"axes of its grid are not perpendicular"),
+    "NaN": (lambda d: with_value(d / "x.nii.gz", np.nan), r"1 of 120 voxels are NaN or infinite"),
+    "infinity": (lambda d: with_value(d / "x.nii.gz", -np.inf), r"1 of 120 voxels are NaN or infinite"),
+    "empty folder": (lambda d: folder(d / "x"), r"holds no readable DICOM series"),
+    "folder without DICOM": (lambda d: folder(d / "x", "01.dcm"), r"holds no readable DICOM series"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_volumes(tmp_path: Path, kind: str) -> None:
+    make, message = BAD[kind]
+    path = make(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        LoadVolumed("image")({"image": path})
+    assert str(caught.value).startswith(str(path))
+
+
+def load_pair(folder: Path, label: np.ndarray, affine: np.ndarray = AFFINE) -> dict:
+    nib.save(nib.Nifti1Image(NOISE, AFFINE), folder / "ct.nii")
+    nib.save(nib.Nifti1Image(label, affine), folder / "label.nii")
+    load = LoadVolumed(["image", "label"], label_key="label", labels=LABELS)
+    return load({"image": folder / "ct.nii", "label": folder / "label.nii"})
+
+
+def test_label(tmp_path: Path) -> None:
+    label = (NOISE % 3).astype(np.float32)
+    slightly_off = AFFINE + 5e-4
+    slightly_off[3] = AFFINE[3]
+    d = load_pair(tmp_path, label, slightly_off)
+    assert d["label"].dtype == torch.uint8
+    assert np.array_equal(d["label"][0].numpy(), label)
+    assert d["case"] == "ct"
+
+
+def test_label_of_another_shape(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"label\.nii: a grid of \(20, 20, 19\) voxels, expected \(20, 20, 20\) as in"):
+        load_pair(tmp_path, np.zeros((20, 20, 19), np.uint8))
+
+
+def test_label_of_another_affine(tmp_path: Path) -> None:
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 0.1
+    with pytest.raises(DataError, match=r"(?s)label\.nii: its affine is.*10\.1.*expected that of .*ct\.nii.*10\. "):
+        load_pair(tmp_path, np.zeros((20, 20, 20), np.uint8), shifted)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (1.5, "1.5"), (-1, "-1")])
+def test_label_of_other_values(tmp_path: Path, value: float, shown: str) -> None:
+    label = np.zeros((20, 20, 20), np.float32)
+    label[4, 4, 4:6] = value
+    with pytest.raises(DataError, match=rf"holds the label values {shown} in 2 voxels, expected .* from 0 to 2\."):
+        load_pair(tmp_path, label)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import monai.transforms as mt
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from monai.data import MetaTensor
+
+import shared.transforms.save as save_module
+from shared.transforms import LoadVolumed, SaveSegmentationd, save_preview
+from shared.transforms.save import _on_grid_of
+from shared.utils import DataError
+
+LABELS = {"spleen": 1, "liver": 2, "aorta": 3}
+AFFINE = np.array([[0, -0.8, 0, 10], [0.9, 0, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
+FILES = ["ct_seg.nii.gz", "organs.json", "preview.png"]
+
+
+def make_case(folder: Path, qform: int = 1, sform: int = 2) -> dict:
+    """A preprocessed CT and a label map (100 voxels spleen, 40 liver) on the native grid."""
+    path = folder / "ct.nii.gz"
+    native = nib.Nifti1Image(np.random.default_rng(0).integers(-100, 200, (30, 28, 20)).astype(np.int16), AFFINE)
+    native.set_qform(AFFINE, qform)
+    native.set_sform(AFFINE, sform)
+    native.header.set_xyzt_units("mm", "sec")
+    nib.save(native, path)
+    chain = [
+        LoadVolumed("image"),
+        mt.Orientationd("image", axcodes="RAS", labels=None),
+        mt.Spacingd("image", pixdim=(1.5, 1.5, 2.0)),
+        mt.ScaleIntensityRanged("image", -175, 250, 0, 1, clip=True),
+    ]
+    d = mt.Compose(chain)({"image": str(path)})
+    labels = torch.zeros(1, 30, 28, 20, dtype=torch.uint8)
+    labels[0, 3:8, 5:10, 6:10] = 1
+    labels[0, 15:20, 15:17, 10:14] = 2
+    return {**d, "pred": MetaTensor(labels, affine=torch.from_numpy(AFFINE))}
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(1, 2), (0, 1), (1, 0), (0, 2)])
+def test_label_map_lies_on_the_image(tmp_path: Path, qform: int, sform: int) -> None:
+    d = make_case(tmp_path, qform, sform)
+    SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)(d)
+    image, result = nib.load(tmp_path / "ct.nii.gz"), nib.load(tmp_path / "out/ct/ct_seg.nii.gz")
+    assert result.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asanyarray(result.dataobj), d["pred"][0].numpy())
+    np.testing.assert_allclose(result.affine, image.affine, atol=1e-5)
+    for code in ("qform_code", "sform_code", "xyzt_units"):
+        assert result.header[code] == image.header[code]
+
+
+def test_organs(tmp_path: Path) -> None:
+    record = {"name": "made up", "synthetic": False, "epoch": 7, "labels": LABELS}
+    SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS, record=record)(make_case(tmp_path))
+    content = json.loads((tmp_path / "out/ct/organs.json").read_text())
+    assert "warning" not in content
+    assert content["model"] == {"name": "made up", "synthetic": False, "epoch": 7}
+    assert list(content["organs"]) == ["spleen", "liver", "aorta"]
+    assert content["organs"]["spleen"] == {"label": 1, "voxels": 100, "volume_ml": 0.18}  # 0.8 * 0.9 * 2.5 mm³ a voxel
+    assert content["organs"]["aorta"] == {"label": 3, "voxels": 0, "volume_ml": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("record", "warning"),
+    [({"synthetic": True}, "trained on synthetic data: not for real scans"), ({}, "Nobody knows")],
+)
+def test_warning(tmp_path: Path, record: dict, warning: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def spy(*args: object, **kwargs: str) -> None:
+        drawn.append(kwargs["warning"])
+        save_preview(*args, **kwargs)
+
+    monkeypatch.setattr(save_module, "save_preview", spy)
+    SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS, record=record)(make_case(tmp_path))
+    assert warning in json.loads((tmp_path / "out/ct/organs.json").read_text())["warning"]
+    assert warning in drawn[0]
+
+
+def test_earlier_result_is_replaced_and_nothing_is_left_over(tmp_path: Path) -> None:
+    d = make_case(tmp_path)
+    save = SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)
+    save(d)
+    d["pred"] = torch.zeros_like(d["pred"])
+    save(d)
+    assert not np.asanyarray(nib.load(tmp_path / "out/ct/ct_seg.nii.gz").dataobj).any()
+    assert sorted(p.name for p in (tmp_path / "out/ct").iterdir()) == FILES
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["ct"]
+
+
+def test_all_three_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(save_module, "save_preview", fail)
+    with pytest.raises(OSError, match="disk full"):
+        SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)(make_case(tmp_path))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out/ct").mkdir(parents=True)
+    (tmp_path / "out/ct/01.dcm").touch()
+    with pytest.raises(DataError, match=r"holds other things \(01\.dcm\)"):
+        SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)(make_case(tmp_path))
+    assert (tmp_path / "out/ct/01.dcm").exists()
+
+
+def test_output_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(DataError, match="cannot be written to"):
+        SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)(make_case(tmp_path))
+
+
+def test_label_map_of_the_preview_lies_where_the_image_does(tmp_path: Path) -> None:
+    """The mean position in mm of an organ is the same on both grids."""
+    d = make_case(tmp_path)
+    taken = _on_grid_of(d["pred"][0].numpy(), AFFINE, d["image"])
+    assert taken.shape == d["image"].shape[1:]
+    for label in (1, 2):
+        here = (
+            np.argwhere(taken == label).mean(0) @ d["image"].affine[:3, :3].numpy().T + d["image"].affine[:3, 3].numpy()
+        )
+        there = np.argwhere(d["pred"][0].numpy() == label).mean(0) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+        np.testing.assert_allclose(here, there, atol=1.0)
+
+
+def test_preview_is_radiological(tmp_path: Path) -> None:
+    """An organ on the patient's right, at the front and below, is left, above (axial), below (coronal)."""
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[25:35, 25:35, 5:15] = 1
+    save_preview(tmp_path / "p.png", np.zeros(labels.shape), labels, (1, 1, 1), {"spleen": 1})
+    picture = imread(tmp_path / "p.png")[..., :3]
+    assert picture.shape == (600, 1500, 3)
+    # the overlay: half the first colour of tab20 over black
+    blue = np.argwhere(np.abs(picture - np.array([0.06, 0.235, 0.353])).max(-1) < 0.02)
+    frames = [blue[(blue[:, 1] >= 500 * i) & (blue[:, 1] < 500 * (i + 1))].mean(0) for i in range(3)]
+    middle = np.array([np.median([f[0] for f in frames])] * 2)
+    assert all(len(f) == 2 for f in frames)
+    axial, coronal, sagittal = frames
+    assert axial[1] < 250
+    assert coronal[1] < 750
+    assert sagittal[1] < 1250
+    assert axial[0] < coronal[0] - 50
+    assert abs(coronal[0] - sagittal[0]) < 3
+    assert middle[0] == pytest.approx(coronal[0], abs=3)
+
+
+def test_preview_without_an_organ(tmp_path: Path) -> None:
+    image = np.linspace(0, 1, 8000).reshape(20, 20, 20)
+    save_preview(tmp_path / "p.png", image, np.zeros(image.shape, np.uint8), (1, 1, 3), {"spleen": 1}, warning="beware")
+    picture = imread(tmp_path / "p.png")
+    assert picture[..., :3].std() > 0.1
+    assert ((picture[..., 0] > 0.9) & (picture[..., 1] < 0.1)).sum() > 100  # the warning is red
