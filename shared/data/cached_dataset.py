@@ -14,7 +14,7 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from ..utils import DataError, atomic_path
+from ..utils import DataError, atomic_path, data_error_message
 
 CACHES = ("disk", "memory", "none")
 
@@ -93,10 +93,10 @@ def _for_all_cases(function: Callable, arguments: Sequence[Any], num_workers: in
         try:
             return function(argument)
         except Exception as e:
-            cause = _data_error(e)
-            if cause is None:
+            message = data_error_message(e)
+            if message is None:
                 raise
-            return cause
+            return DataError(message)
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         bar = tqdm(pool.map(attempt, arguments), total=len(arguments), desc="preprocessing cases", unit="case")
@@ -109,9 +109,3 @@ def _for_all_cases(function: Callable, arguments: Sequence[Any], num_workers: in
             f"{len(errors)} of {len(arguments)} cases cannot be used:\n  " + "\n  ".join(str(error) for error in errors)
         )
     return results
-
-
-def _data_error(error: BaseException | None) -> DataError | None:
-    while error is not None and not isinstance(error, DataError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -427,11 +427,13 @@ class _Body:
             front = canvas.points[1][box]
             level = rng.uniform(18, 52) + self.shift[1]
             canvas.fill(box, np.maximum(lumen, np.float32(level) - front), -900, keep=True)
-        # The oesophagus comes down beside the aorta and enters below the fundus.
+        # The oesophagus comes down beside the aorta. It is led on into the stomach, which covers that part, so that
+        # the two also meet where the diaphragm cuts the fundus off.
         top = [(-4, -12, 215), (-6, -10, 130), (-16, -6, 96)]
         gullet = np.concatenate([np.asarray(top) + self.shift * (1, 1, 0), [tube.points[0] + (12, 3, -8)]])
         radii = self.size([7.5, 7.5, 7, 7], 0.1, 0.08)
-        self.gullet = _Tube(gullet + rng.normal(0, 2, 3), radii)
+        gullet = np.concatenate([gullet + rng.normal(0, 2, 3), [tube.points[1]]])
+        self.gullet = _Tube(gullet, [*radii, radii[-1]])
 
     def paint_kidney(self, canvas: _Canvas, label: int, side: int, centre: ArrayLike) -> np.ndarray:
         centre, axes = self.near(centre, 6), self.size((25, 24, 48), 0.11)

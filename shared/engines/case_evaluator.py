@@ -6,19 +6,18 @@ from typing import Any
 
 import torch
 from ignite.handlers import ProgressBar
-from monai.data import Dataset
+from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from ..utils import DataError
-from ..utils.errors import _root_data_error
+from ..utils import DataError, data_error_message
 
 logger = logging.getLogger(__name__)
 
 
 def _reason(error: BaseException) -> str:
     """The message of the `DataError` at the bottom of it, or the error at the bottom with its type."""
-    message = _root_data_error(error)
+    message = data_error_message(error)
     if message is None:
         while error.__cause__ is not None:
             error = error.__cause__
@@ -107,7 +106,7 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             if "failure" in batchdata:
                 raise DataError(batchdata["failure"][0])
-            self._note_padding(case, batchdata[CommonKeys.IMAGE].shape[2:])
+            self._check_size(case, batchdata[CommonKeys.IMAGE])
             return super()._iteration(engine, batchdata)
         except Exception as error:  # whatever it is, the other cases go on
             if not self.keep_going:
@@ -119,7 +118,15 @@ class CaseEvaluator(SupervisedEvaluator):
             engine.state.batch = []
             return []
 
-    def _note_padding(self, case: str, shape: Sequence[int]) -> None:
+    def _check_size(self, case: str, image: torch.Tensor) -> None:
+        """Refuse a volume of which preprocessing left nothing; note one that the window is larger than."""
+        shape = image.shape[2:]
+        if 0 in shape:
+            source = image.meta.get("filename_or_obj", [case])[0] if isinstance(image, MetaTensor) else case
+            raise DataError(
+                f"{source}: no body in it: every voxel lies below the intensity window. Expected a CT in HU; check the "
+                "rescale slope and intercept of the export."
+            )
         window = getattr(self.inferer, "roi_size", None)
         if isinstance(window, (list, tuple)) and any(n < w for n, w in zip(shape, window, strict=True)):
             logger.info(

@@ -233,7 +233,7 @@ class SegmentationReport:
         labels: organ name → id, 1 to N.
         tolerance: of the NSD, in mm.
         dataset: what `shared.data.dataset_info` says.
-        record: what the weights were trained on, as `load_weights` returns it.
+        record: what the weights were trained on, as `shared.networks.read_model_record` returns it.
         bootstrap: number of resamples.
         seed: of the resamples.
 

@@ -44,7 +44,7 @@ class SaveSegmentationd(SaveImaged):
         ref_key: the preprocessed image, (1, …), RAS, in [0, 1]. `case` has to stand beside it, see `LoadVolumed`.
         output_dir: made when it is missing.
         labels: name → id of the organs.
-        record: what the weights were trained on, see `load_weights`; None or empty: unknown.
+        record: what the weights were trained on, see `read_model_record`; None or empty: unknown.
 
     Raises:
         DataError: when the folder cannot be written to, or that of the case holds other files.

@@ -16,8 +16,11 @@ class DataError(ValueError):
     """
 
 
-def _root_data_error(error: BaseException | None) -> str | None:
-    """The message of the innermost `DataError` in a chain of exceptions, also of one that a worker process raised."""
+def data_error_message(error: BaseException | None) -> str | None:
+    """The message of the innermost `DataError` in a chain of exceptions, also of one that a worker process raised.
+
+    None where there is no `DataError` in the chain.
+    """
     message = None
     while error is not None:
         if isinstance(error, DataError):
@@ -38,7 +41,7 @@ def show_errors_briefly() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        message = _root_data_error(error)
+        message = data_error_message(error)
         if isinstance(error, KeyboardInterrupt):
             message = f"interrupted {error}".rstrip()
         if message is None or os.environ.get("SHOW_TRACEBACK") == "1":

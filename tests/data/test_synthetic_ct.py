@@ -106,7 +106,7 @@ def test_organs_have_their_neighbours(organs: list) -> None:
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
     """Least distance in mm between points of a and of b."""
-    return float(cKDTree(a).query(b)[0].min())
+    return float(cKDTree(b).query(a)[0].min())
 
 
 def test_grids_vary_and_image_and_label_share_them(pairs: list) -> None:

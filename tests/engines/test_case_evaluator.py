@@ -8,7 +8,7 @@ import monai.transforms as mt
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader
+from monai.data import DataLoader, MetaTensor
 from monai.inferers import SlidingWindowInferer
 
 from shared.engines import CaseEvaluator, FaultTolerantDataset
@@ -20,6 +20,8 @@ CASES = ["a", "b", "c", "d"]
 def load(d: dict[str, Any]) -> dict[str, Any]:
     if d["how"] == "unreadable":
         raise DataError(f"{d['case']}.nii: cannot be read.")
+    if d["how"] == "air":
+        return {**d, "image": MetaTensor(torch.zeros(1, 0, 4, 4), meta={"filename_or_obj": "a.nii"})}
     return {**d, "image": torch.full((1, 4, 4, 4), float(d["how"] == "too dark"))}
 
 
@@ -129,3 +131,8 @@ def test_volume_smaller_than_the_window_is_noted(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         make_evaluator(["fine"], [], inferer=SlidingWindowInferer((4, 8, 4))).run()
     assert "a: 4 × 4 × 4 voxels after preprocessing, smaller than the window of 4 × 8 × 4: padded" in caplog.text
+
+
+def test_volume_of_which_nothing_is_left() -> None:
+    with pytest.raises(DataError, match=r"^a\.nii: no body in it: .*Expected a CT in HU"):
+        make_evaluator(["air"], []).run()

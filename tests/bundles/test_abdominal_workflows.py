@@ -1,0 +1,252 @@
+"""The bundle's configs at work on small made-up volumes: train, resume, evaluate, infer, every variant, two ranks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imread
+from monai.bundle import ConfigWorkflow
+
+from shared.utils import DataError, write_json
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "abdominal_unetr_cbs"
+LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
+BOXES = {1: (slice(4, 16), slice(6, 24), slice(8, 24)), 2: (slice(26, 34), slice(6, 14), slice(10, 20))}
+BOXES |= {3: (slice(24, 30), slice(4, 10), slice(22, 28)), 4: (slice(19, 22), slice(8, 11), slice(2, 30))}
+SPACING = (5.0, 5.5, 6.0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six bodies with four box-shaped organs, stored in LPS, each a little different."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    cases = []
+    for i in range(6):
+        image, label = np.full((40, 34, 32), -1000.0), np.zeros((40, 34, 32), np.uint8)
+        image[2:38, 2:30] = -90
+        for value, box in BOXES.items():
+            moved = tuple(slice(s.start + d, s.stop + d) for s, d in zip(box, rng.integers(-1, 2, 3), strict=True))
+            label[moved], image[moved] = value, 40 + 50 * value
+        image += rng.normal(0, 10, image.shape)
+        affine = nib.affines.from_matvec(np.diag([-SPACING[0], -SPACING[1], SPACING[2]]), [90, 80, -100 + i])
+        names = {"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"}
+        nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / names["image"])
+        nib.save(nib.Nifti1Image(label, affine), folder / names["label"])
+        cases.append(names)
+    splits = {"training": cases[:3], "validation": cases[3:4], "test": cases[4:]}
+    write_json(folder / "dataset.json", {"name": "boxes", "synthetic": True, **splits})
+    return folder
+
+
+def workflow(configs: list[str], folder: Path, data: Path, **options: Any) -> ConfigWorkflow:
+    options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
+    options |= {"labels": LABELS, "num_workers": 0, "cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
+    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, "variants/demo"]]
+    flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
+    seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
+    flow.parser["initialize"] = seed  # and not what changes how this process ends
+    flow.initialize()
+    return flow
+
+
+def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 0, **options: Any) -> dict[str, Any]:
+    quick = {"max_epochs": 3, "val_interval": 1, "warmup_epochs": 1, "learning_rate": 0.002, "num_samples": 1}
+    flow = workflow(["train", *(f"variants/{v}" for v in variants)], folder, data, **quick | options)
+    if stop:
+        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
+    flow.run()
+    flow.finalize()
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def _interrupt(engine: Engine) -> None:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, data)
+    return folder
+
+
+def test_training_leaves_what_it_promises(trained: Path) -> None:
+    for name in ("last.pt", "best.pt", "model.pt", "model.json", "dice_per_class.csv", "class_weights.csv"):
+        assert (trained / name).is_file(), name
+    assert imread(trained / "training.png").std() > 0.02
+    assert list((trained / "tensorboard").iterdir())
+    record = json.loads((trained / "model.json").read_text())
+    assert record["synthetic"] is True
+    assert record["labels"] == LABELS
+    assert record["network_overlay"] == "configs/variants/demo.json"
+    with (trained / "class_weights.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows[:4]] == list(LABELS)
+    assert len(rows) == 3 * 4
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, trained: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, data, stop=5)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1
+    resumed, whole = train(tmp_path, data, resume=True), torch.load(trained / "last.pt", weights_only=True)
+    assert resumed.keys() == whole.keys()
+    for key in ("model", "optimizer", "lr_scheduler", "report", "trainer", "evaluator"):
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0, equal_nan=True, msg=key)
+    for key in ("weights", "frozen", "scores", "fired"):
+        torch.testing.assert_close(resumed["reweighting"][key], whole["reweighting"][key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", sorted(p.stem for p in (BUNDLE / "configs" / "variants").glob("*.json")))
+def test_every_variant_trains(tmp_path: Path, data: Path, variant: str) -> None:
+    state = train(tmp_path, data, variants=(variant,) if variant != "demo" else (), max_epochs=1)
+    assert state["trainer"]["epoch"] == 1
+    rules = {"plain": "Static", "prevalence": "Static", "tcf": "Threshold", "pcf": "Plateau"}
+    assert state["reweighting"]["rule"].startswith(rules.get(variant, "ClassBoost"))
+    assert len(state["reweighting"]["fired"]) == 1
+    weights = state["reweighting"]["weights"]
+    assert (weights.max() > 2 * weights.min()) == (variant == "prevalence")
+
+
+def test_evaluation_scores_on_the_native_grid(tmp_path: Path, data: Path, trained: Path) -> None:
+    flow = workflow(["train", "evaluate"], tmp_path, data, ckpt_path=str(trained / "model.pt"), bootstrap=20)
+    flow.run()
+    with (tmp_path / "evaluation" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["organ"]) for row in rows] == [(c, o) for c in ("image_4", "image_5") for o in LABELS]
+    voxel_ml = np.prod(SPACING) / 1000
+    for row in rows:
+        box = BOXES[LABELS[row["organ"]]]
+        assert float(row["label_ml"]) == pytest.approx(np.prod([s.stop - s.start for s in box]) * voxel_ml, rel=1e-3)
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert set(summary["organs"]) == set(LABELS)
+
+
+def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Path, trained: Path) -> None:
+    flow = workflow(
+        ["inference"], tmp_path, data, ckpt_path=str(trained / "model.pt"), input=str(data / "dataset.json")
+    )
+    flow.run()
+    for case in ("image_4", "image_5"):
+        seg = nib.load(tmp_path / case / f"{case}_seg.nii.gz")
+        image = nib.load(data / f"{case}.nii.gz")
+        assert seg.shape == image.shape
+        assert seg.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(seg.affine, image.affine, atol=1e-6)
+        organs = json.loads((tmp_path / case / "organs.json").read_text())
+        for name, value in LABELS.items():
+            assert organs["organs"][name]["voxels"] == int((np.asarray(seg.dataobj) == value).sum())
+        assert "not for real scans" in organs["warning"]
+        assert imread(tmp_path / case / "preview.png").std() > 0.05
+
+
+def test_weights_of_another_network_name_the_overlay(tmp_path: Path, data: Path, trained: Path) -> None:
+    options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "image_4.nii.gz")}
+    flow = workflow(["inference"], tmp_path, data, **options)
+    flow.parser["network_def#feature_size"] = 4
+    flow.parser.parse(reset=True)
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    causes, e = [], error.value
+    while e is not None:
+        causes.append(e)
+        e = e.__cause__ or e.__context__
+    assert any(isinstance(c, DataError) and "configs/variants/demo.json" in str(c) for c in causes)
+
+
+WORKER = """
+import json, sys
+import torch
+import torch.distributed as dist
+from monai.bundle import ConfigWorkflow
+options = json.loads(sys.argv[1])
+flow = ConfigWorkflow(logging_file=False, **options)
+flow.initialize()
+flow.run()
+state = [flow.parser.get_parsed_content("loss").class_weight]
+state += list(flow.parser.get_parsed_content("network").parameters())
+for tensor in state:
+    both = [torch.empty_like(tensor) for _ in range(2)]
+    dist.all_gather(both, tensor.detach().contiguous())
+    assert torch.equal(*both), "the ranks differ"
+print("iterations", flow.parser.get_parsed_content("train#trainer").state.iteration, state[0].tolist())
+flow.finalize()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_stay_equal(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    names = ("train", "multi_gpu_train", "variants/demo", "variants/tcf")
+    options = {"config_file": [str(BUNDLE / "configs" / f"{name}.json") for name in names], "labels": LABELS}
+    options |= {"dataset_dir": str(data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "num_workers": 0}
+    options |= {"max_epochs": 2, "val_interval": 1, "num_samples": 1, "cache_dir": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "worker.py"), json.dumps(options)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("iterations 4 ") == 2
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+
+
+def command_line(configs: list[str], **options: Any) -> list[str]:
+    files = str([f"configs/{name}.json" for name in [*configs, "variants/demo"]])
+    texts = [t for key, value in options.items() for t in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--labels", str(LABELS), *texts]
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_checkpoint_to_resume_from(tmp_path: Path, data: Path) -> None:
+    options = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 1, "cache": "none"}
+    options |= {"max_epochs": 500, "num_samples": 1}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command_line(["train"], **options), cwd=BUNDLE, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while "training [3/500]" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) != 0
+        finally:
+            process.kill()
+    text = (tmp_path / "log").read_text()
+    assert "go on with --resume true" in text
+    assert "Traceback" not in text
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] >= 2
+    assert not list(tmp_path.glob(".writing*"))
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path) -> None:
+    bad = nib.load(data / "label_1.nii.gz")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in data.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "label_1.nii.gz").unlink()
+    nib.save(nib.Nifti1Image(np.asarray(bad.dataobj) + 3, bad.affine), folder / "label_1.nii.gz")
+    options = {"dataset_dir": folder, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models"}
+    result = subprocess.run(command_line(["train"], **options), cwd=BUNDLE, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    error = result.stderr[result.stderr.index("Error: ") :]
+    assert "label_1.nii.gz" in error
+    assert "5, 6, 7" in error
+    assert not list(tmp_path.rglob("*.pt"))
