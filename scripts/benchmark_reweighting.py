@@ -33,7 +33,7 @@ POOR = 0.8
 
 def overlays(loss: str, sampling: str, rule: str) -> list[str]:
     """The variants of a cell; the base configuration is Dice, foreground sampling, CBS."""
-    names = ["demo"]
+    names = ["demo", "demo_schedule"]
     names += [rule] if rule != "cbs" else []
     names += ["dice_ce"] if loss == "dice_ce" else []
     names += ["class_balanced_sampling"] if sampling == "class_balanced" else []
@@ -47,14 +47,13 @@ def train_and_score(cell: tuple[str, str, str], seed: int, work: Path, data: Pat
     if result.is_file():
         return json.loads(result.read_text())
     places = {"dataset_dir": data, "output_dir": folder, "ckpt_dir": folder, "cache_dir": work / "cache"}
-    options: dict[str, Any] = {**places, "seed": seed, "num_workers": 0, "max_epochs": epochs, "warmup_epochs": 3}
-    options |= {"val_interval": 4, "learning_rate": 0.002, "flip_prob": 0.0, "batch_size": 2, "num_samples": 2}
+    options: dict[str, Any] = {**places, "seed": seed, "cache": "disk"} | ({"max_epochs": epochs} if epochs else {})
     start = time.monotonic()
     resume = "true" if (folder / "last.pt").is_file() else "false"
     bundle_run(["configs/train.json", *overlays(*cell)], folder / "train.log", {**options, "resume": resume})
     minutes = (time.monotonic() - start) / 60
     bundle_run(["configs/train.json", "configs/evaluate.json", *overlays(*cell)], folder / "evaluate.log", options)
-    organs = json.loads((folder / "summary.json").read_text())["organs"]
+    organs = json.loads((folder / "evaluation" / "summary.json").read_text())["organs"]
     state = torch.load(folder / "last.pt", weights_only=True)["reweighting"]
     dice = {name: row["dice"]["mean"] for name, row in organs.items()}
     content = {"cell": cell, "seed": seed, "dice": dice, "firings": int(state["fired"].sum()), "minutes": minutes}
@@ -160,7 +159,7 @@ def compare(
     data_dir: str,
     output_dir: str,
     seeds: int = 3,
-    epochs: int = 60,
+    epochs: int = 0,
     minutes: float = 60,
     jobs: int = 1,
     threads: int = 1,
@@ -174,7 +173,7 @@ def compare(
         data_dir: data set as scripts/make_synthetic.py ct writes it.
         output_dir: where runs and results are kept.
         seeds: runs of each cell.
-        epochs: length of a run.
+        epochs: length of a run; 0 leaves it as in configs/variants/demo_schedule.json.
         minutes: no run is started after this time.
         jobs: runs at a time.
         threads: of each run.
@@ -218,13 +217,11 @@ def cost(data_dir: str, output_dir: str, epochs: int = 8) -> None:
     folder = Path(output_dir).resolve() / f"cost_{time.time_ns()}"
     os.chdir(BUNDLE)
     workflow = ConfigWorkflow(
-        config_file=["configs/train.json", "configs/variants/demo.json"],
+        config_file=[f"configs/{n}.json" for n in ("train", "variants/demo", "variants/demo_schedule")],
         logging_file=False,
         dataset_dir=str(Path(data_dir).resolve()),
         output_dir=str(folder),
         ckpt_dir=str(folder),
-        cache="memory",
-        num_workers=0,
         max_epochs=epochs,
         val_interval=1,
         warmup_epochs=1,

@@ -62,12 +62,10 @@ def abdominal_unetr_cbs(output_dir: Path, cases: int, epochs: int) -> None:
         "2/5 What a voxel classifier reaches, for comparison",
         *("scripts/voxel_classifier.py", "--data_dir", data, "--output", report / "voxel_classifier.json"),
     )
-    schedule = ["--max_epochs", str(epochs), "--warmup_epochs", "3", "--val_interval", "4", "--learning_rate", "0.002"]
-    quick = ["--cache", "memory", "--num_workers", "0", "--flip_prob", "0.0", "--batch_size", "2", "--num_samples", "2"]
-    bundle("3/5 Train with the class boost strategy", name, ["train", "variants/demo"], *places, *schedule, *quick)
-    bundle(
-        "4/5 Evaluate on the test cases", name, ["train", "evaluate", "variants/demo"], *places, "--num_workers", "0"
-    )
+    length = ["--max_epochs", str(epochs)] if epochs else []
+    configs = ["train", "variants/demo", "variants/demo_schedule"]
+    bundle("3/5 Train with the class boost strategy", name, configs, *places, *length)
+    bundle("4/5 Evaluate on the test cases", name, ["train", "evaluate", *configs[1:]], *places)
     bundle(
         "5/5 Segment CTs that the network has never seen",
         name,
@@ -84,7 +82,7 @@ def count_firings(path: Path) -> int:
 
 def show_results(output_dir: Path, minutes: float) -> None:
     report = output_dir / "report"
-    summary = json.loads((report / "summary.json").read_text())
+    summary = json.loads((report / "evaluation" / "summary.json").read_text())
     classifier = json.loads((report / "voxel_classifier.json").read_text())["dice"]
     dice = {organ: row["dice"]["mean"] for organ, row in summary["organs"].items()}
     print(f"\n{'organ':<26}{'UNETR + CBS':>12}{'voxel classifier':>18}   (Dice on the test cases)")
@@ -100,8 +98,8 @@ def show_results(output_dir: Path, minutes: float) -> None:
             "predicted. The full-size training is the remedy."
         )
     print(f"\nThe class boost strategy fired {count_firings(report / 'class_weights.csv')} times.")
-    print(f"report          {report / 'summary.json'}, {report / 'scores.csv'}")
-    print(f"pictures        {report / 'training.png'}, {report / 'report.png'}")
+    print(f"report          {report / 'evaluation'} (summary.json, scores.csv)")
+    print(f"pictures        {report / 'training.png'}, {report / 'evaluation' / 'report.png'}")
     print(f"segmentations   {output_dir / 'segmentations'} (each with organs.json and preview.png)")
     print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real scans)")
     print(f"Time: {minutes:.1f} minutes.")
@@ -110,14 +108,14 @@ def show_results(output_dir: Path, minutes: float) -> None:
 DEMOS = {"abdominal_unetr_cbs": abdominal_unetr_cbs}
 
 
-def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 16, epochs: int = 60) -> None:
+def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 24, epochs: int = 0) -> None:
     """Make synthetic data, train a bundle on it, evaluate it, segment unseen cases, and show the result.
 
     Args:
         name: the bundle.
         output_dir: where everything goes; demo_output/NAME by default. An earlier demo there is replaced.
         cases: number of synthetic cases.
-        epochs: length of the training.
+        epochs: length of the training; 0 leaves it as in configs/variants/demo_schedule.json.
     """
     if name not in DEMOS:
         sys.exit(f"There is no demo {name!r}. Known: {', '.join(DEMOS)}.")

@@ -30,5 +30,5 @@ class StopOnBadLoss:
             f"The loss became {loss.item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, on the "
             f"cases {', '.join(sorted(set(cases)))}. Training stops before this step; the checkpoint of the last "
             "complete epoch is kept. Look at these cases, or resume with a lower learning rate or without mixed "
-            "precision (--amp false)."
+            "precision (--amp False)."
         )

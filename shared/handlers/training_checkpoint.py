@@ -58,13 +58,13 @@ class TrainingCheckpoint:
         self.state = dict(state)
         self.evaluator = evaluator
         self.record = dict(record or {})
-        self.resume = resume
+        self.resume, overwrite = _flag("resume", resume), _flag("overwrite", overwrite)
         self.last = self.ckpt_dir / "last.pt"
-        if resume and not self.last.is_file():
+        if self.resume and not self.last.is_file():
             raise DataError(
                 f"{self.last}: there is no run to resume. Start one without --resume, or give its --ckpt_dir."
             )
-        if not resume and not overwrite and self.last.is_file():
+        if not self.resume and not overwrite and self.last.is_file():
             raise DataError(
                 f"{self.last}: an earlier run is kept here. Continue it with --resume true, keep it by choosing "
                 "another --ckpt_dir, or replace it with --overwrite true."
@@ -151,3 +151,11 @@ class TrainingCheckpoint:
 
 def _unwrapped(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def _flag(name: str, value: object) -> bool:
+    """`--resume false` on a command line arrives as a string, which is true."""
+    found = {"true": True, "false": False}.get(str(value).lower())
+    if found is None:
+        raise DataError(f"{name} is {value!r}, expected true or false.")
+    return found

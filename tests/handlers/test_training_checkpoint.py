@@ -188,3 +188,12 @@ def test_a_class_without_a_voxel_is_blank_in_the_report(tmp_path: Path) -> None:
     engine.state.metrics["val_class_dice"] = torch.tensor([0.5, float("nan")])
     engine.run([0], max_epochs=1)
     assert (tmp_path / "dice_per_class.csv").read_text().splitlines()[1] == "1,0.500000,0.500000,"
+
+
+def test_flags_as_a_command_line_writes_them(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1, resume="false")
+    with pytest.raises(DataError, match="an earlier run is kept"):
+        run(tmp_path, epochs=1, overwrite="false")
+    assert run(tmp_path, epochs=1, resume="true")["epoch"] == 1
+    with pytest.raises(DataError, match="resume is 'maybe', expected true or false"):
+        run(tmp_path, epochs=1, resume="maybe")
