@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = script("benchmark_reweighting")
+
+
+def run(rule: str, seed: int, good: float, poor: float, firings: int = 0) -> dict[str, Any]:
+    cell = ["dice", "foreground", rule]
+    return {"cell": cell, "seed": seed, "dice": {"liver": good, "adrenal": poor}, "firings": firings, "minutes": 1.0}
+
+
+def test_rules_are_compared_seed_by_seed() -> None:
+    runs = [
+        run("plain", 0, 0.9, 0.1),
+        run("plain", 1, 0.9, 0.3),
+        run("cbs", 0, 0.8, 0.3, 2),
+        run("cbs", 1, 0.9, 0.4, 5),
+    ]
+    plain, cbs = benchmark.summarise(runs)["cells"]
+    assert plain["mean_dice_minus_plain"]["mean"] == 0
+    assert plain["mean_dice"] == {"mean": 0.55, "std": 0.0707, "min": 0.5, "max": 0.6, "n": 2}
+    assert cbs["mean_dice_minus_plain"]["mean"] == pytest.approx(0.05)
+    assert cbs["mean_dice_minus_plain"]["std"] == 0
+    assert cbs["mean_dice_poor_classes_minus_plain"]["mean"] == pytest.approx(0.15)
+    assert cbs["firings"] == {"seed 0": 2, "seed 1": 5}
+
+
+def test_poor_classes_are_those_of_the_plain_run_of_the_seed() -> None:
+    runs = [run("plain", 0, 0.9, 0.1), run("cbs", 0, 0.7, 0.85)]
+    _, cbs = benchmark.summarise(runs)["cells"]
+    assert cbs["mean_dice_poor_classes"]["mean"] == 0.85
+
+
+def test_a_kept_run_is_not_done_again(tmp_path: Path) -> None:
+    folder = tmp_path / "dice_foreground_plain_seed0"
+    folder.mkdir()
+    benchmark.write_json(folder / "result.json", run("plain", 0, 0.9, 0.1))
+    result = benchmark.train_and_score(("dice", "foreground", "plain"), 0, tmp_path, tmp_path / "no data", 1)
+    assert result["dice"] == {"liver": 0.9, "adrenal": 0.1}
+
+
+def test_every_cell_names_variants_that_exist() -> None:
+    bundle = ROOT / "bundles" / "abdominal_unetr_cbs"
+    assert len(benchmark.CELLS) == len(set(benchmark.CELLS)) == 20
+    for cell in benchmark.CELLS:
+        assert all((bundle / name).is_file() for name in benchmark.overlays(*cell)), cell

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def demo(*options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_short_demo_goes_all_the_way(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    table = result.stdout[result.stdout.index("voxel classifier ") :]
+    assert "left_adrenal_gland" in table
+    assert "mean, above 1 % share" in table
+    assert "Still at 0: " in table
+    for path in ("report/evaluation/summary.json", "report/training.png", "models/model.pt"):
+        assert (folder / path).is_file(), path
+    assert list((folder / "segmentations").glob("*/preview.png"))
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = demo("--output_dir", tmp_path)
+    assert result.returncode == 1
+    assert "Choose another --output_dir" in result.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_unknown_demo_lists_the_known() -> None:
+    result = demo("mitosis")
+    assert result.returncode == 1
+    assert "Known: abdominal_unetr_cbs" in result.stderr
