@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -44,8 +45,13 @@ def train_and_score(cell: tuple[str, str, str], seed: int, work: Path, data: Pat
     """One run: train, evaluate on the test split; its result is kept, so that it is never done twice."""
     folder = work / "_".join((*cell, f"seed{seed}"))
     result = folder / "result.json"
+    settings = _settings(cell, data, epochs)
+    started = folder / "settings.json"
+    if started.is_file() and json.loads(started.read_text()) != settings:
+        raise SystemExit(f"{folder} holds a run with other settings or data. Choose another --output_dir.")
     if result.is_file():
         return json.loads(result.read_text())
+    write_json(started, settings)
     places = {"dataset_dir": data, "output_dir": folder, "ckpt_dir": folder, "cache_dir": work / "cache"}
     options: dict[str, Any] = {**places, "seed": seed, "cache": "disk"} | ({"max_epochs": epochs} if epochs else {})
     start = time.monotonic()
@@ -61,6 +67,13 @@ def train_and_score(cell: tuple[str, str, str], seed: int, work: Path, data: Pat
     for name in ("last.pt", "best.pt", "model.pt"):
         (folder / name).unlink()
     return content
+
+
+def _settings(cell: tuple[str, str, str], data: Path, epochs: int) -> dict[str, Any]:
+    """What a result depends on, so that runs of different settings are not mixed."""
+    names = ["configs/train.json", "configs/evaluate.json", *overlays(*cell)]
+    files = [*(BUNDLE / name for name in names), data / "dataset.json"]
+    return {"epochs": epochs} | {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def bundle_run(configs: list[str], log: Path, options: dict[str, Any]) -> None:

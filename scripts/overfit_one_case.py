@@ -49,13 +49,15 @@ def main(
         resume: go on with a run that was interrupted.
     """
     folder = Path(output_dir).resolve()
+    if (folder / "last.pt").is_file() and not resume:
+        sys.exit(f"{folder} holds an earlier run. Go on with it (--resume), or choose another --output_dir.")
     case = {"image": str(Path(image).resolve()), "label": str(Path(label).resolve())}
     labels = {"0": "background"} | {str(i): name for name, i in BTCV_LABELS.items()}
     splits = {split: [case] for split in ("training", "validation", "test")}
     write_json(folder / "dataset.json", {"name": "one case", "labels": labels, **splits})
     options = {"dataset_dir": folder, "output_dir": folder, "ckpt_dir": folder, "spacing": [spacing] * 3}
     options |= {"cache": "memory", "num_workers": 0, "max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
-    options |= {"learning_rate": 0.002, "flip_prob": 0.0, "rotate_prob": 0.0, "resume": resume}
+    options |= {"learning_rate": 0.002, "flip_prob": 0.0, "rotate_prob": 0.0, "resume": resume, "save_interval": 50}
     start = time.monotonic()
     variants = ["variants/demo", "variants/class_balanced_sampling"]
     bundle_run(["train", *variants], options)

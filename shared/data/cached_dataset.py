@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
@@ -14,7 +15,7 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from ..utils import DataError, atomic_path, data_error_message
+from ..utils import DataError, atomic_path, data_error_message, writable_folder
 
 CACHES = ("disk", "memory", "none")
 
@@ -51,8 +52,12 @@ def cached_dataset(
         return Dataset(data, compose)
     if cache == "memory":
         return _MemoryCacheDataset(data, compose, num_workers=num_workers, copy_cache=False)
-    dataset = _DiskCacheDataset(data, compose, cache_dir, hash_func=_hash_case, hash_transform=pickle_hashing)
-    _for_all_cases(dataset.cached_file, data, num_workers)
+    folder = writable_folder(cache_dir)
+    dataset = _DiskCacheDataset(data, compose, folder, hash_func=_hash_case, hash_transform=pickle_hashing)
+    # Each rank of a distributed run fills its share first; after the barrier all of them are there.
+    rank, ranks = idist.get_rank(), idist.get_world_size()
+    _for_all_cases(dataset.cached_file, data[rank::ranks], num_workers)
+    idist.barrier()
     return dataset
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from monai.data import check_missing_files, load_decathlon_datalist, partition_dataset
 
 from ..utils import DataError
+from .inputs import case_name
 
 _FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
 
@@ -69,11 +70,7 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int]) -> None:
 def _case_names(path: Path, images: list[str]) -> list[str]:
     """The file's name without extension; where files share it, with the folders in front."""
 
-    def stem(image: str) -> str:
-        name = PurePath(image).name
-        return name.removesuffix(".gz").rpartition(".")[0] or name
-
-    names = [stem(i) for i in images]
+    names = [case_name(i) for i in images]
     if len(set(names)) < len(names):
         folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
         names = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from ignite.handlers import ProgressBar
-from monai.data import Dataset, MetaTensor
+from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from ..utils import DataError, data_error_message
+from ..utils import DataError, data_error_message, flag
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class CaseEvaluator(SupervisedEvaluator):
         **kwargs: Any,
     ) -> None:
         super().__init__(device, val_data_loader, network, **kwargs)
-        self.keep_going = keep_going
+        self.keep_going = flag("keep_going", keep_going)
         self.failures: list[tuple[str, str]] = []
         if progress:
             ProgressBar(persist=True, desc="cases").attach(self)
@@ -106,7 +106,7 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             if "failure" in batchdata:
                 raise DataError(batchdata["failure"][0])
-            self._check_size(case, batchdata[CommonKeys.IMAGE])
+            self._note_padding(case, batchdata[CommonKeys.IMAGE])
             return super()._iteration(engine, batchdata)
         except Exception as error:  # whatever it is, the other cases go on
             if not self.keep_going:
@@ -118,15 +118,9 @@ class CaseEvaluator(SupervisedEvaluator):
             engine.state.batch = []
             return []
 
-    def _check_size(self, case: str, image: torch.Tensor) -> None:
-        """Refuse a volume of which preprocessing left nothing; note one that the window is larger than."""
+    def _note_padding(self, case: str, image: torch.Tensor) -> None:
+        """Note a volume that the window is larger than."""
         shape = image.shape[2:]
-        if 0 in shape:
-            source = image.meta.get("filename_or_obj", [case])[0] if isinstance(image, MetaTensor) else case
-            raise DataError(
-                f"{source}: no body in it: every voxel lies below the intensity window. Expected a CT in HU; check the "
-                "rescale slope and intercept of the export."
-            )
         window = getattr(self.inferer, "roi_size", None)
         if isinstance(window, (list, tuple)) and any(n < w for n, w in zip(shape, window, strict=True)):
             logger.info(

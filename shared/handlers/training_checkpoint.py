@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..utils import DataError, atomic_path, writable_folder, write_json
+from ..utils import DataError, atomic_path, flag, writable_folder, write_json
 
 logger = logging.getLogger(__name__)
+
+FILES = ("last.pt", "best.pt", "model.pt", "model.json")
 
 
 class TrainingCheckpoint:
@@ -23,8 +26,8 @@ class TrainingCheckpoint:
 
     In `ckpt_dir` stand, each written to a temporary name and renamed, by rank 0 alone:
 
-    * `last.pt`: everything of the last complete epoch: the state dicts of all of `state`, the trainer's epoch, the
-      gradient scaler, the evaluator's best metric. It is there from before the first epoch.
+    * `last.pt`: everything of the last epoch that was saved: the state dicts of all of `state`, the trainer's epoch,
+      the gradient scaler, the evaluator's best metric. It is there from before the first epoch.
     * `best.pt`: the same of the epoch with the best key metric.
     * `model.pt`: the weights of that epoch alone, for inference, and beside it
     * `model.json`: the record of what they were trained on: `record` with the epoch, the mean Dice, the versions.
@@ -38,7 +41,8 @@ class TrainingCheckpoint:
         evaluator: the engine of the validation, whose key metric decides on the best epoch.
         record: what `model.json` says besides: data set, whether it is synthetic, labels, …
         resume: continue from `last.pt`.
-        overwrite: start anew where `last.pt` holds another run.
+        overwrite: start anew where the folder holds another run.
+        save_interval: epochs between saves, for short epochs; the best and the last are always saved.
 
     Raises:
         DataError: at once, when `resume` finds no `last.pt`, when a new run would overwrite an earlier one, or when
@@ -53,21 +57,27 @@ class TrainingCheckpoint:
         record: Mapping[str, Any] | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        save_interval: int = 1,
     ) -> None:
+        if save_interval < 1:
+            raise ValueError(f"save_interval must be 1 or more, got {save_interval}")
+        self.save_interval = save_interval
         self.ckpt_dir = Path(ckpt_dir)
         self.state = dict(state)
         self.evaluator = evaluator
         self.record = dict(record or {})
-        self.resume, overwrite = _flag("resume", resume), _flag("overwrite", overwrite)
+        self.resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
         self.last = self.ckpt_dir / "last.pt"
         if self.resume and not self.last.is_file():
             raise DataError(
                 f"{self.last}: there is no run to resume. Start one without --resume, or give its --ckpt_dir."
             )
-        if not self.resume and not overwrite and self.last.is_file():
+        earlier = [self.ckpt_dir / name for name in FILES if (self.ckpt_dir / name).is_file()]
+        if not self.resume and not overwrite and earlier:
+            go_on = "Continue it with --resume true, keep" if self.last in earlier else "Keep"
             raise DataError(
-                f"{self.last}: an earlier run is kept here. Continue it with --resume true, keep it by choosing "
-                "another --ckpt_dir, or replace it with --overwrite true."
+                f"{earlier[0]}: an earlier run is kept here. {go_on} it by choosing another --ckpt_dir, or replace it "
+                "with --overwrite true."
             )
         writable_folder(self.ckpt_dir)
 
@@ -79,8 +89,12 @@ class TrainingCheckpoint:
     def _start(self, engine: Engine) -> None:
         if self.resume:
             self._load(engine)
-        else:
-            self._save(engine)
+            return
+        idist.barrier()  # all ranks have looked for an earlier run before this one writes
+        if idist.get_rank() == 0:
+            for name in FILES[1:]:  # of the run that is overwritten: no old weights beside a new run
+                (self.ckpt_dir / name).unlink(missing_ok=True)
+        self._save(engine)
 
     def _objects(self, engine: Engine) -> dict[str, Any]:
         objects = {**self.state, "scaler": getattr(engine, "scaler", None)}
@@ -88,21 +102,24 @@ class TrainingCheckpoint:
         return {name: value for name, value in objects.items() if value is not None}
 
     def _save(self, engine: Engine) -> None:
-        if idist.get_rank() != 0:
-            return
         epoch, best = engine.state.epoch, self.evaluator.state
+        is_best = epoch > 0 and best.best_metric_epoch == epoch
+        due = epoch % self.save_interval == 0 or epoch == engine.state.max_epochs
+        if idist.get_rank() != 0 or not (is_best or due):
+            return
         content = {name: value.state_dict() for name, value in self._objects(engine).items()}
         content["trainer"] = {key: getattr(engine.state, key) for key in ("epoch", "max_epochs", "epoch_length")}
         content["evaluator"] = {key: getattr(best, key) for key in ("best_metric", "best_metric_epoch")}
         content["record"] = self.record
+        # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
         with atomic_path(self.last) as temporary:
             torch.save(content, temporary)
-        if epoch and best.best_metric_epoch == epoch:
-            self._save_best(epoch, float(best.best_metric))
+            if is_best:
+                self._save_best(temporary, epoch, float(best.best_metric))
 
-    def _save_best(self, epoch: int, metric: float) -> None:
+    def _save_best(self, checkpoint: Path, epoch: int, metric: float) -> None:
         with atomic_path(self.ckpt_dir / "best.pt") as temporary:
-            shutil.copyfile(self.last, temporary)
+            shutil.copyfile(checkpoint, temporary)
         with atomic_path(self.ckpt_dir / "model.pt") as temporary:
             torch.save(_unwrapped(self.state["model"]).state_dict(), temporary)
         versions = {"monai": monai.__version__, "torch": torch.__version__}
@@ -128,7 +145,7 @@ class TrainingCheckpoint:
             try:
                 value.load_state_dict(content[name])
             except (RuntimeError, ValueError, KeyError) as e:
-                reason = " ".join(str(e).split())
+                reason = textwrap.shorten(str(e), 300)
                 raise DataError(
                     f"{self.last}: the state of {name} does not fit: {reason} Resume with the overlays and labels that "
                     "the run was started with."
@@ -142,7 +159,7 @@ class TrainingCheckpoint:
     def _explain(self, engine: Engine, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt) and idist.get_rank() == 0:
             logger.warning(
-                "interrupted in epoch %d; %s holds the state before it: go on with --resume true",
+                "interrupted in epoch %d; %s holds an epoch before it: go on with --resume true",
                 engine.state.epoch,
                 self.last,
             )
@@ -151,11 +168,3 @@ class TrainingCheckpoint:
 
 def _unwrapped(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-
-
-def _flag(name: str, value: object) -> bool:
-    """`--resume false` on a command line arrives as a string, which is true."""
-    found = {"true": True, "false": False}.get(str(value).lower())
-    if found is None:
-        raise DataError(f"{name} is {value!r}, expected true or false.")
-    return found

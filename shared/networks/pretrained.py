@@ -5,12 +5,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..utils import DataError
 
 logger = logging.getLogger(__name__)
+
+# A best score beside the weights, as many training scripts keep it. These types can do no harm.
+_NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+_NUMPY_SCALARS += [(np._core.multiarray.scalar, "numpy.core.multiarray.scalar")]  # written with NumPy 1
 
 # What checkpoints written with early versions of MONAI hold and its UNETR of today has no place for (`cls_token`
 # never took part in UNETR's output; `conv3` and `norm3` stood unused in residual blocks that keep their channels), and
@@ -80,7 +85,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file. Give the path of a file with weights (.pt).")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises half a dozen types here, the pickle module more
         raise DataError(
             f"{path}: cannot be read as weights ({type(e).__name__}). Expected a file written by torch.save that "

@@ -193,8 +193,8 @@ def _check_volume(volume: MetaTensor, path: Path) -> None:
     if not volume.isfinite().all():
         bad = int((~volume.isfinite()).sum())
         raise DataError(
-            f"{path}: {bad} of {volume.numel()} voxels are NaN or infinite, expected HU in every voxel. Fill them "
-            "(air is -1024), or export it again."
+            f"{path}: {bad} of {volume.numel()} voxels are NaN or infinite, expected HU in every voxel of a CT "
+            "(air is -1024) and a whole number in every voxel of a label map. Export it again."
         )
 
 

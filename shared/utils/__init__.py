@@ -1,12 +1,13 @@
 """Errors that name the file at fault, and output files that are either whole or absent."""
 
-from .errors import DataError, data_error_message, show_errors_briefly
+from .errors import DataError, data_error_message, flag, show_errors_briefly
 from .files import atomic_path, writable_folder, write_csv, write_json
 
 __all__ = [
     "DataError",
     "atomic_path",
     "data_error_message",
+    "flag",
     "show_errors_briefly",
     "writable_folder",
     "write_csv",

@@ -16,6 +16,18 @@ class DataError(ValueError):
     """
 
 
+def flag(name: str, value: object) -> bool:
+    """The value of a switch. `--resume false` on a command line arrives as a string, which Python takes for true.
+
+    Raises:
+        DataError: for anything but true and false.
+    """
+    found = {"true": True, "false": False}.get(str(value).lower())
+    if found is None:
+        raise DataError(f"{name} is {value!r}, expected true or false.")
+    return found
+
+
 def data_error_message(error: BaseException | None) -> str | None:
     """The message of the innermost `DataError` in a chain of exceptions, also of one that a worker process raised.
 

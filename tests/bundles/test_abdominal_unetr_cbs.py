@@ -123,7 +123,7 @@ def test_the_number_of_classes_follows_the_labels() -> None:
     parser["labels"] = {"c": 3, "a": 1, "b": 2, "d": 4}
     assert parser.get_parsed_content("class_names") == ["a", "b", "c", "d"]
     network = parser.get_parsed_content("network")
-    assert network(torch.zeros(1, 1, 48, 48, 48)).shape[1] == 5
+    assert network(torch.zeros(2, 1, *parser.get_parsed_content("roi_size"))).shape[1] == 5
     assert parser.get_parsed_content("loss").class_weight.tolist() == [1.0] * 4
 
 
@@ -131,7 +131,7 @@ def test_every_parameter_that_trains_gets_a_gradient() -> None:
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "variants" / "demo.json")])
     network: nn.Module = parser.get_parsed_content("network")
-    network(torch.randn(1, 1, 48, 48, 48)).square().mean().backward()
+    network(torch.randn(2, 1, *parser.get_parsed_content("roi_size"))).square().mean().backward()
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     assert trainable == {name for name, p in network.named_parameters() if p.grad is not None}
     assert 0 < len(trainable) < len(list(network.parameters()))

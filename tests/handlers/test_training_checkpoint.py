@@ -197,3 +197,47 @@ def test_flags_as_a_command_line_writes_them(tmp_path: Path) -> None:
     assert run(tmp_path, epochs=1, resume="true")["epoch"] == 1
     with pytest.raises(DataError, match="resume is 'maybe', expected true or false"):
         run(tmp_path, epochs=1, resume="maybe")
+
+
+def test_weights_alone_are_not_overwritten_either(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights from elsewhere")
+    with pytest.raises(DataError, match=r"model\.pt: an earlier run is kept here\. Keep it by choosing another"):
+        run(tmp_path, epochs=1)
+    assert (tmp_path / "model.pt").read_bytes() == b"weights from elsewhere"
+
+
+def test_an_overwritten_run_leaves_no_weights_behind(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=2, interrupt=1, overwrite=True)
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["last.pt"]
+
+
+def test_a_save_that_is_cut_short_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
+    best = whole["best"][1]
+
+    def full_disk(self: TrainingCheckpoint, checkpoint: Path, epoch: int, metric: float) -> None:
+        if epoch == best:
+            raise OSError(28, "No space left on device")
+        save_best(self, checkpoint, epoch, metric)
+
+    save_best = TrainingCheckpoint._save_best
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingCheckpoint, "_save_best", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            run(tmp_path / "parts")
+    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"] == best - 1
+    run(tmp_path / "parts", resume=True)
+    assert json.loads((tmp_path / "parts" / "model.json").read_text())["epoch"] == best
+
+
+def test_saves_can_be_farther_apart(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", interrupt=16, save_interval=4)
+    epoch = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"]
+    assert epoch == max(e for e in (4, whole["best"][1]) if e <= 5)
+    resumed = run(tmp_path / "parts", resume=True, save_interval=4)
+    assert_same(resumed["weights"], whole["weights"])
+    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"] == 8

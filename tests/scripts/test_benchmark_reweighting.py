@@ -50,11 +50,14 @@ def test_poor_classes_are_those_of_the_plain_run_of_the_seed() -> None:
 
 
 def test_a_kept_run_is_not_done_again(tmp_path: Path) -> None:
+    cell, data = ("dice", "foreground", "plain"), tmp_path / "data"
+    benchmark.write_json(data / "dataset.json", {"name": "none"})
     folder = tmp_path / "dice_foreground_plain_seed0"
-    folder.mkdir()
+    benchmark.write_json(folder / "settings.json", benchmark._settings(cell, data, 1))
     benchmark.write_json(folder / "result.json", run("plain", 0, 0.9, 0.1))
-    result = benchmark.train_and_score(("dice", "foreground", "plain"), 0, tmp_path, tmp_path / "no data", 1)
-    assert result["dice"] == {"liver": 0.9, "adrenal": 0.1}
+    assert benchmark.train_and_score(cell, 0, tmp_path, data, 1)["dice"] == {"liver": 0.9, "adrenal": 0.1}
+    with pytest.raises(SystemExit, match="other settings"):
+        benchmark.train_and_score(cell, 0, tmp_path, data, 2)
 
 
 def test_every_cell_names_variants_that_exist() -> None:
