@@ -21,6 +21,8 @@ from ..utils import DataError
 _AFFINE_TOLERANCE = 1e-3
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
+# Largest deviation of the distance between two DICOM slices from the mean one, as a share of it.
+_GAP_TOLERANCE = 0.1
 
 
 class _NiftiReader(NibabelReader):
@@ -33,6 +35,21 @@ class _NiftiReader(NibabelReader):
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> nib.Nifti1Image:
         self.filenames = ensure_tuple(data)
         return nib.load(self.filenames[0], **kwargs)
+
+
+class _SeriesReader(ITKReader):
+    """Refuses a DICOM series with a slice missing: ITK would spread the others evenly, and all volumes be wrong."""
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
+        image = super().read(data, **kwargs)
+        found, key = image.GetMetaDataDictionary(), "ITK_non_uniform_sampling_deviation"
+        if found.HasKey(key) and found[key] > _GAP_TOLERANCE * image.GetSpacing()[2]:
+            raise DataError(
+                f"{ensure_tuple(data)[0]}: slices are missing or unevenly spaced: of {itk.size(image)[2]} slices, "
+                f"{image.GetSpacing()[2]:g} mm apart on average, two are {found[key]:g} mm off that distance. "
+                "Expected even distances. Export the whole series again, or resample it to an even spacing."
+            )
+        return image
 
 
 class LoadVolumed(LoadImaged):
@@ -51,8 +68,8 @@ class LoadVolumed(LoadImaged):
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
             empty; spacing is zero, negative or not a number; the axes are sheared; voxels are NaN or infinite; a
-            folder holds no DICOM series or several; a label map lies on another grid than the image (the first other
-            key), or holds other values than the labels.
+            folder holds no DICOM series or several, or one with uneven distances between its slices; a label map lies
+            on another grid than the image (the first other key), or holds other values than the labels.
     """
 
     def __init__(
@@ -91,7 +108,7 @@ class LoadVolumed(LoadImaged):
             # A reader of its own for each file: NibabelReader keeps the name of the last one, and threads share us.
             if path.is_dir():
                 _check_one_series(path)
-                reader = reader or ITKReader()
+                reader = reader or _SeriesReader()
             elif path.name.lower().endswith((".nii", ".nii.gz")):
                 _check_nifti_header(path)
                 reader = reader or _NiftiReader(squeeze_non_spatial_dims=True)

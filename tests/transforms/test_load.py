@@ -111,6 +111,33 @@ def test_two_series_in_a_folder(tmp_path: Path) -> None:
         LoadVolumed("image")({"image": tmp_path})
 
 
+def dicom_series(folder: Path, positions: list[float]) -> Path:
+    """A CT series of 4 x 5 pixels with slices at these positions, in mm."""
+    folder.mkdir()
+    writer_io = itk.GDCMImageIO.New()
+    writer_io.KeepOriginalUIDOn()
+    for i, z in enumerate(positions):
+        image = itk.image_from_array(np.full((1, 5, 4), i, np.int16))
+        image.SetOrigin((0, 0, z))
+        tags = image.GetMetaDataDictionary()
+        tags["0008|0016"], tags["0008|0018"] = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{i + 1}"
+        tags["0008|0060"], tags["0020|000d"], tags["0020|000e"] = "CT", "1.2.4", "1.2.5"
+        tags["0020|0032"], tags["0020|0037"] = f"0\\0\\{z}", "1\\0\\0\\0\\1\\0"
+        writer = itk.ImageFileWriter[type(image)].New(Input=image, FileName=str(folder / f"{i}.dcm"))
+        writer.SetImageIO(writer_io)
+        writer.Update()
+    return folder
+
+
+def test_dicom_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
+    whole = LoadVolumed("image")({"image": dicom_series(tmp_path / "whole", [0, 2, 4.02, 6, 8, 10])})["image"]
+    assert whole.shape == (1, 4, 5, 6)
+    assert whole[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    gap = dicom_series(tmp_path / "gap", [0, 2, 4, 8, 10])
+    with pytest.raises(DataError, match=r"of 5 slices, 2.5 mm apart on average, two are 1.5 mm off that distance"):
+        LoadVolumed("image")({"image": gap})
+
+
 def rgb_nifti(path: Path) -> Path:
     data = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(data, AFFINE), path)
