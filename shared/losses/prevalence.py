@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
-from monai.transforms import LoadImage
 from tqdm.contrib.concurrent import thread_map
 
+from ..transforms import LoadVolumed
 from ..utils import DataError
 
 
@@ -39,24 +38,6 @@ def prevalence_weights(
     return [1.0] * include_background + weights.tolist()
 
 
-def _count_file(path: str, num_classes: int) -> np.ndarray:
-    """Voxels of the ids 0..num_classes in one label file."""
-    try:
-        label = np.asarray(LoadImage(image_only=True)(path))
-    except Exception as e:  # the readers raise what they like; the cause stays attached
-        raise DataError(f"{path}: cannot be read as a label map ({e}). Check that it exists and is not damaged.") from e
-    if not np.isfinite(label).all():
-        raise DataError(f"{path}: holds NaN or infinity, expected whole numbers from 0 to {num_classes}.")
-    ids = label.astype(np.int64).ravel()
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high > num_classes or not np.array_equal(ids, label.ravel()):
-        raise DataError(
-            f"{path}: holds values from {label.min():g} to {label.max():g}, "
-            f"expected whole numbers from 0 to {num_classes}. Convert the label file, or correct `labels`."
-        )
-    return np.bincount(ids, minlength=num_classes + 1)
-
-
 def label_voxel_counts(
     items: Sequence[Mapping[str, str]], labels: Mapping[str, int], key: str = "label", num_workers: int = 2
 ) -> dict[str, int]:
@@ -77,8 +58,11 @@ def label_voxel_counts(
         DataError: when a file cannot be read, or holds anything but whole numbers from 0 to N.
     """
     names = sorted(labels, key=lambda name: labels[name])
-    files = [str(item[key]) for item in items]
-    count = partial(_count_file, num_classes=len(labels))
-    counts = thread_map(count, files, max_workers=num_workers, desc="Counting label voxels", unit="file")
+    load = LoadVolumed(key, label_key=key, labels=labels)
+
+    def count(item: Mapping[str, str]) -> np.ndarray:
+        return np.bincount(load({key: item[key]})[key].numpy().ravel(), minlength=len(labels) + 1)
+
+    counts = thread_map(count, items, max_workers=num_workers, desc="Counting label voxels", unit="file")
     total = np.sum(counts, axis=0, dtype=np.int64) if counts else np.zeros(len(labels) + 1, dtype=np.int64)
     return {name: int(total[labels[name]]) for name in names}

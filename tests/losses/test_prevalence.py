@@ -64,10 +64,10 @@ def test_counts_over_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (np.full((2, 2, 2), 4, np.uint8), "holds values from 4 to 4, expected whole numbers from 0 to 3"),
-        (np.full((2, 2, 2), -1, np.int16), "holds values from -1 to -1"),
-        (np.full((2, 2, 2), 1.5, np.float32), "holds values from 1.5 to 1.5"),
-        (np.full((2, 2, 2), np.nan, np.float32), "holds NaN or infinity"),
+        (np.full((2, 2, 2), 4, np.uint8), "holds the label values 4 in 8 voxels, expected whole numbers from 0 to 3"),
+        (np.full((2, 2, 2), -1, np.int16), "holds the label values -1 in 8 voxels"),
+        (np.full((2, 2, 2), 1.5, np.float32), "holds the label values 1.5 in 8 voxels"),
+        (np.full((2, 2, 2), np.nan, np.float32), "8 of 8 voxels are NaN or infinite"),
     ],
 )
 def test_wrong_values_are_refused_by_file(label: np.ndarray, message: str, tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_wrong_values_are_refused_by_file(label: np.ndarray, message: str, tmp_p
         label_voxel_counts([item], LABELS)
 
 
-@pytest.mark.parametrize("content", [None, b"no image"])
-def test_unreadable_files_are_refused_by_name(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "message"), [(None, "there is no such file"), (b"no image", "cannot be read")])
+def test_unreadable_files_are_refused_by_name(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "case.nii.gz"
     if content:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"case.nii.gz: cannot be read as a label map"):
+    with pytest.raises(DataError, match=rf"case.nii.gz: {message}"):
         label_voxel_counts([{"label": str(path)}], LABELS)
