@@ -23,9 +23,11 @@ from monai.engines import Evaluator, Workflow
 from torch import Tensor, nn
 
 from ..losses import check_class_weight_buffers, class_weight_buffers
-from ..utils import DataError, write_csv
+from ..utils import DataError, append_csv, write_csv
 
 logger = logging.getLogger(__name__)
+
+FIELDS = ("evaluation", "class", "score", "weight", "fired")
 
 
 def plateaued_class(
@@ -93,7 +95,7 @@ class ClassReweighting(ABC):
         class_names: names of the N foreground classes in the order of their ids.
         frozen_weight: weight of a frozen class, in [0, 1).
         output_dir: folder for `class_weights.csv` (evaluation, class, score, weight after it, whether the rule
-            fired in it), rewritten after every evaluation. None: no file.
+            fired in it), which grows by every evaluation. None: no file.
         summary_writer: TensorBoard's, for scalars `class_weight/NAME` and `class_score/NAME`; or None.
 
     Raises:
@@ -133,6 +135,7 @@ class ClassReweighting(ABC):
         self._weights, self._frozen = torch.ones(n), torch.zeros(n, dtype=torch.bool)
         self._scores, self._weight_history = torch.empty(0, n, dtype=torch.float64), torch.empty(0, n)
         self._fired: list[bool] = []
+        self._recorded = 0
         if loss is not None:
             self._check_weights_are_one(loss)
 
@@ -247,19 +250,30 @@ class ClassReweighting(ABC):
                 self.summary_writer.add_scalar(f"class_score/{name}", score.item(), self.evaluations)
                 self.summary_writer.add_scalar(f"class_weight/{name}", weight.item(), self.evaluations)
         if self.output_dir is not None:
-            rows = self.rows()
-            write_csv(Path(self.output_dir) / "class_weights.csv", rows, fieldnames=list(rows[0]))
+            self._record_csv(Path(self.output_dir) / "class_weights.csv")
+
+    def _record_csv(self, path: Path) -> None:
+        """Write the whole record at first, as a resumed run must; then add to it, however long it has grown."""
+        if self._recorded == self.evaluations - 1 > 0 and path.is_file():
+            append_csv(path, self.rows(since=self.evaluations), FIELDS)
+        else:
+            write_csv(path, self.rows(), FIELDS)
+        self._recorded = self.evaluations
 
     def _named(self, mask: Tensor) -> str:
         chosen = zip(self.class_names, self._scores[-1].tolist(), mask.tolist(), strict=True)
         return ", ".join(f"{name} (score {score:.3f})" for name, score, picked in chosen if picked)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, since: int = 1) -> list[dict[str, Any]]:
         """The record so far, evaluation by evaluation and class by class, as `class_weights.csv` holds it.
 
         Keys: `evaluation` from 1, `class`, `score` (None where absent), `weight` after the evaluation, `fired` 0 or 1.
+
+        Args:
+            since: the first evaluation to give.
         """
-        history = zip(self._scores.tolist(), self._weight_history.tolist(), self._fired, strict=True)
+        columns = self._scores[since - 1 :].tolist(), self._weight_history[since - 1 :].tolist()
+        history = zip(*columns, self._fired[since - 1 :], strict=True)
         return [
             {
                 "evaluation": j,
@@ -268,7 +282,7 @@ class ClassReweighting(ABC):
                 "weight": round(weight, 6),
                 "fired": int(fired),
             }
-            for j, (scores, weights, fired) in enumerate(history, start=1)
+            for j, (scores, weights, fired) in enumerate(history, start=since)
             for name, score, weight in zip(self.class_names, scores, weights, strict=True)
         ]
 
@@ -375,6 +389,7 @@ class ClassReweighting(ABC):
             state_dict[key].detach().cpu().clone() for key in ("weights", "frozen", "scores", "weight_history")
         )
         self._fired = state_dict["fired"].tolist()
+        self._recorded = 0
         self._publish()
 
 

@@ -51,6 +51,12 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldn
         writer.writerows(rows)
 
 
+def append_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
+    """Add rows to a file that `write_csv` has written with the same fields, at a cost that does not grow with it."""
+    with Path(path).open("a", newline="") as file:
+        csv.DictWriter(file, fieldnames=list(fieldnames)).writerows(rows)
+
+
 def writable_folder(path: str | os.PathLike) -> Path:
     """Make the folder if it is missing, and see that files can be written to it, before hours of work depend on it.
 

@@ -428,6 +428,26 @@ def test_log_names_class_and_weights_and_csv_holds_the_history(tmp_path: Path, c
     assert writer.scalars["class_score/liver", 3] == pytest.approx(0.8)
 
 
+def test_csv_starts_whole_after_a_resume_and_after_it_was_removed(tmp_path: Path) -> None:
+    table = tmp_path / "class_weights.csv"
+
+    def evaluations() -> list[str]:
+        return [row["evaluation"] for row in csv.DictReader(table.read_text().splitlines())]
+
+    rule = PlateauClassFreezing(num_classes=1, output_dir=tmp_path)
+    rule.update([0.1])
+    state = rule.state_dict()
+    rule.update([0.2])  # of an epoch that is not in the checkpoint
+    resumed = PlateauClassFreezing(num_classes=1, output_dir=tmp_path)
+    resumed.load_state_dict(state)
+    resumed.update([0.3])
+    assert evaluations() == ["1", "2"]
+    assert "0.2" not in table.read_text()
+    table.unlink()
+    resumed.update([0.4])
+    assert evaluations() == ["1", "2", "3"]
+
+
 class Recorder:
     def __init__(self) -> None:
         self.scalars: dict[tuple[str, int], float] = {}
