@@ -58,8 +58,9 @@ def main(
     options = {"dataset_dir": folder, "output_dir": folder, "ckpt_dir": folder, "spacing": [spacing] * 3}
     options |= {"cache": "memory", "num_workers": 0, "max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
     options |= {"learning_rate": 0.006, "flip_prob": 0.0, "rotate_prob": 0.0, "resume": resume, "save_interval": 50}
+    options |= {"sw_overlap": 0.5}
     start = time.monotonic()
-    variants = ["variants/demo", "variants/class_balanced_sampling"]
+    variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
     bundle_run(["train", *variants], options)
     minutes = (time.monotonic() - start) / 60
     bundle_run(["train", "evaluate", *variants], options)
