@@ -67,7 +67,7 @@ def abdominal_unetr_cbs(output_dir: Path, cases: int, epochs: int) -> None:
     # a little cross-entropy beside the Dice keeps organs that are not learned yet from flooding the background
     training = [*configs, "variants/dice_plain_ce"]
     bundle("3/5 Train with the class boost strategy", name, training, *places, *length)
-    overlap = ["--sw_overlap", "0.5"]
+    overlap = ["--sw_overlap", "0.75"]  # more windows, each voxel seen by more of them: about 0.02 Dice
     bundle("4/5 Evaluate on the test cases", name, ["train", "evaluate", *configs[1:]], *places, *overlap)
     bundle(
         "5/5 Segment CTs that the network has never seen",

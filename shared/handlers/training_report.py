@@ -91,8 +91,10 @@ class TrainingReport:
             self._figure().savefig(temporary, dpi=120)
 
     def _figure(self) -> Figure:
-        figure = Figure(figsize=(11, 7), layout="constrained")
-        top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 2])
+        # places in fixed shares of the picture: a layout that is worked out draws everything twice
+        figure = Figure(figsize=(11, 7))
+        places = {"left": 0.07, "right": 0.76, "bottom": 0.08, "top": 0.94, "hspace": 0.08}
+        top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 2], gridspec_kw=places)
         marker = "o" if len(self.epochs) < 30 else None
         for i, name in enumerate(self.class_names):
             style = {"color": colormaps["tab20"](i % 20), "label": name, "marker": marker, "markersize": 3}
@@ -102,7 +104,7 @@ class TrainingReport:
         bottom.set(ylabel="weight in the loss", xlabel="epoch")
         for axes in (top, bottom):
             axes.grid(alpha=0.3)
-        figure.legend(*top.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        top.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
         return figure
 
 
