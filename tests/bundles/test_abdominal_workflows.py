@@ -99,6 +99,16 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
     assert len(rows) == 3 * 4
 
 
+@pytest.mark.parametrize("variants", [(), ("variants/class_balanced_sampling",)])
+def test_a_batch_holds_plain_tensors(tmp_path: Path, data: Path, variants: tuple[str, ...]) -> None:
+    """A MetaTensor would take every operation of the network through Python."""
+    flow = workflow(["train", *variants], tmp_path, data, num_samples=2)
+    batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
+    assert [type(batch[key]) for key in ("image", "label")] == [torch.Tensor] * 2
+    assert batch["image"].shape == batch["label"].shape == (2, 1, 32, 32, 32)
+    assert (batch["image"].dtype, batch["label"].dtype) == (torch.float32, torch.uint8)
+
+
 @pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, trained: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
