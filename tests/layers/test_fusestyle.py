@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.layers import FuseStyle, fuse_style, reference_indices
+
+REFERENCES = ("dot", "random", "euclidean", "kl")
+SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
+
+
+def features(shape: tuple[int, ...] = (5, 3, 4, 6), seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scale, shift = (torch.rand((*shape[:2], *[1] * (len(shape) - 2)), generator=generator) for _ in range(2))
+    return (torch.randn(shape, generator=generator) * (0.2 + scale) + 3 * shift).double()
+
+
+def by_the_equations(x: Tensor, partners: list[int], lam: list[float], eps: float) -> Tensor:
+    """Equations 2 to 4, sample by sample and channel by channel; the statistics are constants."""
+    out = torch.empty_like(x)
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            z, other = x[i, c].detach(), x[partners[i], c].detach()
+            n = z.numel()
+            mu, mu_other = z.sum() / n, other.sum() / n
+            sigma = (((z - mu) ** 2).sum() / (n - 1) + eps) ** 0.5
+            sigma_other = (((other - mu_other) ** 2).sum() / (n - 1) + eps) ** 0.5
+            gamma = lam[i] * sigma + (1 - lam[i]) * sigma_other
+            beta = lam[i] * mu + (1 - lam[i]) * mu_other
+            out[i, c] = gamma * (x[i, c] - mu) / sigma + beta
+    return out
+
+
+def partners_by_the_equations(x: Tensor, reference: str, normalize: bool, eps: float) -> list[int]:
+    partners = []
+    for i in range(len(x)):
+        scores = {}
+        for j in range(len(x)):
+            if i == j:
+                continue
+            a, b = x[i], x[j]
+            if reference == "dot":
+                if normalize:
+                    a, b = (torch.stack([(c - c.mean()) / (c.var() + eps).sqrt() for c in sample]) for sample in (a, b))
+                scores[j] = (a * b).sum().item()
+            elif reference == "euclidean":
+                scores[j] = -((a - b) ** 2).sum().sqrt().item()
+            else:
+                p, q = a.flatten().softmax(0), b.flatten().softmax(0)
+                scores[j] = -(p * (p / q).log()).sum().item()
+        partners.append(min(scores, key=scores.__getitem__))
+    return partners
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_the_equations(shape: tuple[int, ...]) -> None:
+    x, eps = features(shape), 1e-6
+    partners = torch.arange(len(x)).roll(1)
+    lam = torch.linspace(0, 1, len(x), dtype=torch.float64)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, literal = fuse_style(a, partners, lam, eps), by_the_equations(b, partners.tolist(), lam.tolist(), eps)
+    torch.testing.assert_close(ours, literal, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for output in (ours, literal):
+        (output * weights).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("reference", "normalize"), [("dot", True), ("dot", False), ("euclidean", True), ("kl", True)])
+def test_partners_are_those_of_the_equations(
+    shape: tuple[int, ...], seed: int, reference: str, normalize: bool
+) -> None:
+    x = features(shape, seed)
+    found = reference_indices(x, reference, normalize)
+    assert found.dtype == torch.int64
+    assert found.tolist() == partners_by_the_equations(x, reference, normalize, 1e-6)
+
+
+@pytest.mark.parametrize("reference", ["dot", "euclidean", "kl"])
+def test_partners_under_autocast_are_those_without(reference: str) -> None:
+    x = features((64, 3, 8, 8)).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = reference_indices(x, reference)
+    assert torch.equal(found, reference_indices(x, reference))
+
+
+def test_euclidean_partners_do_not_suffer_from_a_large_mean() -> None:
+    x = features((64, 3, 8, 8)) + 1000
+    assert torch.equal(reference_indices(x.float(), "euclidean"), reference_indices(x, "euclidean"))
+
+
+def test_random_partners_are_a_permutation() -> None:
+    torch.manual_seed(0)
+    drawn = [reference_indices(features(), "random").tolist() for _ in range(20)]
+    assert all(sorted(d) == [0, 1, 2, 3, 4] for d in drawn)
+    assert len({tuple(d) for d in drawn}) > 10
+
+
+def test_raw_features_make_the_dimmest_sample_everybodys_partner() -> None:
+    """Why the features are normalised by default."""
+    x = torch.rand(6, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    x[2] *= 0.1
+    assert reference_indices(x, normalize=False).tolist()[:2] == [2, 2]
+    assert len(set(reference_indices(x).tolist())) > 2
+
+
+def test_lambda_of_1_changes_nothing_and_of_0_takes_the_partners_statistics() -> None:
+    x = features()
+    partners = torch.tensor([1, 2, 3, 4, 0])
+    torch.testing.assert_close(fuse_style(x, partners, torch.ones(5)), x)
+    swapped = fuse_style(x, partners, torch.zeros(5))
+    torch.testing.assert_close(swapped.mean((2, 3)), x[partners].mean((2, 3)))
+    torch.testing.assert_close(swapped.std((2, 3)), x[partners].std((2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_spatial_mean_is_beta_exactly() -> None:
+    """What a network sees that pools right behind the layer (methods: layer 4)."""
+    x, partners, lam = features(), torch.tensor([1, 2, 3, 4, 0]), torch.rand(5).double()
+    beta = lam[:, None] * x.mean((2, 3)) + (1 - lam[:, None]) * x[partners].mean((2, 3))
+    torch.testing.assert_close(fuse_style(x, partners, lam).mean((2, 3)), beta)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_identity_in_eval_for_one_sample_and_without_luck(reference: str) -> None:
+    x = features()
+    assert FuseStyle(p=1, reference=reference).eval()(x) is x
+    assert FuseStyle(p=1, reference=reference).train()(x[:1]).data_ptr() == x.data_ptr()
+    assert FuseStyle(p=0, reference=reference).train()(x) is x
+    assert not torch.allclose(FuseStyle(p=1, reference=reference).train()(x), x)
+
+
+def test_probability() -> None:
+    torch.manual_seed(0)
+    layer, x = FuseStyle(p=0.3).train(), features((2, 1, 2, 2))
+    mixed = sum(layer(x) is not x for _ in range(1000))
+    assert 250 < mixed < 350
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_seed_reproduces_it(reference: str) -> None:
+    layer, outputs = FuseStyle(reference=reference).train(), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        outputs.append([layer(features()) for _ in range(6)])
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert len({o.sum().item() for o in outputs[0]}) > 2
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_neither_overflows_nor_gives_nan(reference: str, dtype: torch.dtype, autocast: bool) -> None:
+    torch.manual_seed(0)
+    x = (features((4, 64, 16, 16)) * 100).to(dtype)  # a self product is above the greatest float16
+    x[1, 3] = 7.0  # a constant channel
+    x.requires_grad_()
+    layer = FuseStyle(p=1, reference=reference).train()
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        output = layer(x)
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+    output.float().mean().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_half_precision_keeps_a_small_spread_on_a_large_mean() -> None:
+    x = (features((4, 8, 16, 16)) + 100).half()
+    partners, lam = torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.5)
+    exact = fuse_style(x.double(), partners, lam.double())
+    assert (fuse_style(x, partners, lam).double() - exact).abs().max() < 0.04  # half of float16's step at 100 is 0.03
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_constant_channels_stay_finite(reference: str) -> None:
+    x = features().float()
+    x[:, 1] = 2.0
+    x[3] = -1.0
+    output = FuseStyle(p=1, reference=reference).train()(x)
+    assert output.isfinite().all()
+
+
+def test_one_position_is_left_alone_with_one_warning() -> None:
+    layer, x = FuseStyle(p=1).train(), torch.rand(4, 3, 1, 1)
+    with pytest.warns(UserWarning, match=r"features of the shape \(4, 3, 1, 1\): a single position has no variance"):
+        assert layer(x) is x
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layer(x) is x
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((4, 6, 8, 8), torch.channels_last), ((3, 6, 4, 4, 4), torch.channels_last_3d)]
+)
+def test_the_memory_layout_is_kept(shape: tuple[int, ...], layout: torch.memory_format, reference: str) -> None:
+    x = features(shape)
+    layer, outputs = FuseStyle(p=1, reference=reference).train(), []
+    for z in (x, x.to(memory_format=layout)):
+        torch.manual_seed(0)
+        outputs.append(layer(z))
+    torch.testing.assert_close(*outputs)
+    assert outputs[0].is_contiguous()
+    assert outputs[1].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_keeps_nothing_larger_than_the_statistics(reference: str, dtype: torch.dtype) -> None:
+    x = features((4, 6, 8, 8)).to(dtype).requires_grad_()
+    layer, saved = FuseStyle(p=1, reference=reference).train(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert saved
+    assert max(saved) <= 4 * 6
+
+
+def network(reference: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), FuseStyle(p=1, reference=reference), nn.Conv2d(4, 2, 3))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch's compiler, where it goes on after a break
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_compiles_with_at_most_one_graph_break(reference: str) -> None:
+    plain, x = network(reference).train(), torch.randn(4, 2, 9, 9)
+    explanation = torch._dynamo.explain(copy.deepcopy(plain))(x)
+    assert explanation.graph_break_count <= 1
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager")
+    outputs = []
+    for net in (plain, compiled):
+        torch.manual_seed(1)
+        outputs.append(net(x))
+    torch.testing.assert_close(*outputs)
+    torch._dynamo.reset()
+
+
+def test_no_key_of_a_state_dict_changes() -> None:
+    stage = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3))
+    keys = list(stage.state_dict())
+    stage.append(FuseStyle())
+    assert list(stage.state_dict()) == keys
+    assert "p=0.5, alpha=0.3, reference='dot', normalize=True" in repr(stage)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 1.5}, r"p must be in \[0, 1\], got 1.5"),
+        ({"alpha": 0}, "alpha and eps must be above 0"),
+        ({"eps": -1.0}, "alpha and eps must be above 0"),
+        ({"reference": "cosine"}, "reference must be one of dot, random, euclidean, kl, got 'cosine'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FuseStyle(**options)
+
+
+@pytest.mark.parametrize("x", [torch.rand(4, 3), torch.ones(4, 3, 2, 2, dtype=torch.int64)])
+def test_wrong_features_are_refused_with_their_shape(x: Tensor) -> None:
+    for call in (FuseStyle(), FuseStyle().eval(), reference_indices):
+        with pytest.raises(ValueError, match=rf"got {x.dtype} of the shape \({x.shape[0]}, {x.shape[1]}"):
+            call(x)
+    with pytest.raises(ValueError, match="of the shape"):
+        fuse_style(x, torch.arange(4), torch.ones(4))
+
+
+def test_functions_refuse_what_they_cannot_do() -> None:
+    with pytest.raises(ValueError, match="reference must be one of"):
+        reference_indices(features(), "cosine")
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 4, 6\): one sample has no partner"):
+        reference_indices(features()[:1])
+
+
+def test_needs_torch_alone() -> None:
+    code = (
+        "import sys, shared.layers\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'monai', 'ignite', 'itk', 'nibabel', 'matplotlib'}, loaded\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
