@@ -235,12 +235,12 @@ def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
         output_dir: where the run and cost.json are kept.
         epochs: length of the run.
     """
-    folder = Path(output_dir).resolve() / f"cost_{time.time_ns()}"
+    data, folder = Path(data_dir).resolve(), Path(output_dir).resolve() / f"cost_{time.time_ns()}"
     os.chdir(BUNDLE)
     workflow = ConfigWorkflow(
         config_file=[f"configs/{n}.json" for n in ("train", "variants/demo", "variants/demo_schedule")],
         logging_file=False,
-        dataset_dir=str(Path(data_dir).resolve()),
+        dataset_dir=str(data),
         output_dir=str(folder),
         ckpt_dir=str(folder),
         max_epochs=epochs,

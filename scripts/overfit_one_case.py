@@ -33,7 +33,7 @@ def bundle_run(configs: list[str], options: dict[str, Any]) -> None:
 
 
 def main(
-    image: str, label: str, output_dir: str, steps: int = 2000, spacing: float = 4.0, resume: bool = False
+    image: str, label: str, output_dir: str, steps: int = 3000, spacing: float = 4.0, resume: bool = False
 ) -> None:
     """Overfit one case on purpose, and print the Dice of each organ on the label's own grid.
 
