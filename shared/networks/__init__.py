@@ -2,6 +2,14 @@
 
 from .prepare import prepare_network
 from .pretrained import load_pretrained, read_state_dict
+from .resnet import fusestyle_resnet
 from .weights import load_weights, read_model_record
 
-__all__ = ["load_pretrained", "load_weights", "prepare_network", "read_model_record", "read_state_dict"]
+__all__ = [
+    "fusestyle_resnet",
+    "load_pretrained",
+    "load_weights",
+    "prepare_network",
+    "read_model_record",
+    "read_state_dict",
+]

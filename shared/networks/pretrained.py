@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ..utils import DataError
@@ -21,16 +22,23 @@ _NUMPY_SCALARS += [(np._core.multiarray.scalar, "numpy.core.multiarray.scalar")]
 # never took part in UNETR's output; `conv3` and `norm3` stood unused in residual blocks that keep their channels), and
 # what it has now and they lack: a norm of the unused cross attention.
 _LEGACY_UNUSED = re.compile(r"cls_token$|\.conv3\.|\.norm3\.")
-_NEVER_TRAINED = re.compile(r"\.norm_cross_attn\.|\.cross_attn\.")
+_NEVER_TRAINED = re.compile(r"\.norm_cross_attn\.|\.cross_attn\.|\.num_batches_tracked$")
+# Under which a network's weights stand in the checkpoints of a larger one.
+_PREFIXES = ("module.", "model.", "network.", "backbone.", "encoder.", "resnet.")
 
 
 def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") -> dict[str, list[str]]:
-    """Start `network` from the weights in a local file: our own, or the public UNETR checkpoint for BTCV.
+    """Start `network` from the weights in a local file: our own, the public UNETR checkpoint for BTCV, torchvision's.
 
-    The file holds a state dict, alone or under the key `model` or `state_dict`; the prefix `module.` is stripped.
-    Legacy UNETR keys are mapped: patch embeddings stored as a linear layer ("perceptron") become the equal
-    convolution, parameters without a place are dropped. A head (`head`) for another number of classes stays as
-    initialised. Everything else must match.
+    The file holds a state dict, alone or under the key `model` or `state_dict`, or is a `.safetensors` file; prefixes
+    such as `module.` and `backbone.` are stripped. Legacy UNETR keys are mapped: patch embeddings stored as a linear
+    layer ("perceptron") become the equal convolution, parameters without a place are dropped. A head (`head`) for
+    another number of classes, or one that the file lacks, stays as initialised. Everything else must match.
+
+    Args:
+        network: changed in place.
+        path: of the file.
+        head: how the names of the head's parameters begin: `"out."` in UNETR, `"fc."` in ResNet.
 
     Returns:
         `{"dropped": [...], "missing": [...]}`: keys of the file that were not used, keys of the network that the
@@ -40,8 +48,8 @@ def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") ->
         DataError: when there is no such file, it holds no weights, or keys or shapes differ otherwise.
     """
     path = Path(path)
-    source = _adapt_patch_embedding(read_state_dict(path), network.state_dict())
     target = network.state_dict()
+    source = _adapt_patch_embedding(_strip_prefixes(read_state_dict(path), target), target)
     dropped = [key for key in source if key not in target]
     other_head = [k for k in source if k.startswith(head) and k in target and source[k].shape != target[k].shape]
     used = {key: value for key, value in source.items() if key in target and key not in other_head}
@@ -49,7 +57,7 @@ def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") ->
 
     problems = [f"{key}: not part of the network" for key in dropped if not _LEGACY_UNUSED.search(key)]
     problems += [
-        f"{key}: missing in the file" for key in missing if not _NEVER_TRAINED.search(key) and key not in other_head
+        f"{key}: missing in the file" for key in missing if not _NEVER_TRAINED.search(key) and not key.startswith(head)
     ]
     problems += [
         f"{key}: {tuple(value.shape)} in the file, {tuple(target[key].shape)} in the network"
@@ -76,21 +84,23 @@ def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") ->
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights in a file that holds a state dict alone or under `model` or `state_dict`; `module.` is stripped.
+    """The weights in a `.safetensors` file, or in one of torch's: a state dict, or one under `model` or `state_dict`.
 
     Raises:
         DataError: when there is no such file or it holds no weights.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file. Give the path of a file with weights (.pt).")
+        raise DataError(f"{path}: there is no such file. Give the path of a file with weights (.pt, .safetensors).")
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises half a dozen types here, the pickle module more
         raise DataError(
             f"{path}: cannot be read as weights ({type(e).__name__}). Expected a file written by torch.save that "
-            "holds tensors only; it may be cut short: copy it again."
+            "holds tensors only, or a .safetensors file; it may be cut short: copy it again."
         ) from e
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -98,6 +108,15 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise DataError(f"{path}: holds no state dict (found {type(content).__name__}). Give a file with weights.")
     return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _strip_prefixes(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def stripped(key: str) -> str:
+        while key not in target and (prefix := next((p for p in _PREFIXES if key.startswith(p)), None)):
+            key = key.removeprefix(prefix)
+        return key
+
+    return {stripped(key): value for key, value in source.items()}
 
 
 def _adapt_patch_embedding(
