@@ -1,0 +1,102 @@
+"""Measure what FuseStyle costs a training step, in time and memory, against the same network without it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from tqdm import trange
+
+from shared.layers import FuseStyle
+from shared.networks import fusestyle_resnet
+from shared.utils import write_json
+
+VARIANTS = ("plain", "random", "dot", "euclidean", "kl")
+
+
+class Step:
+    """One training step after the other of a ResNet on made-up images; FuseStyle mixes in each of them (p = 1)."""
+
+    def __init__(self, variant: str, network: str, batch: int, size: int, device: str) -> None:
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"places": ()} if variant == "plain" else {"p": 1.0, "reference": variant}
+        self.network = fusestyle_resnet(network, **options).to(device).train()
+        assert any(isinstance(m, FuseStyle) for m in self.network.modules()) == (variant != "plain")
+        self.optimizer = torch.optim.Adam(self.network.parameters(), 1e-4)
+        self.loss = torch.nn.BCEWithLogitsLoss()
+        self.image = torch.rand(batch, 3, size, size, device=device)
+        self.label = (torch.rand(batch, 1, device=device) > 0.5).float()
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.loss(self.network(self.image), self.label).backward()
+        self.optimizer.step()
+        if self.image.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def peak_memory(variant: str, network: str, batch: int, size: int, device: str) -> None:
+    """Print the peak memory of three steps in bytes: of the GPU, or of this process beyond what it held before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step = Step(variant, network, batch, size, device)
+    for _ in range(3):
+        step()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(torch.cuda.max_memory_allocated() if device == "cuda" else after - before)
+
+
+def main(
+    output: str = "", network: str = "resnet50", batch: int = 64, size: int = 64, rounds: int = 15, device: str = ""
+) -> None:
+    """Time a training step with each choice of the partner and without FuseStyle, taking turns in one run.
+
+    Args:
+        output: JSON file for the result.
+        network: a name of MONAI's ResNets.
+        batch: images a step.
+        size: side of an image in pixels.
+        rounds: steps of each variant that are counted; two more are not.
+        device: cpu or cuda; cuda where there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"network": network, "batch": batch, "size": size, "device": device}
+    command = [sys.executable, __file__, "peak_memory"]
+    memory = {
+        variant: int(
+            subprocess.run(
+                [*command, variant, *map(str, settings.values())], check=True, capture_output=True, text=True
+            ).stdout
+        )
+        for variant in VARIANTS
+    }
+    steps = {variant: Step(variant, **settings) for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for i in trange(rounds + 2, unit="round"):
+        for variant in np.roll(VARIANTS, i):  # none of them always follows the same other
+            seconds[variant].append(steps[variant]())
+    times = {variant: np.array(values[2:]) for variant, values in seconds.items()}
+    result: dict[str, Any] = {**settings, "rounds": rounds, "seconds_plain": float(np.median(times["plain"]))}
+    for variant in VARIANTS:
+        low, median, high = np.quantile(times[variant] / times["plain"], [0.25, 0.5, 0.75])
+        memory_ratio = memory[variant] / memory["plain"]
+        result[variant] = {"time": median, "time_quartiles": [low, high], "memory": memory_ratio}
+        print(f"{variant:<10} time {median:.3f} ({low:.3f} to {high:.3f})   peak memory {memory_ratio:.3f}")
+    result["kl_to_random"] = float(np.median(times["kl"] / times["random"]))
+    print(f"kl to random: {result['kl_to_random']:.3f}")
+    if output:
+        write_json(Path(output), json.loads(json.dumps(result)))
+
+
+if __name__ == "__main__":
+    fire.Fire({"peak_memory": peak_memory, "run": main} if "peak_memory" in sys.argv[1:2] else main)

@@ -1,0 +1,75 @@
+"""Turn any table of labelled image patches into a datalist for the classification bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import fire
+
+from shared.data import count_patches, read_patch_table, split_patches
+from shared.utils import DataError, show_errors_briefly, write_json
+
+
+def main(
+    table: str,
+    image_dir: str,
+    output: str,
+    positive: str,
+    negative: str = "",
+    image_column: str = "file",
+    label_column: str = "label",
+    domain_column: str = "scanner",
+    slide_column: str = "slide",
+    unit: str = "slide",
+    seed: int = 0,
+    name: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Check the images that a CSV table lists, split them within each domain, and write a datalist.
+
+    One fifth of each domain's slides is for testing, a fifth of the others for validation. The images stay where they
+    are; the datalist holds their paths relative to itself, and every column of the table. The same table and seed
+    give the same datalist.
+
+    Args:
+        table: CSV file with a header and a row for each patch.
+        image_dir: folder that the table's file names are relative to.
+        output: the datalist to write, a .json file.
+        positive: the label of the class to find, such as mitotic.
+        negative: the other label; needed only to make sure that there is no third.
+        image_column: column with the file names.
+        label_column: column with the labels.
+        domain_column: column with the scanner, centre or whatever else the domains are.
+        slide_column: column with the slide (or patient) that a patch is from.
+        unit: slide, so that no slide is in two splits; or patch, the paper's way, which leaks slides into the test.
+        seed: of the split.
+        name: of the data set; the table's folder by default.
+        overwrite: replace another datalist of that name.
+    """
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns |= {"domain_column": domain_column, "slide_column": slide_column}
+    patches = read_patch_table(table, image_dir, str(positive), str(negative) or None, **columns)
+    splits = split_patches(patches, unit=unit, seed=seed)
+    target = Path(output).resolve()
+    classes = {"0": str(negative) or f"not {positive}", "1": str(positive)}
+    content = {"name": name or Path(table).resolve().parent.name, "labels": classes, "synthetic": False}
+    content |= {"split_unit": unit, "split_seed": seed}
+    for split, members in splits.items():
+        content[split] = [{**p, "image": os.path.relpath(p["image"], target.parent)} for p in members]
+    if target.exists() and not overwrite and target.read_text() != json.dumps(content, indent=2) + "\n":
+        raise DataError(f"{target}: holds another datalist. Choose another --output, or replace it with --overwrite.")
+    write_json(target, content)
+    print(f"{'domain':<16}{'split':<12}{'slides':>8}{'negative':>10}{'positive':>10}")
+    for row in count_patches(splits):
+        cells = f"{row['slides']:>8}{row['negative']:>10}{row['positive']:>10}"
+        print(f"{row['domain']:<16}{row['split']:<12}{cells}")
+    if unit == "patch":
+        print("Split by patch: slides of the test split have been seen in training.")
+    print(f"{len(patches)} patches: {target}")
+
+
+if __name__ == "__main__":
+    show_errors_briefly()
+    fire.Fire(main)

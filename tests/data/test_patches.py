@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.data import count_patches, read_patch_table, scanner_name, split_patches
+from shared.utils import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+CROPS = ROOT / "../shared/data/histology/mitosis_vs_nucleus"
+SCANNERS = ("Hamamatsu XR", "Aperio CS2")
+
+
+def make_table(folder: Path, slides: int = 5, per_slide: int = 4, **changes: Any) -> Path:
+    """A table of small PNG files from two scanners; `changes` sets cells of its first row."""
+    rows = []
+    (folder / "png").mkdir(parents=True)
+    for scanner in SCANNERS:
+        for slide in range(slides):
+            for i in range(per_slide):
+                name = f"png/{scanner[-2:]}_{slide}_{i}.png"
+                Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(folder / name)
+                label = "mitotic" if i % 2 else "other"
+                rows.append({"file": name, "label": label, "scanner": scanner, "slide": f"{slide}.tiff", "x": i})
+    rows[0] |= changes
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "index.csv"
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("Hamamatsu XR", "XR"),
+        ("Hamamatsu NanoZoomer XR (C12000-22)", "XR"),
+        ("Hamamatsu S360 (0.5 NA)", "S360"),
+        ("Aperio ScanScope CS2", "CS"),
+        ("CS", "CS"),
+        ("Leica GT450", "GT450"),
+        ("Aperio GT 450", "GT450"),
+        ("3DHistech Pannoramic Scan II", "3DHistech Pannoramic Scan II"),
+        (" centre 3 ", "centre 3"),
+    ],
+)
+def test_scanners_by_any_of_their_names(name: str, short: str) -> None:
+    assert scanner_name(name) == short
+
+
+def test_table(tmp_path: Path) -> None:
+    patches = read_patch_table(make_table(tmp_path), tmp_path, "mitotic")
+    assert len(patches) == 40
+    expected = {"image": str(tmp_path / "png/XR_0_1.png"), "label": 1, "domain": "XR", "slide": "0.tiff", "x": "1"}
+    assert patches[1] == expected
+    assert [p["label"] for p in patches[:4]] == [0, 1, 0, 1]
+    other_way_round = read_patch_table(tmp_path / "index.csv", tmp_path, "other", "mitotic")
+    assert [p["label"] for p in other_way_round[:4]] == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"positive": "mitosis"}, r"its labels are 'other' \(20\), 'mitotic' \(20\), expected 'mitosis' and one"),
+        ({"label": "unsure"}, {}, r"'unsure' \(1\), .*expected 'mitotic' and one other value"),
+        ({"label": "unsure"}, {"negative": "other"}, r"'unsure' \(1\), .*expected 'mitotic' and 'other'"),
+        ({"slide": ""}, {}, "the column 'slide' is empty in line 2"),
+        ({"file": "png/XR_0_1.png"}, {}, "XR_0_1.png more than once"),
+        ({"file": "png/none.png"}, {}, r"1 of 40 images are missing or cannot be read: .*none.png \(missing\)"),
+        ({}, {"slide_column": "patient"}, "has no column 'patient' for the slide. It has: file, label, scanner"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, changes: dict[str, str], options: dict[str, str], message: str) -> None:
+    table = make_table(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        read_patch_table(table, tmp_path, **{"positive": "mitotic"} | options)
+
+
+def test_broken_image_and_missing_or_empty_table(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    whole = (tmp_path / "png/XR_0_0.png").read_bytes()
+    (tmp_path / "png/XR_0_0.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"1 of 40 images are missing or cannot be read: .*XR_0_0.png"):
+        read_patch_table(table, tmp_path, "mitotic")
+    with pytest.raises(DataError, match="there is no such table"):
+        read_patch_table(tmp_path / "none.csv", tmp_path, "mitotic")
+    table.write_text("file,label\n")
+    with pytest.raises(DataError, match="holds no rows"):
+        read_patch_table(table, tmp_path, "mitotic")
+
+
+def patches(slides: int = 10, per_slide: int = 3) -> list[dict[str, Any]]:
+    names = [(d, s, i) for d in ("CS", "XR") for s in range(slides) for i in range(per_slide)]
+    return [{"image": f"{d}{s}{i}", "label": i % 2, "domain": d, "slide": f"{s}.tiff"} for d, s, i in names]
+
+
+def test_no_slide_is_in_two_splits_and_the_shares_hold_in_each_domain() -> None:
+    splits = split_patches(patches())
+    for domain in ("CS", "XR"):
+        slides = {k: {p["slide"] for p in v if p["domain"] == domain} for k, v in splits.items()}
+        assert {k: len(v) for k, v in slides.items()} == {"training": 6, "validation": 2, "test": 2}
+        assert len(set.union(*slides.values())) == 10
+    assert sum(map(len, splits.values())) == 60
+    counts = count_patches(splits)
+    assert counts[0] == {"domain": "CS", "split": "training", "slides": 6, "negative": 12, "positive": 6}
+    assert len(counts) == 6
+
+
+def test_by_patch_the_slides_mix() -> None:
+    splits = split_patches(patches(slides=2, per_slide=20), unit="patch")
+    assert {k: len(v) for k, v in splits.items()} == {"training": 52, "validation": 12, "test": 16}
+    assert len({p["slide"] for p in splits["test"]} & {p["slide"] for p in splits["training"]}) == 2
+    assert len({p["image"] for v in splits.values() for p in v}) == 80
+
+
+def test_the_split_follows_the_seed_and_not_the_order() -> None:
+    first, turned = split_patches(patches(), seed=3), split_patches(patches()[::-1], seed=3)
+    assert first == turned
+    assert first != split_patches(patches(), seed=4)
+
+
+def test_three_slides_are_the_least() -> None:
+    splits = split_patches(patches(slides=3))
+    assert {k: len(v) for k, v in splits.items()} == {"training": 6, "validation": 6, "test": 6}
+    with pytest.raises(DataError, match=r"The domain CS has 2 slide\(s\), expected 3 or more"):
+        split_patches(patches(slides=2))
+    with pytest.raises(ValueError, match="unit must be"):
+        split_patches(patches(), unit="tile")
+    with pytest.raises(ValueError, match="the shares must be between 0 and 1"):
+        split_patches(patches(), test_share=1.0)
+
+
+def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_patches.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    table, output = make_table(tmp_path / "source"), tmp_path / "out" / "dataset.json"
+    arguments = ("--table", table, "--image_dir", table.parent, "--output", output, "--positive", "mitotic")
+    done = prepare(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "40 patches" in done.stdout
+    content = json.loads(output.read_text())
+    assert content["labels"] == {"0": "not mitotic", "1": "mitotic"}
+    assert all((output.parent / p["image"]).is_file() for p in content["training"])
+    assert not Path(content["test"][0]["image"]).is_absolute()
+    before = output.read_bytes()
+    assert prepare(*arguments).returncode == 0  # again, with the same result
+    other = prepare(*arguments, "--seed", 1)
+    assert other.returncode == 1
+    assert "holds another datalist" in other.stderr
+    assert output.read_bytes() == before
+    assert prepare(*arguments, "--seed", 1, "--overwrite").returncode == 0
+    assert output.read_bytes() != before
+
+
+@pytest.mark.skipif(not CROPS.is_dir(), reason="../shared/data is not here")
+def test_real_crops(tmp_path: Path) -> None:
+    found = read_patch_table(CROPS / "index.csv", CROPS, "mitotic", "non_mitotic")
+    counts = count_patches(split_patches(found))
+    assert {row["domain"] for row in counts} == {"XR", "S360", "CS"}
+    assert all(row["positive"] > 10 and row["negative"] > 10 for row in counts)
