@@ -143,7 +143,10 @@ class TrainingCheckpoint:
                     f"{self.last}: holds no state of {name}. Resume with the overlays the run was started with."
                 )
             try:
-                value.load_state_dict(content[name])
+                if isinstance(value, torch.optim.Optimizer):
+                    _load_optimizer(value, content[name])
+                else:
+                    value.load_state_dict(content[name])
             except (RuntimeError, ValueError, KeyError) as e:
                 reason = textwrap.shorten(str(e), 300)
                 raise DataError(
@@ -164,6 +167,24 @@ class TrainingCheckpoint:
                 self.last,
             )
         raise error
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state that another machine may have saved: the kernels, and the memory layout, stay those of this one.
+
+    A fused kernel walks parameter and moments side by side in memory: laid out differently, they would be paired
+    wrongly without a word.
+    """
+    kernels = ("fused", "foreach", "capturable")
+    groups = [
+        saved | {key: own[key] for key in kernels if key in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

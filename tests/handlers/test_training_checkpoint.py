@@ -16,6 +16,7 @@ from monai.transforms import RandGaussianNoised
 from torch import nn
 
 from shared.handlers import ClassBoostStrategy, SeedEpochs, TrainingCheckpoint, TrainingReport
+from shared.handlers.training_checkpoint import _load_optimizer
 from shared.metrics import ClassDice, MeanClassDice
 from shared.utils import DataError
 
@@ -241,3 +242,38 @@ def test_saves_can_be_farther_apart(tmp_path: Path) -> None:
     resumed = run(tmp_path / "parts", resume=True, save_interval=4)
     assert_same(resumed["weights"], whole["weights"])
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"] == 8
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("layouts", [(0, 1), (1, 0), (1, 1)])
+def test_the_optimizer_goes_on_in_another_memory_layout(
+    fused: bool | None, layouts: tuple[int, int], tmp_path: Path
+) -> None:
+    """A run that began elsewhere: with other kernels, and with its weights laid out otherwise."""
+    formats = [(torch.contiguous_format, torch.channels_last)[i] for i in layouts]
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def make(layout: torch.memory_format, kernel: bool | None) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).to(memory_format=layout)
+        return network, torch.optim.AdamW(network.parameters(), 0.01, fused=kernel)
+
+    def steps(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+
+    first, old = make(formats[0], None)
+    steps(first, old)
+    torch.save({"model": first.state_dict(), "optimizer": old.state_dict()}, tmp_path / "last.pt")
+    steps(first, old)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    second, new = make(formats[1], fused)
+    second.load_state_dict(saved["model"])
+    _load_optimizer(new, saved["optimizer"])
+    steps(second, new)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+        assert new.state[b]["exp_avg"].stride() == b.stride()
+    assert new.param_groups[0]["fused"] is fused
