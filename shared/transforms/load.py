@@ -22,7 +22,9 @@ _AFFINE_TOLERANCE = 1e-3
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
 # Largest deviation of the distance between two DICOM slices from the mean one, as a share of it.
-_GAP_TOLERANCE = 0.1
+_GAP_TOLERANCE = 0.25
+# Largest distance between a slice's place in the volume and the one in its DICOM header, in pixels.
+_SLICE_TOLERANCE = 0.5
 
 
 class _NiftiReader(NibabelReader):
@@ -38,16 +40,34 @@ class _NiftiReader(NibabelReader):
 
 
 class _SeriesReader(ITKReader):
-    """Refuses a DICOM series with a slice missing: ITK would spread the others evenly, and all volumes be wrong."""
+    """Refuses a DICOM series whose slices form no box: ITK would make one of them, and move or stretch the patient.
+
+    Args:
+        last_slice: the file of the series' last slice.
+    """
+
+    def __init__(self, last_slice: str) -> None:
+        super().__init__()
+        self.last_slice = last_slice
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         image = super().read(data, **kwargs)
+        folder, count, spacing = ensure_tuple(data)[0], itk.size(image)[2], image.GetSpacing()
         found, key = image.GetMetaDataDictionary(), "ITK_non_uniform_sampling_deviation"
-        if found.HasKey(key) and found[key] > _GAP_TOLERANCE * image.GetSpacing()[2]:
+        if found.HasKey(key) and found[key] > _GAP_TOLERANCE * spacing[2]:
             raise DataError(
-                f"{ensure_tuple(data)[0]}: slices are missing or unevenly spaced: of {itk.size(image)[2]} slices, "
-                f"{image.GetSpacing()[2]:g} mm apart on average, two are {found[key]:g} mm off that distance. "
-                "Expected even distances. Export the whole series again, or resample it to an even spacing."
+                f"{folder}: slices are missing or unevenly spaced: of {count} slices, {spacing[2]:g} mm apart on "
+                f"average, two are {found[key]:g} mm off that distance. Expected even distances. Export the whole "
+                "series again, or resample it to an even spacing."
+            )
+        header = itk.GDCMImageIO.New(FileName=self.last_slice)
+        header.ReadImageInformation()
+        place = image.TransformIndexToPhysicalPoint([0, 0, count - 1])
+        shift = np.linalg.norm([place[i] - header.GetOrigin(i) for i in range(3)])
+        if shift > _SLICE_TOLERANCE * spacing[0]:
+            raise DataError(
+                f"{folder}: the slices are shifted against each other (a tilted gantry?): the last of {count} lies "
+                f"{shift:.1f} mm beside where a box-shaped grid has it. Resample the series onto such a grid."
             )
         return image
 
@@ -68,8 +88,9 @@ class LoadVolumed(LoadImaged):
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
             empty; spacing is zero, negative or not a number; the axes are sheared; voxels are NaN or infinite; a
-            folder holds no DICOM series or several, or one with uneven distances between its slices; a label map lies
-            on another grid than the image (the first other key), or holds other values than the labels.
+            folder holds no DICOM series or several, or one with uneven distances between its slices, or slices
+            shifted by a tilted gantry; a label map lies on another grid than the image (the first other key), or
+            holds other values than the labels.
     """
 
     def __init__(
@@ -107,8 +128,8 @@ class LoadVolumed(LoadImaged):
         try:
             # A reader of its own for each file: NibabelReader keeps the name of the last one, and threads share us.
             if path.is_dir():
-                _check_one_series(path)
-                reader = reader or _SeriesReader()
+                files = _files_of_one_series(path)
+                reader = reader or _SeriesReader(last_slice=files[-1])
             elif path.name.lower().endswith((".nii", ".nii.gz")):
                 _check_nifti_header(path)
                 reader = reader or _NiftiReader(squeeze_non_spatial_dims=True)
@@ -132,21 +153,22 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else "no message"
 
 
-def _check_one_series(folder: Path) -> None:
-    """The folder holds exactly one series, told apart as `ITKReader` does."""
+def _files_of_one_series(folder: Path) -> list[str]:
+    """The files, in the order of the slices, of a folder with exactly one series; told apart as `ITKReader` does."""
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
     names.AddSeriesRestriction("0008|0021")
     names.SetDirectory(os.fspath(folder))
-    series = {uid: len(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
+    series = {uid: list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
     if not series:
         raise DataError(f"{folder}: holds no readable DICOM series. Expected a folder with the slices of one CT.")
     if len(series) > 1:
-        listed = "; ".join(f"{uid} with {count} slices" for uid, count in series.items())
+        listed = "; ".join(f"{uid} with {len(files)} slices" for uid, files in series.items())
         raise DataError(
             f"{folder}: holds {len(series)} DICOM series, expected one: {listed}. Put each into a folder of its own "
             "and give the one that is wanted."
         )
+    return next(iter(series.values()))
 
 
 def _check_nifti_header(path: Path) -> None:

@@ -111,8 +111,8 @@ def test_two_series_in_a_folder(tmp_path: Path) -> None:
         LoadVolumed("image")({"image": tmp_path})
 
 
-def dicom_series(folder: Path, positions: list[float]) -> Path:
-    """A CT series of 4 x 5 pixels with slices at these positions, in mm."""
+def dicom_series(folder: Path, positions: list[float], tilt: float = 0.0) -> Path:
+    """A CT series of 4 x 5 pixels with slices at these positions in mm, each shifted by `tilt` times its position."""
     folder.mkdir()
     writer_io = itk.GDCMImageIO.New()
     writer_io.KeepOriginalUIDOn()
@@ -122,7 +122,7 @@ def dicom_series(folder: Path, positions: list[float]) -> Path:
         tags = image.GetMetaDataDictionary()
         tags["0008|0016"], tags["0008|0018"] = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{i + 1}"
         tags["0008|0060"], tags["0020|000d"], tags["0020|000e"] = "CT", "1.2.4", "1.2.5"
-        tags["0020|0032"], tags["0020|0037"] = f"0\\0\\{z}", "1\\0\\0\\0\\1\\0"
+        tags["0020|0032"], tags["0020|0037"] = f"0\\{tilt * z}\\{z}", "1\\0\\0\\0\\1\\0"
         writer = itk.ImageFileWriter[type(image)].New(Input=image, FileName=str(folder / f"{i}.dcm"))
         writer.SetImageIO(writer_io)
         writer.Update()
@@ -136,6 +136,17 @@ def test_dicom_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
     gap = dicom_series(tmp_path / "gap", [0, 2, 4, 8, 10])
     with pytest.raises(DataError, match=r"of 5 slices, 2.5 mm apart on average, two are 1.5 mm off that distance"):
         LoadVolumed("image")({"image": gap})
+
+
+def test_dicom_of_thin_slices_with_rounded_positions(tmp_path: Path) -> None:
+    positions = [round(0.625 * i, 1) for i in range(9)]
+    assert LoadVolumed("image")({"image": dicom_series(tmp_path / "thin", positions)})["image"].shape == (1, 4, 5, 9)
+
+
+def test_dicom_of_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
+    tilted = dicom_series(tmp_path / "tilted", [0, 2, 4, 6, 8, 10], tilt=0.3)
+    with pytest.raises(DataError, match=r"shifted against each other \(a tilted gantry\?\): the last of 6 lies 3.0 mm"):
+        LoadVolumed("image")({"image": tilted})
 
 
 def rgb_nifti(path: Path) -> Path:
