@@ -37,9 +37,9 @@ def reference_indices(x: Tensor, reference: str = "dot", normalize: bool = True,
         int64 tensor (B,) on the device of `x`.
 
     Raises:
-        ValueError: for another `reference`, or an `x` of another shape or kind.
+        ValueError: for another `reference`, or an `x` of another shape or kind, or with a single position.
     """
-    _check(x)
+    _check(x, positions=2)
     if reference not in REFERENCES:
         raise ValueError(f"reference must be one of {', '.join(REFERENCES)}, got {reference!r}")
     if len(x) < 2:
@@ -67,9 +67,15 @@ def fuse_style(x: Tensor, reference: Tensor, lam: Tensor, eps: float = 1e-6) -> 
         features of the shape, type and memory layout of `x`.
 
     Raises:
-        ValueError: for an `x` of another shape or kind.
+        ValueError: for an `x` of another shape or kind, or with a single position, which has no variance; for a
+            `reference` or `lam` of another length.
     """
-    _check(x)
+    _check(x, positions=2)
+    if reference.shape != (len(x),) or lam.shape != (len(x),):
+        raise ValueError(
+            f"reference has the shape {tuple(reference.shape)} and lam {tuple(lam.shape)}, expected one value for each "
+            f"of the {len(x)} samples of x"
+        )
     return _fused(x, *_statistics(x, eps), reference, lam)
 
 
@@ -113,6 +119,12 @@ class FuseStyle(nn.Module):
         self._warned = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # of what is exported; it is the identity outside training
+            return x
+        return self._forward(x)
+
+    @torch.jit.unused
+    def _forward(self, x: Tensor) -> Tensor:
         _check(x)
         if not self.training or len(x) < 2 or self._has_one_position(x):
             return x
@@ -150,11 +162,11 @@ class FuseStyle(nn.Module):
         return f"p={self.p}, alpha={self.alpha}, reference={self.reference!r}, normalize={self.normalize}"
 
 
-def _check(x: Tensor) -> None:
-    if x.ndim < 3 or not x.is_floating_point():
+def _check(x: Tensor, positions: int = 0) -> None:
+    if x.ndim < 3 or not x.is_floating_point() or x.shape[2:].numel() < positions:
         raise ValueError(
             f"FuseStyle got {x.dtype} of the shape {tuple(x.shape)}, expected floating point features "
-            "(batch, channels, spatial...)."
+            "(batch, channels, spatial...)" + (f" with {positions} positions or more." if positions else ".")
         )
 
 

@@ -49,7 +49,7 @@ def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") ->
     """
     path = Path(path)
     target = network.state_dict()
-    source = _adapt_patch_embedding(_strip_prefixes(read_state_dict(path), target), target)
+    source = _adapt_patch_embedding(_strip_prefixes(path, read_state_dict(path), target), target)
     dropped = [key for key in source if key not in target]
     other_head = [k for k in source if k.startswith(head) and k in target and source[k].shape != target[k].shape]
     used = {key: value for key, value in source.items() if key in target and key not in other_head}
@@ -110,13 +110,21 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
-def _strip_prefixes(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    def stripped(key: str) -> str:
-        while key not in target and (prefix := next((p for p in _PREFIXES if key.startswith(p)), None)):
-            key = key.removeprefix(prefix)
-        return key
-
-    return {stripped(key): value for key, value in source.items()}
+def _strip_prefixes(
+    path: Path, source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    names: dict[str, str] = {}
+    for key in source:
+        name = key
+        while name not in target and (prefix := next((p for p in _PREFIXES if name.startswith(p)), None)):
+            name = name.removeprefix(prefix)
+        if name in names:
+            raise DataError(
+                f"{path}: holds two candidates for {name}: {names[name]} and {key}. Save the weights of the one "
+                "network that is wanted in a file of their own."
+            )
+        names[name] = key
+    return {name: source[key] for name, key in names.items()}
 
 
 def _adapt_patch_embedding(

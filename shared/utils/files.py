@@ -52,9 +52,16 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldn
 
 
 def append_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
-    """Add rows to a file that `write_csv` has written with the same fields, at a cost that does not grow with it."""
-    with Path(path).open("a", newline="") as file:
-        csv.DictWriter(file, fieldnames=list(fieldnames)).writerows(rows)
+    """Add rows to a file that `write_csv` has written with the same fields, at a cost that does not grow with it.
+
+    Raises:
+        DataError: when the file cannot be written to.
+    """
+    try:
+        with Path(path).open("a", newline="") as file:
+            csv.DictWriter(file, fieldnames=list(fieldnames)).writerows(rows)
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written to ({e.strerror}). Free space, or change its permissions.") from e
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

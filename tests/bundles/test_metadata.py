@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,17 @@ def test_versions_are_the_tested_ones(bundle: Path) -> None:
         "numpy": content["numpy_version"],
     }
     assert {name: pins.get(name) for name in named} == named
+
+
+def test_what_the_code_imports_is_named(bundle: Path) -> None:
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "shared").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {(n.module or "").split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0}
+    where = packages_distributions()
+    named = read(bundle)["required_packages_version"].keys() | {"monai", "torch", "numpy"}
+    missing = [name for name in names - sys.stdlib_module_names if not named & {name, *where[name]}]
+    assert not missing
 
 
 def test_changelog_ends_with_the_version(bundle: Path) -> None:

@@ -247,6 +247,14 @@ def test_compiles_with_at_most_one_graph_break(reference: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")  # the default of MONAI's ckpt_export
+def test_exports_as_the_identity() -> None:
+    net, x = network("dot").eval(), torch.randn(4, 2, 9, 9)
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+    exported = torch.export.export(net, (x,)).module()
+    torch.testing.assert_close(exported(x), net(x))
+
+
 def test_no_key_of_a_state_dict_changes() -> None:
     stage = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3))
     keys = list(stage.state_dict())
@@ -283,6 +291,12 @@ def test_functions_refuse_what_they_cannot_do() -> None:
         reference_indices(features(), "cosine")
     with pytest.raises(ValueError, match=r"shape \(1, 3, 4, 6\): one sample has no partner"):
         reference_indices(features()[:1])
+    for call in (reference_indices, lambda x: fuse_style(x, torch.arange(5), torch.ones(5))):
+        with pytest.raises(ValueError, match=r"shape \(5, 3, 1, 1\), expected .* with 2 positions or more"):
+            call(features()[..., :1, :1])
+    for partners, lam in ((torch.zeros(1).long(), torch.ones(5)), (torch.arange(5), torch.ones(1))):
+        with pytest.raises(ValueError, match="expected one value for each of the 5 samples"):
+            fuse_style(features(), partners, lam)
 
 
 def test_needs_torch_alone() -> None:

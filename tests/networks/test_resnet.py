@@ -93,6 +93,13 @@ def test_pretrained_of_another_network_is_refused_with_a_list(tmp_path: Path) ->
         net(pretrained=tmp_path / "w.safetensors")
 
 
+def test_two_candidates_for_a_name_are_refused(tmp_path: Path) -> None:
+    state = net().state_dict()
+    torch.save(state | {f"encoder.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
+    with pytest.raises(DataError, match=r"two candidates for conv1.weight: conv1.weight and encoder.conv1.weight"):
+        net(pretrained=tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
