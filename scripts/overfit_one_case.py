@@ -33,7 +33,7 @@ def bundle_run(configs: list[str], options: dict[str, Any]) -> None:
 
 
 def main(
-    image: str, label: str, output_dir: str, steps: int = 3000, spacing: float = 4.0, resume: bool = False
+    image: str, label: str, output_dir: str, steps: int = 2000, spacing: float = 4.0, resume: bool = False
 ) -> None:
     """Overfit one case on purpose, and print the Dice of each organ on the label's own grid.
 
@@ -57,8 +57,8 @@ def main(
     write_json(folder / "dataset.json", {"name": "one case", "labels": labels, **splits})
     options = {"dataset_dir": folder, "output_dir": folder, "ckpt_dir": folder, "spacing": [spacing] * 3}
     options |= {"cache": "memory", "num_workers": 0, "max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
-    options |= {"learning_rate": 0.006, "flip_prob": 0.0, "rotate_prob": 0.0, "resume": resume, "save_interval": 50}
-    options |= {"sw_overlap": 0.5}
+    options |= {"learning_rate": 0.006, "resume": resume, "save_interval": 50}
+    options |= {"augmentation": "[]", "sw_overlap": 0.75}  # nothing but this scan, as it is
     start = time.monotonic()
     variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
     bundle_run(["train", *variants], options)
