@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_every_variant_is_timed_against_the_plain_network(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "benchmark_fusestyle.py"),
+        "--output",
+        str(tmp_path / "cost.json"),
+    ]
+    command += ["--network", "resnet10", "--batch", "2", "--size", "64", "--rounds", "2", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "cost.json").read_text())
+    assert result["plain"] == {"time": 1, "time_quartiles": [1, 1], "memory": 1}
+    assert all(result[variant]["time"] > 0 and result[variant]["memory"] > 0 for variant in ("random", "dot", "kl"))
+    assert "kl to random" in done.stdout
