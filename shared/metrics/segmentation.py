@@ -68,8 +68,8 @@ def _surface_scores(
     pred_points, pred_areas = _surface(pred, spacing)
     label_points, label_areas = _surface(label, spacing)
     sides = [
-        (KDTree(label_points).query(pred_points)[0], pred_areas),
-        (KDTree(pred_points).query(label_points)[0], label_areas),
+        (KDTree(label_points).query(pred_points, workers=-1)[0], pred_areas),
+        (KDTree(pred_points).query(label_points, workers=-1)[0], label_areas),
     ]
     within = sum(areas[distances <= tolerance + ROUNDING_MM].sum() for distances, areas in sides)
     hd95 = max(np.quantile(distances, 0.95, weights=areas, method="inverted_cdf") for distances, areas in sides)
