@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import fire
 
-from shared.data import make_synthetic_ct
-from shared.utils import show_errors_briefly
+from shared.data import SPLITS, count_patches, make_synthetic_ct, make_synthetic_histology
+from shared.utils import flag, show_errors_briefly
 
 
 def ct(output_dir: str, cases: int = 12, seed: int = 0, processes: int | None = None) -> None:
@@ -24,6 +26,43 @@ def ct(output_dir: str, cases: int = 12, seed: int = 0, processes: int | None = 
     print(f"{cases} synthetic CTs: {path}")
 
 
+def histology(
+    output_dir: str,
+    slides: int = 10,
+    patches_per_slide: int = 40,
+    tiles_per_slide: int = 1,
+    seed: int = 0,
+    label_all: bool = True,
+    processes: int | None = None,
+) -> None:
+    """Write made-up H&E patches and tiles with mitotic figures and imposters, as four scanners see them.
+
+    OUTPUT_DIR then holds dataset.json (64 x 64 px patches in training, validation and test split, by slide), tiles.json
+    (512 x 512 px tiles with boxes, in the same split), patches and tiles. The same arguments give the same bytes. About
+    100 patches or 3 tiles a second on each core.
+
+    Args:
+        output_dir: a new or empty folder.
+        slides: how many of each scanner, 3 at least.
+        patches_per_slide: how many, 2 at least; 40 % are mitotic figures.
+        tiles_per_slide: how many, 0 or above.
+        seed: 0 or above; another seed gives other slides.
+        label_all: False leaves the scanner GT450 without labels, as in MIDOG 2021.
+        processes: how many work at the same time; by default one for each core.
+    """
+    path = make_synthetic_histology(
+        output_dir, slides, patches_per_slide, tiles_per_slide, seed, flag("label_all", label_all), processes
+    )
+    datalist = json.loads(path.read_text())
+    row = "{:<8} {:<10} {:>6} {:>11} {:>7}".format
+    print(row("domain", "split", "slides", "non_mitotic", "mitotic"))
+    for count in count_patches({split: datalist[split] for split in SPLITS}):
+        print(row(*count.values()))
+    if "unlabelled" in datalist:
+        print(f"without labels: {len(datalist['unlabelled'])} patches of GT450")
+    print(f"synthetic histology: {path}")
+
+
 if __name__ == "__main__":
     show_errors_briefly()
-    fire.Fire({"ct": ct})
+    fire.Fire({"ct": ct, "histology": histology})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import fire
 
-from shared.data import count_patches, read_patch_table, split_patches
-from shared.utils import DataError, show_errors_briefly, write_json
+from shared.data import count_patches, leaked_slides, read_patch_table, split_patches, text_table, write_datalist
+from shared.utils import flag, show_errors_briefly
 
 
 def main(
@@ -58,15 +57,11 @@ def main(
     content |= {"split_unit": unit, "split_seed": seed}
     for split, members in splits.items():
         content[split] = [{**p, "image": os.path.relpath(p["image"], target.parent)} for p in members]
-    if target.exists() and not overwrite and target.read_text() != json.dumps(content, indent=2) + "\n":
-        raise DataError(f"{target}: holds another datalist. Choose another --output, or replace it with --overwrite.")
-    write_json(target, content)
-    print(f"{'domain':<16}{'split':<12}{'slides':>8}{'negative':>10}{'positive':>10}")
-    for row in count_patches(splits):
-        cells = f"{row['slides']:>8}{row['negative']:>10}{row['positive']:>10}"
-        print(f"{row['domain']:<16}{row['split']:<12}{cells}")
+    write_datalist(target, content, flag("--overwrite", overwrite))
+    print(text_table(count_patches(splits)))
     if unit == "patch":
-        print("Split by patch: slides of the test split have been seen in training.")
+        leaked, tested = leaked_slides(splits)
+        print(f"Split by patch: of {leaked} of the {tested} slides of the test split, training has seen other patches.")
     print(f"{len(patches)} patches: {target}")
 
 

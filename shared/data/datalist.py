@@ -16,15 +16,20 @@ from .inputs import case_name
 _FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, expected: str) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: when it is missing, or anything but a JSON object; `expected` says in the message what it should be.
+    """
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Expected {_FORMAT}. Check `dataset_dir` and `datalist`.")
+        raise DataError(f"{path}: no such file. Expected {expected}. Check `dataset_dir` and `datalist`.")
     try:
         content = json.loads(path.read_text())
     except ValueError as e:
-        raise DataError(f"{path}: not readable as JSON ({e}). Expected {_FORMAT}.") from e
+        raise DataError(f"{path}: not readable as JSON ({e}). Expected {expected}.") from e
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}. Expected {_FORMAT}.")
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}. Expected {expected}.")
     return content
 
 
@@ -125,7 +130,7 @@ def load_datalist(
             a listed file does not exist, a case is listed twice, the labels differ, or the fold is impossible.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_json_object(path, _FORMAT)
     if labels is not None:
         _check_labels(path, content.get("labels"), labels)
     if (fold is None) != (folds is None):
@@ -161,7 +166,7 @@ def dataset_info(
     Raises:
         DataError: when the file is missing or not JSON.
     """
-    content = _read(Path(path))
+    content = read_json_object(Path(path), _FORMAT)
     part = {"split": split, "fold": fold, "folds": folds}
     return {
         "name": str(content.get("name") or Path(path).resolve().parent.name),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..utils import DataError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -55,7 +56,7 @@ def _in_datalist(path: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(
             f"{path}: not a datalist with a list 'test' ({type(e).__name__}: {e}). Expected "
-            '{"test": [{"image": "a path"}, ...], ...}, or give the CT itself.'
+            '{"test": [{"image": "a path"}, ...], ...}, or give the files themselves.'
         ) from e
     if not images:
         raise DataError(f"{path}: its list 'test' is empty.")
@@ -120,3 +121,46 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
     found = [q.resolve() for p in given for q in _find(Path(p).expanduser())]
     paths = list(dict.fromkeys(found))
     return [{"image": str(p), "case": name} for p, name in zip(paths, _unique_names(paths), strict=True)]
+
+
+def list_images(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, str]]:
+    """The image files that a user means by a path.
+
+    Args:
+        path: an image file, a folder (with those below it, without hidden ones), a glob pattern, a datalist (`.json`,
+            its list `test`), or a list of all these.
+
+    Returns:
+        One dict an image: `image` and `file`, the full path, and `case`, the path from the folder that all have in
+        common. In the order given, a folder's in alphabetical order; what is found twice is listed once.
+
+    Raises:
+        DataError: when nothing is given, a path does not exist, or nothing is found in it.
+    """
+    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not given or not all(os.fspath(p) for p in given):
+        raise DataError(
+            "No image is given. Give one with --input: a file (PNG, JPEG, TIFF), a folder of these, a pattern such as "
+            "'patches/*.png', or a datalist."
+        )
+    found = [str(q.resolve()) for p in given for q in _find_images(Path(p).expanduser())]
+    files = list(dict.fromkeys(found))
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [{"image": file, "file": file, "case": os.path.relpath(file, common)} for file in files]
+
+
+def _find_images(path: Path) -> list[Path]:
+    if path.is_dir():
+        shown = [p for p in sorted(path.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(path).parts)]
+        found = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        if not found:
+            raise DataError(f"{path}: holds no image. Looked for {', '.join(IMAGE_SUFFIXES)} in it and below it.")
+        return found
+    if path.is_file():
+        return _in_datalist(path) if path.suffix == ".json" else [path]
+    if glob.has_magic(str(path)):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        if not found:
+            raise DataError(f"{path}: no file or folder fits this pattern.")
+        return [q for p in found for q in _find_images(p)]
+    raise DataError(f"{path}: there is no such file or folder.")

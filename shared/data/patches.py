@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from ..utils import DataError
+from ..utils import DataError, atomic_path
 
 SPLITS = ("training", "validation", "test")
 
@@ -70,7 +71,7 @@ def read_patch_table(
     twice = [image for image, count in Counter(patch["image"] for patch in patches).items() if count > 1]
     if twice:
         raise DataError(f"{path}: lists {twice[0]} more than once ({len(twice)} such files). List each patch once.")
-    _check_images(path, [patch["image"] for patch in patches], num_workers)
+    check_image_files(path, [patch["image"] for patch in patches], num_workers)
     return patches
 
 
@@ -107,23 +108,47 @@ def _classes(path: Path, labels: Sequence[str], positive: str, negative: str | N
     return {positive: 1, others[0]: 0}
 
 
-def _check_images(path: Path, images: Sequence[str], num_workers: int) -> None:
+def check_image_files(
+    source: str | os.PathLike,
+    images: Sequence[str],
+    num_workers: int = 4,
+    size: tuple[int, int] | None = None,
+    remedy: str = "Check --image_dir, and copy broken files again.",
+) -> None:
+    """Open and decode every image.
+
+    Args:
+        source: what lists the images; it begins the message.
+        images: paths.
+        num_workers: files opened at a time.
+        size: the width and height that each has; None where any will do.
+        remedy: what to do, at the end of the message.
+
+    Raises:
+        DataError: when some are missing, unreadable or of another size; the first five are named.
+    """
+
     def fault(image: str) -> str | None:
         try:
             with Image.open(image) as opened:
                 opened.load()
+                found = opened.size
         except (OSError, SyntaxError, ValueError) as e:  # what Pillow's readers raise on broken files
             return f"{image} ({'missing' if isinstance(e, FileNotFoundError) else e})"
+        if size is not None and found != tuple(size):
+            return f"{image} ({found[0]} × {found[1]} pixels, expected {size[0]} × {size[1]})"
         return None
 
     faults = thread_map(fault, images, max_workers=num_workers, desc="checking images", unit="file")
     found = [text for text in faults if text]
     if found:
-        more = ", ..." if len(found) > 5 else ""
-        raise DataError(
-            f"{path}: {len(found)} of {len(images)} images are missing or cannot be read: {', '.join(found[:5])}{more}."
-            " Check --image_dir, and copy broken files again."
-        )
+        what = "are missing or cannot be read" if size is None else "are missing, cannot be read or have another size"
+        raise DataError(f"{source}: {len(found)} of {len(images)} images {what}: {first_few(found)}. {remedy}")
+
+
+def first_few(names: Sequence[str], count: int = 5) -> str:
+    """The first names of a list, and dots where there are more: for messages."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def split_patches(
@@ -146,11 +171,11 @@ def split_patches(
         seed: another one gives another split; the same gives the same, whatever the order of the patches.
 
     Raises:
-        ValueError: when an option is out of its range.
-        DataError: when a domain has fewer than three slides (patches).
+        ValueError: when a share is out of its range.
+        DataError: when the unit is neither, or a domain has fewer than three slides (patches).
     """
     if unit not in ("slide", "patch"):
-        raise ValueError(f'unit must be "slide" or "patch", got {unit!r}')
+        raise DataError(f'unit must be "slide" or "patch", got {unit!r}')
     if not (0 < test_share < 1 and 0 < validation_share < 1):
         raise ValueError(f"the shares must be between 0 and 1, got {test_share} and {validation_share}")
     units: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
@@ -185,3 +210,52 @@ def count_patches(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
             counts = {"negative": len(own) - positive, "positive": positive}
             rows.append({"domain": domain, "split": split, "slides": len({p["slide"] for p in own}), **counts})
     return rows
+
+
+def leaked_slides(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[int, int]:
+    """How many slides of the test split are in training or validation too, and how many it has."""
+    slides = {split: {(p["domain"], p["slide"]) for p in patches} for split, patches in splits.items()}
+    return len(slides["test"] & (slides["training"] | slides["validation"])), len(slides["test"])
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as lines of aligned columns under a header; numbers to the right."""
+    columns = list(rows[0]) if rows else []
+    width = {c: max(len(str(c)), *(len(str(row[c])) for row in rows)) for c in columns}
+    right = {c for c in columns if isinstance(rows[0][c], int)}
+    lines = [{c: c for c in columns}, *rows]
+    cells = [[str(r[c]).rjust(width[c]) if c in right else str(r[c]).ljust(width[c]) for c in columns] for r in lines]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Write a datalist as JSON, with a line for each entry. The same content leaves an older file as it is.
+
+    Raises:
+        DataError: when the name does not end in .json, or the file holds something else and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise DataError(f"{path}: a datalist is a .json file. Choose another --output.")
+    if path.exists():
+        if _holds(path, content):
+            return
+        if not overwrite:
+            raise DataError(f"{path}: holds another datalist. Choose another output, or replace it with --overwrite.")
+    with atomic_path(path) as temporary, temporary.open("w") as file:
+        for i, (key, value) in enumerate(content.items()):
+            file.write(f"{',' if i else '{'}\n  {json.dumps(key)}: ")
+            if isinstance(value, list) and value:
+                for k, entry in enumerate(value):
+                    file.write(f"{',' if k else '['}\n    {json.dumps(entry, allow_nan=False)}")
+                file.write("\n  ]")
+            else:
+                file.write(json.dumps(value, allow_nan=False))
+        file.write("\n}\n")
+
+
+def _holds(path: Path, content: Mapping[str, Any]) -> bool:
+    try:
+        return json.loads(path.read_text()) == content
+    except (OSError, ValueError):
+        return False

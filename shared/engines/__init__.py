@@ -1,5 +1,5 @@
 """Engines that run a network over cases."""
 
-from .case_evaluator import CaseEvaluator, FaultTolerantDataset
+from .case_evaluator import CaseEvaluator, FaultTolerantDataset, collate_readable
 
-__all__ = ["CaseEvaluator", "FaultTolerantDataset"]
+__all__ = ["CaseEvaluator", "FaultTolerantDataset", "collate_readable"]

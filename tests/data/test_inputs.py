@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.data import case_name, list_inputs
+from shared.data import case_name, list_images, list_inputs
 from shared.utils import DataError
 
 
@@ -92,3 +92,76 @@ def test_nothing_found(folder: Path, monkeypatch: pytest.MonkeyPatch, given: obj
     monkeypatch.chdir(folder)
     with pytest.raises(DataError, match=message):
         list_inputs(given)
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> Path:
+    """Three patches in two folders, one above them, and what is no patch."""
+    for name in ("XR/b.png", "XR/a.JPG", "CS/deep/c.tiff", "d.webp"):
+        touch(tmp_path / "patches" / name)
+    for name in ("notes.txt", ".hidden.png", "XR/._a.png", ".cache/e.png", "CS/mask.nii.gz", "CS/table.csv"):
+        touch(tmp_path / "patches" / name)
+    (tmp_path / "patches" / "folder.png").mkdir()
+    return tmp_path / "patches"
+
+
+def image_cases(path: object) -> list[str]:
+    return [item["case"] for item in list_images(path)]
+
+
+def test_images_of_a_folder_and_those_below_it(patches: Path) -> None:
+    found = list_images(patches)
+    assert [item["case"] for item in found] == ["CS/deep/c.tiff", "XR/a.JPG", "XR/b.png", "d.webp"]
+    for item in found:
+        assert item["image"] == item["file"] == str(patches / item["case"])
+    assert image_cases(str(patches / "XR")) == ["a.JPG", "b.png"]
+    assert image_cases(patches / "CS") == ["c.tiff"]
+
+
+def test_one_image_a_pattern_and_a_list(patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list_images(patches / "XR" / "b.png") == [
+        {"image": str(patches / "XR/b.png"), "file": str(patches / "XR/b.png"), "case": "b.png"}
+    ]
+    assert image_cases(str(patches / "*" / "*.png")) == ["b.png"]
+    assert image_cases(str(patches / "**" / "[a-c].*[gfG]")) == ["CS/deep/c.tiff", "XR/a.JPG", "XR/b.png"]
+    assert image_cases(str(patches / "[CX]*")) == ["CS/deep/c.tiff", "XR/a.JPG", "XR/b.png"]
+    # what is found twice comes once, where it was found first
+    assert image_cases([patches / "XR" / "b.png", str(patches / "XR"), patches / "CS"]) == [
+        "XR/b.png",
+        "XR/a.JPG",
+        "CS/deep/c.tiff",
+    ]
+    monkeypatch.chdir(patches / "XR")
+    assert list_images("../d.webp")[0]["file"] == str(patches / "d.webp")
+    assert image_cases(["b.png", "../XR/b.png"]) == ["b.png"]
+
+
+def test_a_file_that_is_named_is_taken_at_its_word(patches: Path) -> None:
+    assert image_cases(patches / "notes.txt") == ["notes.txt"]  # reading it says what is wrong with it
+
+
+def test_images_of_a_datalist(patches: Path) -> None:
+    path = patches / "dataset.json"
+    path.write_text(json.dumps({"training": [{"image": "d.webp"}], "test": [{"image": "XR/b.png"}, "CS/deep/c.tiff"]}))
+    assert image_cases(path) == ["XR/b.png", "CS/deep/c.tiff"]
+    path.write_text(json.dumps({"test": []}))
+    with pytest.raises(DataError, match="'test' is empty"):
+        list_images(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", r"No image is given.*--input.*PNG"),
+        ([], "No image is given"),
+        (["d.webp", ""], "No image is given"),
+        ("missing.png", r"missing\.png: there is no such file or folder"),
+        ("none*.png", r"none\*\.png: no file or folder fits this pattern"),
+        (".cache/none", "there is no such file"),
+        ("folder.png", r"folder\.png: holds no image\. Looked for \.png, .*below it"),
+    ],
+)
+def test_no_images_found(patches: Path, monkeypatch: pytest.MonkeyPatch, given: object, message: str) -> None:
+    monkeypatch.chdir(patches)
+    with pytest.raises(DataError, match=message):
+        list_images(given)

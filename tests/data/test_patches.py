@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import count_patches, read_patch_table, scanner_name, split_patches
+from shared.data import (
+    check_image_files,
+    count_patches,
+    leaked_slides,
+    read_patch_table,
+    scanner_name,
+    split_patches,
+    text_table,
+    write_datalist,
+)
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +145,42 @@ def test_three_slides_are_the_least() -> None:
         split_patches(patches(), unit="tile")
     with pytest.raises(ValueError, match="the shares must be between 0 and 1"):
         split_patches(patches(), test_share=1.0)
+
+
+def test_slides_that_training_has_seen() -> None:
+    assert leaked_slides(split_patches(patches())) == (0, 4)
+    splits = {"training": [{"domain": "A", "slide": "1"}], "validation": [{"domain": "A", "slide": "2"}]}
+    splits["test"] = [{"domain": d, "slide": s} for d, s in (("A", "1"), ("A", "1"), ("A", "2"), ("B", "1"))]
+    assert leaked_slides(splits) == (2, 3)
+
+
+def test_table_as_text() -> None:
+    assert text_table([{"name": "a b", "n": 1}, {"name": "c", "n": 100}]) == "name    n\na b     1\nc     100"
+    assert text_table([]) == ""
+
+
+def test_datalist_with_a_line_for_each_entry(tmp_path: Path) -> None:
+    content = {"name": "x", "labels": {"0": "a"}, "training": [{"image": "ä"}, {"image": "b"}], "test": []}
+    path = tmp_path / "dataset.json"
+    write_datalist(path, content)
+    assert json.loads(path.read_text()) == content
+    assert len(path.read_text().splitlines()) == 9
+    path.write_text(json.dumps(content))  # the same, in another form
+    write_datalist(path, content)
+    assert path.read_text() == json.dumps(content)
+    with pytest.raises(DataError, match="holds another datalist"):
+        write_datalist(path, content | {"name": "y"})
+    write_datalist(path, content | {"name": "y"}, overwrite=True)
+    assert json.loads(path.read_text())["name"] == "y"
+    with pytest.raises(DataError, match=r"a datalist is a \.json file"):
+        write_datalist(tmp_path / "metadata.csv", content, overwrite=True)
+
+
+def test_images_of_another_size(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 5)).save(tmp_path / "a.png")
+    check_image_files("table", [str(tmp_path / "a.png")], size=(4, 5))
+    with pytest.raises(DataError, match=r"table: 1 of 1 images .*a.png \(4 × 5 pixels, expected 5 × 4\). Do it again"):
+        check_image_files("table", [str(tmp_path / "a.png")], size=(5, 4), remedy="Do it again.")
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 
-from shared.engines import CaseEvaluator, FaultTolerantDataset
+from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_readable
+from shared.networks import fusestyle_resnet
 from shared.utils import DataError
 
 CASES = ["a", "b", "c", "d"]
@@ -85,6 +87,59 @@ def test_no_failure() -> None:
     evaluator.run()
     assert done == CASES
     assert evaluator.failures == []
+
+
+def test_a_batch_of_what_could_be_read() -> None:
+    hows = ["fine", "unreadable", "too dark", "unreadable"]
+    dataset = FaultTolerantDataset([{"case": c, "how": h} for c, h in zip(CASES, hows, strict=True)], mt.Lambda(load))
+    batch = collate_readable([dataset[i] for i in range(4)])
+    assert batch["case"] == ["a", "c"]
+    assert batch["how"] == ["fine", "too dark"]
+    assert torch.equal(batch["image"], torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 1, 4, 4, 4))
+    assert batch["failures"] == [("b", "b.nii: cannot be read."), ("d", "d.nii: cannot be read.")]
+    assert collate_readable([dataset[0]])["failures"] == []
+    nothing = collate_readable([dataset[1], dataset[3]])
+    assert nothing["case"] == []
+    assert torch.equal(nothing["image"], torch.zeros(1, 3, 64, 64))
+    assert nothing["failures"] == batch["failures"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_without_anything_readable_passes_through(num_workers: int) -> None:
+    """MONAI's own evaluator and a ResNet take it, and go on with the next one."""
+
+    def patch(d: dict[str, Any]) -> dict[str, Any]:
+        if d["case"] in ("c", "d", "e"):
+            raise DataError(f"{d['case']}: cannot be read.")
+        return {**d, "image": torch.full((3, 32, 32), float(ord(d["case"]) - ord("a")))}
+
+    torch.manual_seed(0)
+    network = fusestyle_resnet("resnet10", places=(1, 4), p=1.0).eval()
+    dataset = FaultTolerantDataset([{"case": case} for case in "abcdef"], mt.Lambda(patch))
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=2, collate_fn=collate_readable, num_workers=num_workers),
+        network=network,
+        postprocessing=mt.Activationsd("pred", sigmoid=True),
+        decollate=False,
+    )
+    cases: list[list[str]] = []
+    failures: list[tuple[str, str]] = []
+    outputs: list[torch.Tensor] = []
+
+    def keep(engine: Any) -> None:
+        cases.append(engine.state.batch["case"])
+        failures.extend(engine.state.batch["failures"])
+        outputs.append(engine.state.output["pred"])
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    evaluator.run()
+    assert cases == [["a", "b"], [], ["f"]]
+    assert [case for case, _ in failures] == ["c", "d", "e"]
+    assert [tuple(output.shape) for output in outputs] == [(2, 1), (1, 1), (1, 1)]
+    with torch.no_grad():
+        alone = network(torch.stack([torch.full((3, 32, 32), value) for value in (0.0, 1.0, 5.0)])).sigmoid()
+    torch.testing.assert_close(torch.cat([outputs[0], outputs[2]]), alone)
 
 
 def test_one_case_gives_its_own_message() -> None:

@@ -1,0 +1,69 @@
+"""Turn Camelyon17-WILDS, as downloaded, into a datalist for the classification bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fire
+import torch
+
+from shared.data import (
+    CAMELYON17_LABELS,
+    check_image_files,
+    count_patches,
+    read_camelyon17,
+    text_table,
+    write_datalist,
+)
+from shared.utils import flag, show_errors_briefly
+
+SAMPLE = 1000
+
+
+def main(
+    data_dir: str,
+    output: str,
+    check_images: bool = False,
+    allow_missing: bool = False,
+    overwrite: bool = False,
+    workers: int = 4,
+) -> None:
+    """Check the patches and write a datalist with the default split of WILDS.
+
+    The lists are training and validation (centres 0, 3 and 4), ood_validation (centre 1) and test (centre 2). The
+    patches stay where they are; the datalist holds their paths relative to itself.
+
+    Args:
+        data_dir: the folder camelyon17_v1.0, with metadata.csv and patches.
+        output: the datalist to write, a .json file.
+        check_images: decode all patches, which takes many minutes; 1,000 of them otherwise. That the files are there is
+            seen of all of them.
+        allow_missing: leave out patches whose file is not there.
+        overwrite: replace another datalist of that name.
+        workers: files opened at a time.
+    """
+    folder, target = Path(data_dir).resolve(), Path(output).resolve()
+    splits = read_camelyon17(folder, flag("--allow_missing", allow_missing))
+    images = [str(folder / patch["image"]) for patches in splits.values() for patch in patches]
+    if not flag("--check_images", check_images):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        images = [images[i] for i in sorted(order[:SAMPLE].tolist())]
+    remedy = "Unpack the archive again."
+    check_image_files(folder / "metadata.csv", images, workers, size=(96, 96), remedy=remedy)
+    counts = count_patches(splits)
+    where = os.path.relpath(folder, target.parent)
+    for patches in splits.values():
+        for patch in patches:
+            patch["image"] = f"{where}/{patch['image']}"
+    content = {"name": "Camelyon17-WILDS", "labels": {str(v): k for k, v in CAMELYON17_LABELS.items()}}
+    content |= {"synthetic": False, **splits}
+    write_datalist(target, content, flag("--overwrite", overwrite))
+    print(text_table([row for row in counts if row["slides"]]))
+    print("The validation split has other patches of the training slides; ood_validation and test are other centres.")
+    print(f"{sum(map(len, splits.values()))} patches: {target}")
+
+
+if __name__ == "__main__":
+    show_errors_briefly()
+    fire.Fire(main)

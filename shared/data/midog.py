@@ -1,0 +1,577 @@
+"""MIDOG 2021, MIDOG 2022 and MIDOG++: images, annotated figures, and what each image was scanned with.
+
+The three are a JSON file with annotations and a folder with a TIFF for each image, a region of a whole slide of
+another patient. A box is `[x1, y1, x2, y2]`, always 50 × 50 pixels around the figure, and may overhang the image;
+a few of MIDOG++ have even their centre up to 5 pixels outside.
+None of the files says which scanner an image is from: it follows from the image's number.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+from scipy.ndimage import gaussian_filter, minimum_filter
+from tqdm.contrib.concurrent import thread_map
+
+from ..utils import DataError, atomic_path, flag, write_json
+from .datalist import read_json_object
+from .patches import first_few, scanner_name
+
+MIDOG_LABELS = {"non_mitotic": 0, "mitotic": 1}
+"""Classes of the patches. A negative is a hard one: a cell that someone took for a mitotic figure."""
+
+MIDOG_FIELDS = ("scanner", "tumor_type", "species", "origin")
+"""What is known of every image, and domains can be made of."""
+
+_CATEGORIES = {"mitotic figure": 1} | dict.fromkeys(
+    ("not mitotic figure", "non-mitotic figure", "hard negative", "imposter", "hard negative imposter"), 0
+)
+_BOX = 50  # pixels, the side of every box
+
+
+class _Part(NamedTuple):
+    """Images that belong together, by their numbers. `labelled`: someone has looked for figures in them."""
+
+    first: int
+    last: int
+    tumor_type: str
+    scanner: str
+    origin: str
+    labelled: bool = True
+
+
+_XR, _S360, _CS, _GT450 = "Hamamatsu XR", "Hamamatsu S360", "Aperio CS2", "Leica GT450"
+_3D = "3DHistech Pannoramic Scan II"
+_UTRECHT, _VIENNA, _BERLIN, _NEW_YORK = "UMC Utrecht", "VMU Vienna", "FU Berlin", "AMC New York"
+_BREAST = (
+    _Part(1, 50, "human breast cancer", _XR, _UTRECHT),
+    _Part(51, 100, "human breast cancer", _S360, _UTRECHT),
+    _Part(101, 150, "human breast cancer", _CS, _UTRECHT),
+)
+# Images of this scanner come with MIDOG 2021, without annotations; MIDOG++ lists them and has neither.
+_BREAST_UNLABELLED = (_Part(151, 200, "human breast cancer", _GT450, _UTRECHT, labelled=False),)
+
+# Sources: for 2021 and 2022 the download pages of the challenges (imig.science/midog2021/download-dataset and
+# midog.deepmicroscopy.org/download-dataset), for MIDOG++ datasets_xvalidation.csv of github.com/DeepMicroscopy/MIDOGpp
+# and the tumor_type of MIDOG++.json. From 151 on the numbers of 2022 and of MIDOG++ are not the same.
+_PARTS = {
+    "midog21": (*_BREAST, *_BREAST_UNLABELLED),
+    "midog22": (
+        *_BREAST,
+        _Part(151, 194, "canine lung cancer", _3D, _VIENNA),
+        _Part(195, 249, "canine lymphosarcoma", _3D, _VIENNA),
+        _Part(250, 299, "canine cutaneous mast cell tumor", _CS, _BERLIN),
+        _Part(300, 354, "human neuroendocrine tumor", _XR, _UTRECHT),
+        _Part(355, 405, "human melanoma", _XR, _UTRECHT, labelled=False),
+    ),
+    "midog++": (
+        *_BREAST,
+        *_BREAST_UNLABELLED,
+        _Part(201, 244, "canine lung cancer", _3D, _VIENNA),
+        _Part(245, 299, "canine lymphosarcoma", _3D, _VIENNA),
+        _Part(300, 349, "canine cutaneous mast cell tumor", _CS, _BERLIN),
+        _Part(350, 404, "human neuroendocrine tumor", _XR, _UTRECHT),
+        _Part(405, 489, "canine soft tissue sarcoma", _3D, _NEW_YORK),
+        _Part(490, 504, "canine soft tissue sarcoma", _3D, _VIENNA),
+        _Part(505, 553, "human melanoma", _XR, _UTRECHT),
+    ),
+}
+MIDOG_NAMES = {"midog21": "MIDOG 2021", "midog22": "MIDOG 2022", "midog++": "MIDOG++"}
+"""The data sets whose numbering is known."""
+
+_FORMAT = 'an annotation file of MIDOG: {"images": [...], "categories": [...], "annotations": [...]}'
+
+
+@dataclass(frozen=True)
+class MidogImage:
+    """One region of a slide.
+
+    Attributes:
+        file_name: of the TIFF, without a folder.
+        size: width and height in pixels.
+        labelled: whether it was annotated. Where not, nothing is known of its cells, and it is no source of negatives.
+        fields: `image_id`, `MIDOG_FIELDS` and whatever else the annotation file holds of it.
+        figures: for each annotation `annotation_id`, `label`, `category`, `bbox`, its centre `x` and `y` in pixels,
+            and the file's other fields.
+    """
+
+    file_name: str
+    size: tuple[int, int]
+    labelled: bool
+    fields: dict[str, Any]
+    figures: tuple[dict[str, Any], ...]
+
+    @property
+    def stem(self) -> str:
+        return Path(self.file_name).stem
+
+
+def read_midog(
+    annotations: str | os.PathLike, dataset: str | None = None, scanners: str | os.PathLike | None = None
+) -> tuple[str, list[MidogImage]]:
+    """The images that an annotation file lists, checked, with what is known of each.
+
+    A field is taken from the table `scanners` where it has it, else from the annotation file, else from the known
+    numbering of the data set. Images without an annotation count as looked at and found empty, but for the parts of
+    the data sets that nobody annotated: Leica GT450 of 2021 and the melanomas of 2022.
+
+    Args:
+        annotations: MIDOG.json, MIDOG2022_training.json, MIDOG++.json or one of the same form.
+        dataset: one of `MIDOG_NAMES`; by default the one that the file's description names.
+        scanners: a CSV table with the column `file_name` and any of `MIDOG_FIELDS` and `labelled` (true or false).
+
+    Returns:
+        the name of the data set, and the images in the file's order.
+
+    Raises:
+        DataError: a file is missing or has another form, a category is not known, a box is not 50 × 50 from corner to
+            corner or lies outside of the image, the scanner of an image is not known, or the numbering or
+            the annotations contradict what is known of the data set.
+    """
+    path = Path(annotations)
+    content = read_json_object(path, _FORMAT)
+    for key in ("images", "categories", "annotations"):
+        if not isinstance(content.get(key), list) or (key != "annotations" and not content[key]):
+            raise DataError(f"{path}: has no list '{key}'. Expected {_FORMAT}. Check --annotations.")
+    if dataset and dataset not in _PARTS:
+        raise DataError(f"--dataset is {dataset!r}, expected one of {', '.join(_PARTS)}.")
+    dataset = dataset or _recognised(content.get("info"))
+    try:
+        figures = _figures(path, content)
+        images = _images(path, content["images"], figures, _PARTS.get(dataset, ()), _read_scanners(scanners))
+    except (KeyError, TypeError) as e:
+        raise DataError(f"{path}: an image, category or annotation lacks a field ({e}). Expected {_FORMAT}.") from e
+    _check_scanners(path, images, dataset)
+    _check_parts(path, images, dataset)
+    return MIDOG_NAMES.get(dataset, path.stem), images
+
+
+def _recognised(info: object) -> str:
+    description = str(info.get("description", "")).lower() if isinstance(info, dict) else ""
+    marks = {"midog++": "midog++", "2022": "midog22", "2021": "midog21"}
+    return next((dataset for mark, dataset in marks.items() if mark in description), "")
+
+
+def _figures(path: Path, content: Mapping[str, Any]) -> dict[Any, list[dict[str, Any]]]:
+    """The annotations of each image id."""
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    unknown = [name for name in names.values() if name.lower() not in _CATEGORIES]
+    if unknown:
+        raise DataError(
+            f"{path}: the category {unknown[0]!r} is not known. Expected {', '.join(map(repr, _CATEGORIES))}: whether "
+            "its cells are mitotic figures cannot be guessed. Rename it, or take its annotations out of the file."
+        )
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    lost = [a for a in content["annotations"] if a["image_id"] not in sizes or a["category_id"] not in names]
+    if lost:
+        raise DataError(
+            f"{path}: annotation {lost[0]['id']} is of the image {lost[0]['image_id']} and the category "
+            f"{lost[0]['category_id']}, one of which the file does not list ({len(lost)} such). Copy the file again."
+        )
+    _check_boxes(path, content["annotations"], sizes)
+    twice = _twice(a["id"] for a in content["annotations"])
+    if twice:
+        raise DataError(f"{path}: has more than one annotation with the id {twice[0]}. Number them one by one.")
+    figures = defaultdict(list)
+    for a in content["annotations"]:
+        x1, y1, x2, y2 = a["bbox"]
+        category = names[a["category_id"]]
+        known = {"label": _CATEGORIES[category.lower()], "category": category, "x": (x1 + x2) / 2, "y": (y1 + y2) / 2}
+        others = {k: v if k == "bbox" else _plain(v) for k, v in a.items() if k not in ("id", "image_id")}
+        figures[a["image_id"]].append({"annotation_id": a["id"], **known, **others, **known})
+    return figures
+
+
+def _plain(value: Any) -> Any:
+    # Lists of different lengths, as the raters' votes are, would not go into a batch.
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _twice(values: Iterator[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _check_boxes(path: Path, annotations: Sequence[Mapping[str, Any]], sizes: Mapping[Any, tuple[int, int]]) -> None:
+    def fits(box: Any) -> bool:
+        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+        return numbers and math.isclose(box[2] - box[0], _BOX) and math.isclose(box[3] - box[1], _BOX)
+
+    wrong = [a for a in annotations if not fits(a["bbox"])]
+    if wrong:
+        coco = all(isinstance(a["bbox"], list) and a["bbox"][2:] == [_BOX, _BOX] for a in wrong)
+        guess = " They look like COCO's x, y, width, height." if coco else ""
+        raise DataError(
+            f"{path}: {len(wrong)} of {len(annotations)} boxes are not [x1, y1, x2, y2] with {_BOX} pixels between the "
+            f"corners: that of annotation {wrong[0]['id']} is {wrong[0]['bbox']}.{guess} Use the file as downloaded, "
+            "or convert its boxes."
+        )
+    for a in annotations:
+        x1, y1, x2, y2 = a["bbox"]
+        width, height = sizes[a["image_id"]]
+        if not (x2 > 0 and y2 > 0 and x1 < width and y1 < height):
+            raise DataError(
+                f"{path}: annotation {a['id']}, {a['bbox']}, is outside of its image of {width} × {height} pixels. "
+                "Use the file as downloaded."
+            )
+
+
+def _read_scanners(table: str | os.PathLike | None) -> dict[str, dict[str, str]]:
+    if not table:
+        return {}
+    path = Path(table)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such table. Give a CSV file with the columns file_name and scanner.")
+    known = (*MIDOG_FIELDS, "labelled")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        rows, header = list(reader), reader.fieldnames or []
+    if "file_name" not in header or not set(known) & set(header):
+        raise DataError(
+            f"{path}: has the columns {', '.join(header) or 'none'}, expected file_name and any of {', '.join(known)}."
+        )
+    return {row["file_name"]: {k: row[k].strip() for k in known if row.get(k, "").strip()} for row in rows}
+
+
+def _images(
+    path: Path,
+    entries: Sequence[Mapping[str, Any]],
+    figures: Mapping[Any, Sequence[dict[str, Any]]],
+    parts: Sequence[_Part],
+    table: Mapping[str, Mapping[str, str]],
+) -> list[MidogImage]:
+    names = [str(entry["file_name"]) for entry in entries]
+    for what, values in (("image id", (e["id"] for e in entries)), ("file name", (Path(n).stem for n in names))):
+        twice = _twice(values)
+        if twice:
+            raise DataError(f"{path}: lists the {what} {twice[0]} more than once. List each image once.")
+    if any(Path(name).name != name for name in names):
+        raise DataError(f"{path}: a file name holds a folder. Expected names alone, as in 001.tiff.")
+    if table and not set(table) & set(names):
+        raise DataError(f"{path}: the table of scanners names none of its images, as {names[0]}. Check --scanners.")
+    images = []
+    for name, entry in zip(names, entries, strict=True):
+        part, own = _part(parts, name), dict(table.get(name, {}))
+        labelled = flag(f"labelled of {name}", own.pop("labelled", entry.get("labelled", not part or part.labelled)))
+        known = {k: getattr(part, k) for k in ("scanner", "tumor_type", "origin")} if part else {}
+        if part:
+            known["species"] = part.tumor_type.split()[0]
+        skipped = ("id", "file_name", "width", "height", "labelled")
+        found = {k: _plain(v) for k, v in entry.items() if k not in skipped and v not in (None, "")}
+        fields = {"image_id": entry["id"], **dict.fromkeys(MIDOG_FIELDS, ""), **known, **found, **own}
+        size = (int(entry["width"]), int(entry["height"]))
+        images.append(MidogImage(name, size, labelled, fields, tuple(figures.get(entry["id"], ()))))
+    return images
+
+
+def _part(parts: Sequence[_Part], file_name: str) -> _Part | None:
+    stem = Path(file_name).stem
+    number = int(stem) if stem.isdecimal() else 0
+    return next((part for part in parts if part.first <= number <= part.last), None)
+
+
+def _check_scanners(path: Path, images: Sequence[MidogImage], dataset: str) -> None:
+    unknown = [image.file_name for image in images if not image.fields["scanner"]]
+    if unknown:
+        read = f"as {MIDOG_NAMES[dataset]}" if dataset else "as none of the known data sets"
+        raise DataError(
+            f"{path}: read {read}, the scanner of {len(unknown)} of its {len(images)} images is not known: "
+            f"{first_few(unknown, 20)}. Set --dataset to one of {', '.join(_PARTS)} if the file is one of these, or "
+            "give a CSV table with the columns file_name and scanner with --scanners."
+        )
+
+
+def _check_parts(path: Path, images: Sequence[MidogImage], dataset: str) -> None:
+    """A file that is numbered otherwise would get the scanners of other images: its tumours and annotations tell."""
+    tumors = defaultdict(set)
+    for image in images:
+        part = _part(_PARTS.get(dataset, ()), image.file_name)
+        if part:
+            tumors[part].add(image.fields["tumor_type"])
+        if image.figures and not image.labelled:
+            raise DataError(
+                f"{path}: {image.file_name} has {len(image.figures)} annotations, but in {MIDOG_NAMES.get(dataset)} "
+                f"images of the {image.fields['scanner']} with this number were not annotated. Set --dataset to "
+                "what the file is, or give a table with the column labelled with --scanners."
+            )
+    for part, names in tumors.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{path}: the images {part.first:03d} to {part.last:03d} are of {' and '.join(sorted(names))}; in "
+                f"{MIDOG_NAMES[dataset]} they are of one tumour. Set --dataset to what the file is, or, if its images "
+                "have other numbers, name all scanners with --scanners and the tumour types too."
+            )
+
+
+def midog_domain(image: MidogImage, fields: Sequence[str]) -> str:
+    """The name of the image's domain: the short name of its scanner, its tumour type, …, joined by ` + `.
+
+    Raises:
+        DataError: when the image lacks one of the fields.
+    """
+    missing = [field for field in fields if image.fields.get(field) in (None, "")]
+    if missing or not fields:
+        known = [key for key, value in image.fields.items() if value not in (None, "")]
+        raise DataError(
+            f"{image.file_name}: its {missing[0] if missing else 'domain'} is not known, so no domain can be made of "
+            f"it. Known: {', '.join(known)}. Choose others with --domain, or add a column to the table of --scanners."
+        )
+    values = [str(image.fields[field]) for field in fields]
+    return " + ".join(scanner_name(v) if f == "scanner" else v for f, v in zip(fields, values, strict=True))
+
+
+def count_midog(images: Sequence[MidogImage]) -> list[dict[str, Any]]:
+    """How scanner, tumour, species and origin go together: images and annotations for each combination that occurs."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    for image in images:
+        fields = {field: image.fields[field] for field in MIDOG_FIELDS}
+        fields["scanner"] = scanner_name(fields["scanner"])
+        key = (*fields.values(), image.labelled)
+        counts = {"images": 0, "non_mitotic": 0, "mitotic": 0}
+        row = rows.setdefault(key, {**fields, "labelled": "yes" if image.labelled else "no", **counts})
+        row["images"] += 1
+        for figure in image.figures:
+            row["mitotic" if figure["label"] else "non_mitotic"] += 1
+    return [rows[key] for key in sorted(rows)]
+
+
+def find_midog(
+    images: Sequence[MidogImage], image_dir: str | os.PathLike, allow_missing: bool = False, num_workers: int = 4
+) -> list[MidogImage]:
+    """The images whose TIFF is at hand, with a look at each file's header.
+
+    Images that were not annotated may be absent all together: MIDOG++ lists 50 that do not come with it.
+
+    Raises:
+        DataError: a file is missing (unless `allow_missing`) or all are; a file is no TIFF, not RGB with 8 bit, or of
+            another size than the annotations say. The first of them are named.
+    """
+    folder = Path(image_dir)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder. Give the folder with the TIFF files with --image_dir.")
+    present = {entry.name for entry in os.scandir(folder)}
+    here = [image for image in images if image.file_name in present]
+    no_unlabelled = all(image.labelled for image in here)
+    required = [image for image in images if image.labelled or not no_unlabelled] or images
+    missing = [image.file_name for image in required if image.file_name not in present]
+    if not here or (missing and not allow_missing):
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(required)} images are missing: {first_few(missing)}. Download them, or "
+            "go on with those at hand with --allow_missing."
+        )
+    faults = thread_map(
+        partial(_header_fault, folder), here, max_workers=num_workers, desc="checking headers", unit="image"
+    )
+    found = [text for text in faults if text]
+    if found:
+        raise DataError(
+            f"{folder}: {len(found)} of {len(here)} images are not what the annotations describe: {first_few(found)}. "
+            "Download them again, and see that the images and --annotations are of the same data set."
+        )
+    return here
+
+
+def _header_fault(folder: Path, image: MidogImage) -> str | None:
+    try:
+        # Not Image.open, which objects to large regions before their size can be compared.
+        with TiffImagePlugin.TiffImageFile(folder / image.file_name) as opened:
+            mode, size = opened.mode, opened.size
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError) as e:  # what Pillow raises on broken files
+        return f"{image.file_name} (no readable TIFF: {e})"
+    if size != image.size:
+        return f"{image.file_name} ({size[0]} × {size[1]} pixels, annotated are {image.size[0]} × {image.size[1]})"
+    return None if mode == "RGB" else f"{image.file_name} (mode {mode}, expected RGB with 8 bit)"
+
+
+def midog_patches(images: Sequence[MidogImage], domain: Sequence[str]) -> list[dict[str, Any]]:
+    """An entry of a datalist for each figure of the labelled images: `image` is where `crop_midog` puts its crop."""
+    entries = []
+    for image in images:
+        for figure in image.figures:
+            entry = _entry(image, domain, f"{figure['annotation_id']}.png")
+            entries.append({"image": entry["image"], "label": figure["label"], **entry, **figure, **entry})
+    return entries
+
+
+def _entry(image: MidogImage, domain: Sequence[str], name: str) -> dict[str, Any]:
+    known = {"image": f"patches/{image.stem}/{name}", "domain": midog_domain(image, domain), "slide": image.file_name}
+    known |= {"labelled": image.labelled, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
+    return {**known, **image.fields, **known}  # a field of the source that has one of these names gives way
+
+
+def midog_settings(annotations: str | os.PathLike, size: int, unlabelled_per_image: int) -> dict[str, Any]:
+    """What the crops depend on."""
+    digest = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()
+    return {"annotations_sha256": digest, "size": size, "unlabelled_per_image": unlabelled_per_image}
+
+
+def claim_folder(
+    output_dir: str | os.PathLike, settings: Mapping[str, Any], own: Sequence[str], stems: Sequence[str]
+) -> None:
+    """Make the output folder, or go on in one with the same settings; `preparation.json` in it holds them.
+
+    Raises:
+        DataError: when the folder holds something else: other files than `own`, crops of other images than `stems`,
+            or the result of other settings.
+    """
+    folder = Path(output_dir)
+    mark = folder / "preparation.json"
+    remedy = "Choose a new folder with --output_dir, or delete this one first."
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: found a file, expected a folder. {remedy}")
+    found = [path.name for path in sorted(folder.glob("[!.]*"))]
+    strange = [name for name in found if not mark.is_file() or name not in (*own, mark.name, "patches")]
+    strange += [f"patches/{p.name}" for p in sorted(folder.glob("patches/[!.]*")) if p.name not in set(stems)]
+    if strange:
+        raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {remedy}")
+    if mark.is_file():
+        before = read_json_object(mark, "the settings of an earlier run")
+        differ = [f"{k} {before.get(k)}" for k, v in settings.items() if before.get(k) != v]
+        if differ:
+            raise DataError(f"{folder}: holds crops made with other settings: {', '.join(differ)}. {remedy}")
+    else:
+        write_json(mark, settings)
+
+
+def crop_midog(
+    images: Sequence[MidogImage],
+    image_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    domain: Sequence[str] = ("scanner",),
+    size: int = 64,
+    unlabelled_per_image: int = 20,
+    num_workers: int = 4,
+) -> list[dict[str, Any]]:
+    """Write the crops of all images as PNG files below `output_dir`.
+
+    Each image is decoded once, about 160 MB at a time for each worker. The crops of an image appear together when
+    they are complete; images that have them are passed over, so an interrupted run goes on where it stopped.
+
+    Args:
+        images: as `find_midog` gives them.
+        image_dir: where the TIFF files are.
+        output_dir: gets a folder `patches` with a folder for each image.
+        domain: fields for `midog_domain`.
+        size: side of the crops in pixels. Beyond the edges the image is reflected.
+        unlabelled_per_image: crops around dark nuclei of each image that was not annotated, at most.
+        num_workers: images cropped at a time.
+
+    Returns:
+        entries of a datalist for the crops of images that were not annotated, without a label.
+
+    Raises:
+        DataError: an image cannot be decoded, or the folder of its crops holds other files.
+    """
+    crop = partial(_crop_image, Path(image_dir), Path(output_dir) / "patches", size, unlabelled_per_image)
+    # Threads, because Pillow decodes and encodes without holding Python's lock.
+    with _largest_image(images):
+        names = thread_map(crop, images, max_workers=num_workers, desc="cropping", unit="image")
+    unlabelled = []
+    for image, found in zip(images, names, strict=True):
+        for name in [] if image.labelled else found:
+            x, y = map(int, re.findall(r"\d+", name))
+            unlabelled.append({**_entry(image, domain, name), "x": float(x), "y": float(y)})
+    return unlabelled
+
+
+@contextmanager
+def _largest_image(images: Sequence[MidogImage]) -> Iterator[None]:
+    """Pillow objects to images above a limit, for fear of decompression bombs. The sizes are known and checked here."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None:
+        Image.MAX_IMAGE_PIXELS = max([limit, *(image.size[0] * image.size[1] for image in images)])
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _crop_image(image_dir: Path, patches: Path, size: int, unlabelled: int, image: MidogImage) -> list[str]:
+    """Write the crops of one image, unless they are there. Returns their file names, in order."""
+    folder = patches / image.stem
+    centres = {f"{figure['annotation_id']}.png": (figure["x"], figure["y"]) for figure in image.figures}
+    if folder.is_dir():
+        found = sorted(path.name for path in folder.iterdir())
+        wanted = centres if image.labelled else [n for n in found if re.fullmatch(r"x\d{5,}_y\d{5,}\.png", n)]
+        if set(found) != set(wanted):
+            raise DataError(f"{folder}: holds other files than the crops of {image.file_name}. Delete it, and go on.")
+        return found
+    if image.labelled and not centres:
+        return []
+    try:
+        with TiffImagePlugin.TiffImageFile(image_dir / image.file_name) as pixels:
+            pixels.load()
+    except (OSError, SyntaxError, ValueError) as e:
+        raise DataError(
+            f"{image_dir / image.file_name}: cannot be decoded ({e}). Download it again, and start again: the images "
+            "before it are done."
+        ) from e
+    if not image.labelled:
+        centres = {f"x{x:05d}_y{y:05d}.png": (x, y) for x, y in dark_nuclei(pixels, unlabelled, size)}
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for name, (x, y) in centres.items():
+            Image.fromarray(crop_square(pixels, x, y, size)).save(temporary / name)
+    return sorted(centres)
+
+
+def crop_square(image: Image.Image, x: float, y: float, size: int) -> np.ndarray:
+    """The square around (x, y), in pixels from the image's corner; beyond its edges the image is reflected.
+
+    The square begins at the pixel ⌊x − size / 2⌋; the edge itself is not repeated, as in `numpy.pad`'s "reflect".
+
+    Returns:
+        uint8, (size, size, 3).
+    """
+    columns, rows = _reflected(x, size, image.width), _reflected(y, size, image.height)
+    left, top = int(columns.min()), int(rows.min())
+    part = np.asarray(image.crop((left, top, int(columns.max()) + 1, int(rows.max()) + 1)))
+    return part[np.ix_(rows - top, columns - left)]
+
+
+def _reflected(centre: float, size: int, length: int) -> np.ndarray:
+    start, margin = math.floor(centre - size / 2), size + _BOX  # a centre may lie outside by half a box
+    return np.pad(np.arange(length), margin, mode="reflect")[start + margin : start + margin + size]
+
+
+def dark_nuclei(image: Image.Image, count: int, size: int) -> list[tuple[int, int]]:
+    """Centres of the darkest nuclei: minima of the smoothed red channel, which haematoxylin absorbs and eosin doesn't.
+
+    Where blue is not clearly above green there is no stain: white ground, black borders and dust are no nuclei.
+
+    Args:
+        image: RGB, about 0.25 µm a pixel.
+        count: how many at most.
+        size: the centres are at least this many pixels apart in one direction, and half of it from the edges.
+
+    Returns:
+        (x, y) in pixels, from the darkest to the brightest.
+    """
+    shrink = 4  # to about 1 µm a pixel; a nucleus is 6 to 12
+    small = np.asarray(image.reduce(shrink), np.float32)
+    red, green, blue = (gaussian_filter(small[..., channel], 2) for channel in range(3))
+    minimum = (red == minimum_filter(red, 7)) & (blue - green > 10)
+    rows, columns = np.nonzero(minimum)
+    xs, ys = columns * shrink + shrink // 2, rows * shrink + shrink // 2
+    margin = size / 2
+    inside = (xs >= margin) & (xs <= image.width - margin) & (ys >= margin) & (ys <= image.height - margin)
+    order = np.argsort(np.where(inside, red[rows, columns], np.inf), kind="stable")[: inside.sum()]
+    chosen: list[tuple[int, int]] = []
+    for x, y in zip(xs[order].tolist(), ys[order].tolist(), strict=True):
+        if len(chosen) == count:
+            break
+        if all(max(abs(x - a), abs(y - b)) >= size for a, b in chosen):
+            chosen.append((x, y))
+    return chosen

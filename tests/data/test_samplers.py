@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from shared.data import DomainBalancedSampler, DomainBatchSampler
+
+DOMAINS = ["XR"] * 50 + ["CS"] * 7 + ["S360"] * 20
+ALL_ORDERS = [DOMAINS, DOMAINS[::-1], [DOMAINS[i] for i in torch.randperm(77, generator=torch.manual_seed(0))]]
+
+
+def epoch(sampler: DomainBalancedSampler, number: int) -> list[int]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("domains", ALL_ORDERS)
+@pytest.mark.parametrize("batch_size", [3, 4, 12])
+def test_every_batch_is_balanced(domains: list[str], batch_size: int) -> None:
+    drawn = epoch(DomainBalancedSampler(domains), 1)
+    for i in range(0, len(drawn), batch_size):
+        counts = Counter(domains[j] for j in drawn[i : i + batch_size])
+        assert max(counts.values()) - min(counts[d] for d in ("XR", "CS", "S360")) <= 1
+    assert set(Counter(domains[i] for i in drawn).values()) == {26}  # a third of 77, rounded up
+
+
+@pytest.mark.parametrize("domains", ALL_ORDERS)
+def test_all_of_a_small_domain_and_no_item_much_more_often(domains: list[str]) -> None:
+    counts = Counter(epoch(DomainBalancedSampler(domains), 1))
+    expected = {"XR": {0, 1}, "CS": {3, 4}, "S360": {1, 2}}
+    for name, times in expected.items():
+        assert {counts[i] for i, domain in enumerate(domains) if domain == name} == times
+
+
+def test_all_of_a_large_domain_over_the_epochs() -> None:
+    sampler = DomainBalancedSampler(DOMAINS)
+    assert {i for number in range(12) for i in epoch(sampler, number)} == set(range(77))
+
+
+def test_the_order_follows_seed_and_epoch_alone() -> None:
+    orders = {(s, e): epoch(DomainBalancedSampler(DOMAINS, seed=s), e) for s in range(3) for e in range(3)}
+    assert len({tuple(order) for order in orders.values()}) == 9
+    sampler = DomainBalancedSampler(DOMAINS, seed=1)
+    torch.manual_seed(99)
+    assert epoch(sampler, 2) == orders[1, 2]
+    assert epoch(sampler, 0) == orders[1, 0]
+    assert list(sampler) == orders[1, 0]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+def test_ranks_share_the_draws(replicas: int) -> None:
+    samplers = [DomainBalancedSampler(DOMAINS, 4, replicas, rank) for rank in range(replicas)]
+    parts = [epoch(sampler, 3) for sampler in samplers]
+    for sampler, part in zip(samplers, parts, strict=True):
+        assert len(part) == len(sampler) == len(samplers[0])
+        assert len(set(Counter(DOMAINS[i] for i in part).values())) == 1
+        assert [{DOMAINS[i] for i in part[j : j + 3]} for j in range(0, len(part), 3)] == [set(DOMAINS)] * (
+            len(part) // 3
+        )
+    together = Counter(i for part in parts for i in part)
+    assert 77 <= together.total() <= 77 + 3 * replicas
+    # of a domain that is larger than its share no item is drawn twice, by no two ranks either
+    assert max(together[i] for i in range(50)) == 1
+    assert {together[i] for i in range(50, 57)} <= {3, 4, 5}
+    assert max(together.values()) - min(together[i] for i in range(50, 57)) <= 1
+
+
+def test_one_domain_is_a_plain_shuffle() -> None:
+    sampler = DomainBalancedSampler(["a"] * 9)
+    assert sorted(sampler) == list(range(9))
+    assert list(sampler) != list(range(9))
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="no item"):
+        DomainBalancedSampler([])
+    with pytest.raises(ValueError, match="rank"):
+        DomainBalancedSampler(DOMAINS, 0, 2, 2)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        DomainBatchSampler(DOMAINS, 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_trainer_sets_the_epoch(num_workers: int) -> None:
+    seen: list[int] = []
+
+    class Network(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.extend(x.flatten().int().tolist())
+            return super().forward(x)
+
+    network = Network(1, 1)
+    items = [{"image": torch.tensor([float(i)]), "label": torch.zeros(1)} for i in range(77)]
+    sampler = DomainBalancedSampler(DOMAINS, seed=5)
+    SupervisedTrainer(
+        device="cpu",
+        max_epochs=2,
+        train_data_loader=DataLoader(Dataset(items), batch_size=16, sampler=sampler, num_workers=num_workers),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1e-6),
+        loss_function=nn.MSELoss(),
+        decollate=False,
+    ).run()
+    other = DomainBalancedSampler(DOMAINS, seed=5)
+    assert seen == epoch(other, 1) + epoch(other, 2)
+
+
+@pytest.mark.parametrize("domains", ALL_ORDERS)
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_batches_of_one_domain(domains: list[str], replicas: int) -> None:
+    samplers = [DomainBatchSampler(domains, 8, replicas, rank) for rank in range(replicas)]
+    batches = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(own) for own in batches]
+    assert sorted(i for own in batches for batch in own for i in batch) == list(range(77))
+    of_rank = []
+    for own in batches:
+        names = [{domains[i] for i in batch} for batch in own]
+        assert all(len(name) == 1 and len(batch) <= 8 for name, batch in zip(names, own, strict=True))
+        order = [name.pop() for name in names]
+        assert order == sorted(order)  # a domain does not come back
+        of_rank.append(set(order))
+        for domain in of_rank[-1]:
+            drawn = [i for batch in own for i in batch if domains[i] == domain]
+            assert drawn == [i for i, d in enumerate(domains) if d == domain]
+    assert sum(map(len, of_rank)) == len(set.union(*of_rank)) == 3
+
+
+def test_more_ranks_than_domains() -> None:
+    batches = [list(DomainBatchSampler(DOMAINS, 100, 5, rank)) for rank in range(5)]
+    assert batches[:3] == [[list(range(50, 57))], [list(range(57, 77))], [list(range(50))]]
+    assert batches[3] == batches[4] == batches[0]
+
+
+def test_the_loader_gives_the_batches() -> None:
+    items = [{"image": torch.tensor([i]), "domain": domain} for i, domain in enumerate(DOMAINS)]
+    loader = DataLoader(Dataset(items), batch_sampler=DomainBatchSampler(DOMAINS, 16))
+    assert len(loader) == 1 + 2 + 4
+    assert [set(batch["domain"]) for batch in loader] == [{"CS"}, *[{"S360"}] * 2, *[{"XR"}] * 4]
