@@ -1,5 +1,6 @@
 """Ignite handlers: class re-weighting, what keeps a training safe, and reports."""
 
+from .adapt_batch_norm import AdaptBatchNorm
 from .class_reweighting import (
     ClassBoostStrategy,
     ClassReweighting,
@@ -7,22 +8,32 @@ from .class_reweighting import (
     StaticClassWeights,
     ThresholdClassFreezing,
 )
+from .classification_report import ClassificationReport, classification_table
+from .decision_threshold import DecisionThreshold
+from .save_predictions import SavePredictions
 from .seed_epochs import SeedEpochs
 from .segmentation_report import SegmentationReport, summary_table
 from .stop_on_bad_loss import StopOnBadLoss
 from .training_checkpoint import TrainingCheckpoint
+from .training_curves import TrainingCurves
 from .training_report import TrainingReport
 
 __all__ = [
+    "AdaptBatchNorm",
     "ClassBoostStrategy",
     "ClassReweighting",
+    "ClassificationReport",
+    "DecisionThreshold",
     "PlateauClassFreezing",
+    "SavePredictions",
     "SeedEpochs",
     "SegmentationReport",
     "StaticClassWeights",
     "StopOnBadLoss",
     "ThresholdClassFreezing",
     "TrainingCheckpoint",
+    "TrainingCurves",
     "TrainingReport",
+    "classification_table",
     "summary_table",
 ]

@@ -72,7 +72,8 @@ def bootstrap_means(
     return classes, entry(mean, mean_resamples, int(scored.any(axis=1).sum()))
 
 
-def _warnings(dataset: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+def synthetic_warnings(dataset: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """What a report must say in red where the data set, or what the weights were trained on, is made up."""
     return [
         text
         for text, applies in (
@@ -128,7 +129,7 @@ def summarise_scores(
         "tolerance_mm": tolerance,
         "intervals": {"level": 0.95, "method": "percentile bootstrap over cases", "resamples": bootstrap, "seed": seed},
         "model": record,
-        "warnings": _warnings(dataset, record),
+        "warnings": synthetic_warnings(dataset, record),
         "notes": _notes(tolerance),
         "versions": {"monai": monai.__version__, "torch": torch.__version__},
     }

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class TrainingCheckpoint:
       the gradient scaler, the evaluator's best metric. It is there from before the first epoch.
     * `best.pt`: the same of the epoch with the best key metric.
     * `model.pt`: the weights of that epoch alone, for inference, and beside it
-    * `model.json`: the record of what they were trained on: `record` with the epoch, the mean Dice, the versions.
+    * `model.json`: the record of what they were trained on: `record` with the epoch, the key metric, the versions;
+    * what `companions` names besides.
 
     Attach it to the trainer as the last handler, after the validation and the learning-rate schedule, whose results
     it saves.
@@ -43,6 +44,7 @@ class TrainingCheckpoint:
         resume: continue from `last.pt`.
         overwrite: start anew where the folder holds another run.
         save_interval: epochs between saves, for short epochs; the best and the last are always saved.
+        companions: JSON files that belong to `model.pt` and are written with it: name → what gives the content.
 
     Raises:
         DataError: at once, when `resume` finds no `last.pt`, when a new run would overwrite an earlier one, or when
@@ -58,6 +60,7 @@ class TrainingCheckpoint:
         resume: bool = False,
         overwrite: bool = False,
         save_interval: int = 1,
+        companions: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
     ) -> None:
         if save_interval < 1:
             raise ValueError(f"save_interval must be 1 or more, got {save_interval}")
@@ -66,6 +69,7 @@ class TrainingCheckpoint:
         self.state = dict(state)
         self.evaluator = evaluator
         self.record = dict(record or {})
+        self.companions = dict(companions or {})
         self.resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
         self.last = self.ckpt_dir / "last.pt"
         if self.resume and not self.last.is_file():
@@ -92,7 +96,8 @@ class TrainingCheckpoint:
             return
         idist.barrier()  # all ranks have looked for an earlier run before this one writes
         if idist.get_rank() == 0:
-            for name in FILES[1:]:  # of the run that is overwritten: no old weights beside a new run
+            # of the run that is overwritten: no old weights beside a new run
+            for name in (*FILES[1:], *self.companions):
                 (self.ckpt_dir / name).unlink(missing_ok=True)
         self._save(engine)
 
@@ -115,17 +120,17 @@ class TrainingCheckpoint:
         with atomic_path(self.last) as temporary:
             torch.save(content, temporary)
             if is_best:
-                self._save_best(temporary, epoch, float(best.best_metric))
+                self._save_best(temporary, epoch, {best.key_metric_name: float(best.best_metric)})
 
-    def _save_best(self, checkpoint: Path, epoch: int, metric: float) -> None:
+    def _save_best(self, checkpoint: Path, epoch: int, metric: Mapping[str, float]) -> None:
         with atomic_path(self.ckpt_dir / "best.pt") as temporary:
             shutil.copyfile(checkpoint, temporary)
         with atomic_path(self.ckpt_dir / "model.pt") as temporary:
             torch.save(_unwrapped(self.state["model"]).state_dict(), temporary)
         versions = {"monai": monai.__version__, "torch": torch.__version__}
-        write_json(
-            self.ckpt_dir / "model.json", {**self.record, "epoch": epoch, "mean_dice": metric, "versions": versions}
-        )
+        write_json(self.ckpt_dir / "model.json", {**self.record, "epoch": epoch, **metric, "versions": versions})
+        for name, content in self.companions.items():
+            write_json(self.ckpt_dir / name, content())
 
     def _load(self, engine: Engine) -> None:
         content = torch.load(self.last, map_location="cpu", weights_only=True)

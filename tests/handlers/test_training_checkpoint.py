@@ -136,11 +136,30 @@ def test_the_best_epoch_is_kept_with_its_record(tmp_path: Path) -> None:
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     record = json.loads((tmp_path / "model.json").read_text())
     assert record["epoch"] == best["trainer"]["epoch"] == result["best"][1]
-    assert record["mean_dice"] == result["best"][0]
+    assert record["val_mean_dice"] == result["best"][0]
     assert record["labels"] == {"left": 1}
     assert set(record["versions"]) == {"monai", "torch"}
     assert_same(torch.load(tmp_path / "model.pt", weights_only=True), best["model"])
     assert not list(tmp_path.glob(".writing*"))
+
+
+def test_companions_go_with_the_best_weights(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def threshold() -> dict[str, int]:
+        calls.append(len(calls) + 1)
+        last = torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"]
+        return {"call": calls[-1], "after_epoch": last}
+
+    result = run(tmp_path, companions={"threshold.json": threshold})
+    content = json.loads((tmp_path / "threshold.json").read_text())
+    assert content == {"call": len(calls), "after_epoch": result["best"][1] - 1}
+    assert 1 <= len(calls) < 8  # not in an epoch that was no better
+    run(tmp_path, resume=True, companions={"threshold.json": threshold})
+    assert json.loads((tmp_path / "threshold.json").read_text()) == content
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupt=1, overwrite=True, companions={"threshold.json": threshold})
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == []
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:

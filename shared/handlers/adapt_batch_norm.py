@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from ..networks import adapt_batch_norm
+from ..utils import DataError, flag
+
+logger = logging.getLogger(__name__)
+
+FEW = 32  # images; below, a layer's statistics are a matter of luck
+
+
+class AdaptBatchNorm:
+    """Adapt a network's batch norm to each domain before its images are classified, see `adapt_batch_norm`.
+
+    Attach it to an evaluator whose batches hold one domain each, domain after domain (`DomainBatchSampler`). When the
+    first batch of a domain comes, all images of that domain are passed through the network, unlabelled, in a random
+    order that is always the same. Where batches name no domain, all images of the data set are taken for one. After
+    the run the network has the statistics again that it had before.
+
+    Args:
+        network: changed in place while the evaluator runs.
+        dataset: what the evaluator reads, a `monai.data.Dataset` over dicts with `domain`.
+        enabled: False does nothing.
+        batch_size: 2 or more; larger ones estimate better.
+        num_workers: of the data loader.
+        collate_fn: of the data loader; that of the evaluator's loader, where images may be unreadable.
+
+    Raises:
+        ValueError: when `batch_size` is less than 2.
+        DataError: when `enabled` is neither true nor false; at the start of a batch that mixes domains.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: Dataset,
+        enabled: bool = True,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        collate_fn: Callable | None = None,
+    ) -> None:
+        if batch_size < 2:
+            raise ValueError(f"batch_size must be 2 or more, got {batch_size}")
+        self.network = network
+        self.dataset = dataset
+        self.enabled = flag("adapt_batch_norm", enabled)
+        self.options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+        self.options |= {"collate_fn": collate_fn} if collate_fn else {}
+        self.adapted_to: str | None = None
+        self.before: list[torch.Tensor] = []
+
+    def attach(self, engine: Engine) -> None:
+        if self.enabled:
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.ITERATION_STARTED, self)
+            engine.add_event_handler(Events.COMPLETED, self._restore)
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._restore_and_raise)
+
+    def _start(self, engine: Engine) -> None:
+        self.adapted_to = None
+        self.before = [buffer.clone() for buffer in self.network.buffers()]
+
+    def _restore(self, engine: Engine) -> None:
+        if self.before:
+            for buffer, before in zip(self.network.buffers(), self.before, strict=True):
+                buffer.copy_(before)
+        self.before = []
+
+    def _restore_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._restore(engine)
+        raise error  # ignite would take it for handled
+
+    def __call__(self, engine: Engine) -> None:
+        if not _readable(engine.state.batch):
+            return
+        found = sorted(set(engine.state.batch.get("domain", ["these images"])))
+        if len(found) > 1:
+            raise DataError(
+                f"A batch mixes the domains {', '.join(found)}, and batch norm can be adapted to one at a time. Use "
+                "shared.data.DomainBatchSampler."
+            )
+        if found[0] == self.adapted_to:
+            return
+        count = adapt_batch_norm(self.network, self._images(engine, found[0]))
+        self.adapted_to = found[0]
+        log = logger.warning if count < FEW else logger.info
+        log("batch norm adapted to %s on %d images%s", found[0], count, ", very few" if count < FEW else "")
+
+    def _images(self, engine: Engine, domain: str) -> Iterator[torch.Tensor]:
+        data = self.dataset.data
+        own = [i for i, item in enumerate(data) if item.get("domain", domain) == domain]
+        # Neighbours in a list are of one slide and class, and batches of them would not be alike.
+        order = torch.Generator().manual_seed(0)
+        for batch in DataLoader(Subset(self.dataset, own), shuffle=True, generator=order, **self.options):
+            if _readable(batch):
+                yield batch["image"].to(engine.state.device)
+
+
+def _readable(batch: Mapping[str, Any]) -> bool:
+    """Whether there is an image in a batch, see `shared.engines.collate_readable`."""
+    return bool(batch.get("case", True))

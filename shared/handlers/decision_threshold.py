@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+
+from ..metrics import best_threshold
+
+logger = logging.getLogger(__name__)
+
+
+class DecisionThreshold:
+    """Choose the probability above which a patch counts as positive, on the validation split, after each validation.
+
+    The threshold with the greatest balanced accuracy over all validated patches; see `best_threshold`. It leaves
+    `val_balanced_accuracy` at this threshold in `engine.state.metrics`.
+
+    Attach it to the evaluator of the validation, which must not decollate; `pred` are logits (B, 1). `content` is what
+    `threshold.json` holds.
+
+    Args:
+        domains: of the validated patches, for the record.
+
+    Raises:
+        DataError: after a validation whose patches are all of one class.
+    """
+
+    def __init__(self, domains: list[str] | None = None) -> None:
+        self.domains = domains
+        self.logits: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
+        self.threshold = 0.5
+        self.balanced_accuracy = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._choose)
+
+    def _start(self, engine: Engine) -> None:
+        self.logits, self.labels = [], []
+
+    def _collect(self, engine: Engine) -> None:
+        self.logits.append(engine.state.output["pred"].detach().double().flatten())
+        self.labels.append(engine.state.output["label"].detach().double().flatten())
+
+    def _choose(self, engine: Engine) -> None:
+        logits, labels = (idist.all_gather(torch.cat(part).cpu()) for part in _even(self.logits, self.labels))
+        there = ~labels.isnan()
+        prob, label = torch.sigmoid(logits[there]).numpy(), labels[there].numpy().astype(int)
+        self.threshold, self.balanced_accuracy = best_threshold(prob, label)
+        engine.state.metrics["val_balanced_accuracy"] = self.balanced_accuracy
+
+    def content(self) -> dict[str, Any]:
+        """What `threshold.json` holds."""
+        return {
+            "threshold": self.threshold,
+            "chosen_for": "balanced accuracy",
+            "balanced_accuracy": self.balanced_accuracy,
+            "split": "validation",
+            "domains": self.domains,
+        }
+
+
+def _even(*parts: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Fill up with NaN where another rank has more: gathered tensors must have one length."""
+    count = sum(map(len, parts[0]))
+    longest = max(idist.all_gather(count)) if idist.get_world_size() > 1 else count
+    padding = torch.full((longest - count,), torch.nan, dtype=torch.double)
+    return [[tensor.cpu() for tensor in part] + [padding] for part in parts]

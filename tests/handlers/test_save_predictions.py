@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Activationsd
+from PIL import Image
+
+from shared.engines import FaultTolerantDataset, collate_readable
+from shared.handlers import SavePredictions, save_predictions
+from shared.transforms import LoadPatchd
+from shared.transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from shared.utils import DataError
+
+NAMES = ("other", "mitotic")
+RECORD = {"name": "MIDOG", "synthetic": False}
+
+
+def images(folder: Path, count: int, broken: tuple[int, ...] = ()) -> list[dict[str, str]]:
+    """Grey squares, the darkest first; the files of `broken` are no images."""
+    folder.mkdir(parents=True)
+    found = []
+    for i in range(count):
+        file = folder / f"{i}.png"
+        if i in broken:
+            file.write_text("no image")
+        else:
+            Image.fromarray(np.full((8, 8, 3), round(255 * i / count), np.uint8)).save(file)
+        found.append({"case": file.name, "file": str(file), "image": str(file)})
+    return found
+
+
+def probability(i: int, count: int) -> float:
+    return 1 / (1 + math.exp(-(round(255 * i / count) / 64 - 2)))
+
+
+class BrightIsPositive(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean(dim=(1, 2, 3))[:, None] / 64 - 2
+
+
+def infer(output_dir: Path, data: list[dict[str, str]], batch_size: int = 3, **kwargs: Any) -> SupervisedEvaluator:
+    options = {"threshold": 0.3, "class_names": NAMES, "record": RECORD, **kwargs}
+    dataset = FaultTolerantDataset(data, LoadPatchd(crop_size=8, size=8))
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=batch_size, collate_fn=collate_readable),
+        network=BrightIsPositive(),
+        postprocessing=Activationsd("pred", sigmoid=True),
+        val_handlers=[SavePredictions(output_dir, **options)],
+        decollate=False,
+    )
+    evaluator.run()
+    return evaluator
+
+
+def read(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    with (folder / "predictions.csv").open() as file:
+        return list(csv.DictReader(file)), json.loads((folder / "predictions.json").read_text())
+
+
+def test_predictions_in_the_order_of_the_input(tmp_path: Path) -> None:
+    data = images(tmp_path / "in", 7)[::-1]
+    infer(tmp_path / "out", data)
+    rows, content = read(tmp_path / "out")
+    assert [(r["case"], r["file"]) for r in rows] == [(d["case"], d["file"]) for d in data]
+    expected = [probability(i, 7) for i in range(6, -1, -1)]
+    assert [float(r["probability"]) for r in rows] == pytest.approx(expected, abs=1e-6)
+    assert [r["class"] for r in rows] == [NAMES[p >= 0.3] for p in expected]
+    assert {r["class"] for r in rows} == set(NAMES)
+    assert [{k: str(v) for k, v in p.items()} for p in content.pop("predictions")] == rows
+    assert content == {
+        "threshold": 0.3,
+        "classes": list(NAMES),
+        "model": RECORD,
+        "adapted_batch_norm": False,
+        "failed": [],
+    }
+
+
+def test_those_that_fail_are_listed_after_the_others_are_written(tmp_path: Path) -> None:
+    data = images(tmp_path / "in", 8, broken=(1, 3, 4, 5))  # of the second batch, none can be read
+    with pytest.raises(DataError, match=r"^4 of 8 images failed:\n  1.png: .*1.png: cannot be read") as error:
+        infer(tmp_path / "out", data)
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
+        "1.png",
+        "3.png",
+        "4.png",
+        "5.png",
+    ]
+    rows, content = read(tmp_path / "out")
+    assert [r["case"] for r in rows] == ["0.png", "2.png", "6.png", "7.png"]
+    assert float(rows[-1]["probability"]) == pytest.approx(probability(7, 8), abs=1e-6)
+    assert [f["case"] for f in content["failed"]] == ["1.png", "3.png", "4.png", "5.png"]
+    assert "cannot be read as an image" in content["failed"][0]["reason"]
+    assert (tmp_path / "out" / "preview.png").is_file()
+
+
+def test_where_all_fail_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^2 of 2 images failed:"):
+        infer(tmp_path / "out", images(tmp_path / "in", 2, broken=(0, 1)))
+    with pytest.raises(DataError, match=r"^/.*0.png: cannot be read as an image"):
+        infer(tmp_path / "out", images(tmp_path / "one", 1, broken=(0,)))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "warning"),
+    [({}, UNKNOWN_WARNING), ({"synthetic": True}, SYNTHETIC_WARNING), ({"synthetic": False}, None)],
+)
+def test_what_the_weights_are_is_said(tmp_path: Path, record: dict[str, Any], warning: str | None) -> None:
+    infer(tmp_path / "out", images(tmp_path / "in", 2), record=record, adapted="true")
+    content = read(tmp_path / "out")[1]
+    assert (content.get("warning"), content["model"], content["adapted_batch_norm"]) == (warning, record or None, True)
+    picture = matplotlib.image.imread(tmp_path / "out" / "preview.png")[..., :3]
+    assert ((picture @ [1, -0.5, -0.5] > 0.5).sum() > 100) == bool(warning)
+
+
+def test_preview_shows_the_most_probable_and_the_least_certain(tmp_path: Path) -> None:
+    data = images(tmp_path / "in", 40)
+    predictions = [{"case": d["case"], "file": d["file"], "probability": i / 40} for i, d in enumerate(data)]
+    figure = save_predictions._preview(predictions, 0.3, NAMES, None)
+    figure.savefig(tmp_path / "preview.png")
+    shown = [(axes.get_title().split("\n"), axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    numbers = [int(title[1].removesuffix(".png")) for title, _ in shown]
+    assert numbers[:12] == list(range(39, 27, -1))
+    assert numbers[12] == 12  # a probability of 0.3
+    assert sorted(numbers[12:]) in (list(range(6, 18)), list(range(7, 19)))
+    for i, (title, image) in zip(numbers, shown, strict=True):
+        assert title[0] == f"{i / 40:.3f}"
+        assert (np.asarray(image) == round(255 * i / 40)).all()
+
+
+def test_large_images_are_shown_small_and_in_proportion(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / "large.png")
+    prediction = {"case": "a/" + 40 * "long" + ".png", "file": str(tmp_path / "large.png"), "probability": 1.0}
+    figure = save_predictions._preview([prediction], 0.3, NAMES, None)
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().shape == (64, 128, 3)
+    assert axes.get_title() == "1.000\n…" + (40 * "long" + ".png")[-19:]
+
+
+def test_running_again_starts_anew(tmp_path: Path) -> None:
+    evaluator = infer(tmp_path / "out", images(tmp_path / "in", 4))
+    first = (tmp_path / "out" / "predictions.json").read_bytes()
+    evaluator.run()
+    assert (tmp_path / "out" / "predictions.json").read_bytes() == first
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got -0.1"):
+        SavePredictions(tmp_path, threshold=-0.1)
+    with pytest.raises(ValueError, match="class_names must be two names"):
+        SavePredictions(tmp_path, class_names="ab")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        SavePredictions(tmp_path / "file" / "folder")
