@@ -1,11 +1,13 @@
 """Networks, and weights for them."""
 
+from .batch_norm import adapt_batch_norm
 from .prepare import prepare_network
 from .pretrained import load_pretrained, read_state_dict
 from .resnet import fusestyle_resnet
 from .weights import load_weights, read_model_record
 
 __all__ = [
+    "adapt_batch_norm",
     "fusestyle_resnet",
     "load_pretrained",
     "load_weights",

@@ -14,6 +14,7 @@ def prepare_network(
     device: torch.device | str = "cpu",
     freeze: str | None = None,
     pretrained: str | Path | None = None,
+    head: str = "out.",
 ) -> nn.Module:
     """Make a network ready for training: frozen parameters, weights to start from, device, memory layout.
 
@@ -28,14 +29,15 @@ def prepare_network(
             never reads (in MONAI 1.6.1 the `norm_cross_attn` of each of UNETR's transformer blocks) have to be among
             them: `DistributedDataParallel` waits for their gradient in vain.
         pretrained: a file with weights to start from, see `load_pretrained`.
+        head: how the names of the head's parameters begin, see there.
     """
     if freeze:
         freeze_layers(network, freeze_vars=freeze)
     if pretrained:
-        load_pretrained(network, pretrained)
+        load_pretrained(network, pretrained, head)
     network = network.to(device)
-    instance_norm = any(isinstance(module, nn.InstanceNorm3d) for module in network.modules())
-    if torch.device(device).type == "cpu" and not instance_norm:
+    kinds = {type(module) for module in network.modules()}
+    if torch.device(device).type == "cpu" and nn.Conv3d in kinds and nn.InstanceNorm3d not in kinds:
         network = network.to(memory_format=torch.channels_last_3d)
         for module in network.modules():
             # With the channels last, the threads' sums of so few channels share a cache line, and the backward pass

@@ -1,9 +1,22 @@
-"""Dictionary transforms that load volumes, bring label maps back to the native grid and save them."""
+"""Transforms that load volumes and patches, bring label maps back to the native grid and save them, vary stains."""
 
 from .crop import CropBodyd
 from .load import LoadVolumed
+from .patch import LoadPatchd, read_rgb
 from .preview import save_preview
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
+from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 
-__all__ = ["CropBodyd", "LoadVolumed", "RestoreLabelMapd", "SaveSegmentationd", "save_preview"]
+__all__ = [
+    "CropBodyd",
+    "LoadPatchd",
+    "LoadVolumed",
+    "RandStainJitter",
+    "RandStainJitterd",
+    "RestoreLabelMapd",
+    "SaveSegmentationd",
+    "read_rgb",
+    "save_preview",
+    "stain_jitter",
+]

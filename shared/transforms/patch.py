@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import LoadImaged
+from PIL import Image
+
+from ..utils import DataError
+
+
+class LoadPatchd(LoadImaged):
+    """Load H&E patches with Pillow (PNG, JPEG, TIFF, …): the middle of each, uint8 RGB, (3, size, size).
+
+    Opaque images with an alpha channel or a palette are RGB in another form and converted; grey, 16 bit, CMYK,
+    transparent ones are refused: what their colours would be in RGB is not known. `label`, where there is one, becomes
+    a float32 tensor (1,). It is a `LoadImaged`, so that programs which look for a bundle's loader find it.
+
+    Args:
+        keys: of the paths.
+        crop_size: side in pixels of the square that is cut out of the middle.
+        size: side in pixels that it is resampled to (bilinear, with antialiasing).
+        label_key: of a label 0 or 1.
+
+    Raises:
+        DataError: when called: the file is missing, unreadable, not RGB in the sense above, or smaller than
+            `crop_size`.
+        ValueError: when a size is not positive.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        crop_size: int = 64,
+        size: int = 64,
+        label_key: str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        if crop_size < 1 or size < 1:
+            raise ValueError(f"crop_size and size must be 1 or more, got {crop_size} and {size}")
+        super().__init__(keys, image_only=True, allow_missing_keys=allow_missing_keys)
+        self.crop_size = crop_size
+        self.size = size
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d.setdefault("case", Path(d[key]).name)
+            image = self._cut(d[key], read_rgb(d[key]))
+            d[key] = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        if self.label_key in d:
+            d[self.label_key] = torch.tensor([float(d[self.label_key])])
+        return d
+
+    def _cut(self, path: str, image: Image.Image) -> Image.Image:
+        if min(image.size) < self.crop_size:
+            raise DataError(
+                f"{path}: the image has {image.width} × {image.height} pixels, smaller than the patch of "
+                f"{self.crop_size} × {self.crop_size}. Give patches of this size or larger, or set --crop_size "
+                f"{min(image.size)}, in training too."
+            )
+        left, top = (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2
+        image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
+        return image if self.size == self.crop_size else image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+
+
+def read_rgb(path: str | os.PathLike) -> Image.Image:
+    """An image file as 8-bit RGB, its pixels as they are stored (a camera's note on how to turn them is not followed).
+
+    Raises:
+        DataError: as `LoadPatchd` does.
+    """
+    try:
+        with Image.open(path) as opened:
+            # Pillow cuts 16-bit RGB down to 8 bit without a word; its decoder's name still tells.
+            deep = ";16" in str(opened.tile)
+            image = opened.copy()
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: there is no such file.") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow's readers raise
+        raise DataError(
+            f"{path}: cannot be read as an image ({e}). Expected 8-bit RGB as PNG, JPEG or TIFF; copy the file again, "
+            "or export it anew."
+        ) from e
+    if deep or image.mode.startswith(("I", "F")):
+        raise DataError(f"{path}: found {image.mode} of more than 8 bit, expected 8-bit RGB. Export it as 8-bit RGB.")
+    if image.mode in ("P", "PA") or (image.mode == "RGB" and "transparency" in image.info):  # one colour of it
+        image = image.convert("RGBA")
+    if image.mode == "RGBA" and image.getextrema()[3][0] == 255:
+        image = image.convert("RGB")
+    if image.mode != "RGB":
+        names = {"L": "a grey image", "LA": "a grey image", "1": "black and white", "RGBA": "transparent pixels"}
+        raise DataError(
+            f"{path}: found {names.get(image.mode, image.mode)}, expected 8-bit RGB. The colours of the stains cannot "
+            "be made up: export the patch as RGB from the slide."
+        )
+    return image
