@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
@@ -13,76 +12,15 @@ from shared.data import BTCV_LABELS
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "abdominal_unetr_cbs"
 CONFIGS = BUNDLE / "configs"
-VARIANTS = sorted((CONFIGS / "variants").glob("*.json"))
-# the ones that change what the network is, and so concern inference too
-NETWORK_VARIANTS = ["demo"]
 
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((CONFIGS / f"{name}.json").read_text())
 
 
-def has(config: Any, key: str) -> bool:
-    for part in key.split("#"):
-        if isinstance(config, dict) and part in config:
-            config = config[part]
-        elif isinstance(config, list) and part.isdecimal() and int(part) < len(config):
-            config = config[int(part)]
-        else:
-            return False
-    return True
-
-
-def strings(config: Any) -> list[str]:
-    if isinstance(config, dict):
-        return [s for value in config.values() for s in strings(value)]
-    if isinstance(config, list):
-        return [s for value in config for s in strings(value)]
-    return [config] if isinstance(config, str) else []
-
-
 def steps(config: dict[str, Any], key: str = "preprocessing") -> list[dict[str, Any]]:
     found = config[key]
     return found["transforms"] if isinstance(found, dict) else found
-
-
-@pytest.mark.parametrize("path", VARIANTS, ids=lambda p: p.stem)
-def test_a_variant_replaces_top_level_keys_that_exist(path: Path) -> None:
-    keys = set(json.loads(path.read_text()))
-    assert keys
-    assert not any("#" in key for key in keys)
-    assert keys <= set(load("train")), f"unknown in train.json: {keys - set(load('train'))}"
-    if path.stem in NETWORK_VARIANTS:
-        assert keys <= set(load("inference")), f"unknown in inference.json: {keys - set(load('inference'))}"
-    else:
-        assert "network_def" not in keys
-
-
-@pytest.mark.parametrize("overlay", ["evaluate", "multi_gpu_train", "multi_gpu_evaluate"])
-def test_an_overlay_names_keys_of_its_base(overlay: str) -> None:
-    base = load("train") | (load("evaluate") if overlay == "multi_gpu_evaluate" else {})
-    new = {"sampler", "metrics"}  # what only the overlay has, and refers to itself
-    for key in load(overlay):
-        key = key.removeprefix("+")
-        parent = key.rpartition("#")[0]
-        assert (
-            has(base, key) or (parent and has(base, parent)) or key.split("#")[-1] in new or key in _referred(overlay)
-        ), key
-
-
-def _referred(overlay: str) -> set[str]:
-    text = " ".join(strings(load(overlay)))
-    return {key for key in load(overlay) if f"@{key}" in text}
-
-
-@pytest.mark.parametrize("name", ["train", "inference"])
-def test_every_reference_leads_somewhere(name: str) -> None:
-    parser = ConfigParser(load(name))
-    parser.parse()
-    assert len(parser.ref_resolver.items) > 50
-    for item_id, item in parser.ref_resolver.items.items():
-        for reference in parser.ref_resolver.find_refs_in_config(item.get_config(), id=item_id):
-            assert reference in parser.ref_resolver.items, f"{item_id} refers to {reference}"
 
 
 def test_training_and_inference_agree() -> None:

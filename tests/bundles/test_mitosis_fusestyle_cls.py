@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from shared.layers import FuseStyle
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls" / "configs"
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+def parsed(*names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in names])
+    return parser
+
+
+def test_training_and_inference_preprocess_alike() -> None:
+    train = load("train")
+    assert train["preprocessing"] + train["normalization"] == load("inference")["preprocessing"]["transforms"]
+
+
+def test_what_inference_and_evaluation_take_from_the_record_is_what_training_writes_there() -> None:
+    train = load("train")
+    for name in ("inference", "evaluate"):
+        taken = load(name)
+        for key in ("crop_size", "patch_size", "image_mean", "image_std"):
+            assert train["settings"][key] == f"@{key}"
+            assert taken[key] == f"$@record.get('{key}', {train[key]})"
+
+
+VARIANTS = {
+    "shallow": ([1, 2], "dot"),
+    "no_fusestyle": ([], None),
+    "mixstyle": ([1, 4], "random"),
+    "euclidean": ([1, 4], "euclidean"),
+    "kl": ([1, 4], "kl"),
+    "demo": ([1, 4], "dot"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_where_and_how_a_variant_mixes(variant: str) -> None:
+    places, reference = VARIANTS[variant]
+    network: nn.Module = parsed("train", f"variants/{variant}").get_parsed_content("network_def")
+    found = [place for place in (1, 2, 3, 4) if isinstance(getattr(network, f"layer{place}")[-1], FuseStyle)]
+    assert found == places
+    layers = [module for module in network.modules() if isinstance(module, FuseStyle)]
+    assert {(layer.reference, layer.p, layer.alpha) for layer in layers} <= {(reference, 0.5, 0.3)}
+    assert len(network.layer1) - (1 in places) == (2 if variant == "demo" else 3)
+
+
+def test_the_paper_s_settings() -> None:
+    train = load("train")
+    expected = {"max_epochs": 15, "batch_size": 256, "learning_rate": 1e-4, "lr_factor": 0.01, "lr_patience": 1}
+    expected |= {"patch_size": 64, "fusestyle_places": [1, 4], "fusestyle_p": 0.5, "fusestyle_alpha": 0.3}
+    assert {key: train[key] for key in expected} == expected
+    assert train["network_def"]["name"] == "resnet50"
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    network: nn.Module = parsed("train", "variants/demo").get_parsed_content("network")
+    network.train()(torch.randn(4, 3, 64, 64)).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_augmentation_makes_all_eight_orientations() -> None:
+    parser = parsed("train")
+    augmentation = [t.set_random_state(i) for i, t in enumerate(parser.get_parsed_content("augmentation"))]
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    image[:, 0, 1] = 255
+    seen = set()
+    for _ in range(200):
+        item = {"image": image}
+        for transform in augmentation:
+            item = transform(item)
+        seen.add(tuple(torch.as_tensor(item["image"])[0].flatten().tolist()))
+    assert len(seen) == 8

@@ -1,0 +1,294 @@
+"""The classification bundle's configs at work on small made-up patches: train, resume, evaluate, infer, two ranks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imread
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from safetensors.torch import save_file
+
+from shared.utils import write_json
+from shared.utils.errors import data_error_message
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls"
+COLOURS = {"XR": (225, 190, 215), "S360": (235, 200, 205), "CS": (200, 150, 190)}
+SPLITS = {"training": range(3), "validation": range(3, 5), "test": range(5, 7)}
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patches of three scanners, seven slides each: a dark bar (mitotic) or a dark disc."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIZE, :SIZE] - SIZE / 2
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for scanner, colour in COLOURS.items():
+        for split, slides in SPLITS.items():
+            for slide in slides:
+                for i in range(4):
+                    image = rng.normal(colour, 6, (SIZE, SIZE, 3))
+                    label = i % 2
+                    dx, dy = rng.uniform(-2, 2, 2)
+                    shape = (abs(x - dx) < 3) & (abs(y - dy) < 11) if label else np.hypot(x - dx, y - dy) < 6.5
+                    image[shape] -= (110, 120, 60)
+                    name = f"{scanner}/{slide}_{i}.png"
+                    (folder / scanner).mkdir(exist_ok=True)
+                    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name)
+                    entry = {"image": name, "label": label, "domain": scanner, "slide": f"{scanner}_{slide}"}
+                    splits[split].append(entry)
+    labels = {"0": "non_mitotic", "1": "mitotic"}
+    write_json(folder / "dataset.json", {"name": "bars", "synthetic": True, "labels": labels, **splits})
+    return folder
+
+
+def workflow(configs: list[str], folder: Path, data: Path, **options: Any) -> ConfigWorkflow:
+    options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
+    options |= {"num_workers": 0, "amp": False, "device": "$torch.device('cpu')"}
+    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, "variants/demo"]]
+    flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
+    seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
+    flow.parser["initialize"] = seed  # and not what changes how this process ends
+    flow.initialize()
+    return flow
+
+
+QUICK = {"max_epochs": 3, "learning_rate": 0.001, "batch_size": 12, "crop_size": SIZE, "patch_size": 40}
+QUICK |= {"train_domains": ["XR", "CS"]}
+
+
+def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 0, **options: Any) -> dict[str, Any]:
+    flow = workflow(["train", *(f"variants/{v}" for v in variants)], folder, data, **QUICK | options)
+    if stop:
+        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
+    flow.run()
+    flow.finalize()
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def _interrupt(engine: Engine) -> None:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, data, max_epochs=6)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def message(error: BaseException) -> str:
+    return data_error_message(error) or ""
+
+
+def test_training_leaves_what_it_promises(trained: Path) -> None:
+    for name in ("last.pt", "best.pt", "model.pt", "model.json", "threshold.json", "training.csv"):
+        assert (trained / name).is_file(), name
+    assert imread(trained / "training.png").std() > 0.02
+    assert list((trained / "tensorboard").iterdir())
+    record = json.loads((trained / "model.json").read_text())
+    assert record["synthetic"] is True
+    assert record["train_domains"] == ["CS", "XR"]
+    assert record["labels"] == {"non_mitotic": 0, "mitotic": 1}
+    assert record["crop_size"] == SIZE
+    threshold = json.loads((trained / "threshold.json").read_text())
+    assert 0 < threshold["threshold"] < 1
+    assert threshold["domains"] == ["CS", "XR"]
+    history = rows(trained / "training.csv")
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4", "5", "6"]
+    best = max(history, key=lambda row: float(row["val_auc"]))
+    assert (int(best["epoch"]), float(best["val_auc"])) == (record["epoch"], record["val_auc"])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path) -> None:
+    whole = train(tmp_path / "whole", data)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, data, stop=3)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1
+    resumed = train(tmp_path, data, resume=True)
+    assert resumed.keys() == whole.keys()
+    for key in ("model", "optimizer"):
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0, msg=key)
+    for key in ("lr_scheduler", "report", "trainer", "evaluator"):
+        assert resumed[key] == whole[key], key
+    names = [folder / "threshold.json" for folder in (tmp_path, tmp_path / "whole")]
+    assert names[0].read_text() == names[1].read_text()
+
+
+@pytest.mark.slow
+def test_the_held_out_scanner_steers_nothing(tmp_path: Path, data: Path) -> None:
+    """Without its images, and with its labels turned round, the very same weights and threshold come out."""
+    changed = tmp_path / "data"
+    shutil.copytree(data, changed, ignore=shutil.ignore_patterns("S360"))
+    content = json.loads((data / "dataset.json").read_text())
+    for split in SPLITS:
+        content[split] = [e | {"label": 1 - e["label"]} if e["domain"] == "S360" else e for e in content[split]]
+    write_json(changed / "dataset.json", content)
+    states = [train(tmp_path / name, source) for name, source in (("with", data), ("without", changed))]
+    torch.testing.assert_close(states[0]["model"], states[1]["model"], rtol=0, atol=0)
+    files = [[(tmp_path / name / file).read_bytes() for file in ("threshold.json", "model.json", "training.csv")]
+             for name in ("with", "without")]  # fmt: skip
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("variant", sorted(p.stem for p in (BUNDLE / "configs" / "variants").glob("*.json")))
+def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant: str) -> None:
+    options: dict[str, Any] = {"max_epochs": 1}
+    if variant == "pretrained":
+        weights = torch.load(trained / "model.pt", weights_only=True)
+        save_file({f"backbone.{k}": v for k, v in weights.items()}, tmp_path / "pretrained.safetensors")
+        options |= {"pretrained": str(tmp_path / "pretrained.safetensors"), "learning_rate": 0.0}
+    state = train(tmp_path, data, variants=(variant,) if variant != "demo" else (), **options)
+    assert state["trainer"]["epoch"] == 1
+    if variant == "pretrained":
+        torch.testing.assert_close(state["model"]["layer3.0.conv1.weight"], weights["layer3.0.conv1.weight"])
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["network_overlay"] == "configs/variants/demo.json"
+    places = {"shallow": [1, 2], "no_fusestyle": []}.get(variant, [1, 4])
+    assert record["fusestyle_places"] == places
+
+
+def test_balanced_batches(tmp_path: Path, data: Path) -> None:
+    flow = workflow(["train"], tmp_path, data, **QUICK | {"balance_domains": True})
+    batches = list(flow.parser.get_parsed_content("train#dataloader"))
+    assert len(batches) == 2
+    for batch in batches:
+        assert sorted(batch["domain"]) == ["CS"] * 6 + ["XR"] * 6
+        assert (batch["image"].shape, batch["image"].dtype) == ((12, 3, 40, 40), torch.float32)
+        assert [type(batch[key]) for key in ("image", "label")] == [torch.Tensor] * 2
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_evaluation_knows_the_scanners(tmp_path: Path, data: Path, trained: Path, adapted: bool) -> None:
+    options = {"ckpt_path": str(trained / "model.pt"), "bootstrap": 20, "adapt_batch_norm": adapted}
+    flow = workflow(["train", "evaluate"], tmp_path, data, **options)
+    flow.run()
+    scores = {row["domain"]: row for row in rows(tmp_path / "evaluation" / "scores.csv")}
+    assert {name: scores[name]["distribution"] for name in COLOURS} == {"XR": "in", "CS": "in", "S360": "out"}
+    assert {scores[name]["patches"] for name in COLOURS} == {"8"}
+    assert min(float(scores[name]["auc"]) for name in ("XR", "CS")) > 0.9  # bars and discs can be told apart
+    assert imread(tmp_path / "evaluation" / "report.png").std() > 0.05
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["warnings"]
+    predictions = {row["case"]: row for row in rows(tmp_path / "evaluation" / "predictions.csv")}
+    assert len(predictions) == 24
+
+
+def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained: Path) -> None:
+    options = {"ckpt_path": str(trained / "model.pt"), "bootstrap": 1}
+    workflow(["train", "evaluate"], tmp_path, data, **options).run()
+    evaluated = {row["case"]: row["probability"] for row in rows(tmp_path / "evaluation" / "predictions.csv")}
+    inputs = tmp_path / "inputs"
+    shutil.copytree(data / "XR", inputs / "XR")
+    Image.new("L", (SIZE, SIZE)).save(inputs / "grey.png")
+    flow = workflow(["inference"], tmp_path / "out", data, ckpt_path=options["ckpt_path"], input=str(inputs))
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert message(error.value).startswith("1 of 29 images failed:")
+    assert "grey.png: found a grey image" in message(error.value)
+    predicted = {row["case"]: row for row in rows(tmp_path / "out" / "predictions.csv")}
+    assert len(predicted) == 28
+    for case, probability in evaluated.items():
+        if case.startswith("XR"):
+            assert float(predicted[case]["probability"]) == pytest.approx(float(probability), abs=1e-5)
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert "not for real" in content["warning"]
+    assert content["failed"][0]["case"] == "grey.png"
+
+
+def test_inference_adapts_to_the_images_at_hand(tmp_path: Path, data: Path, trained: Path) -> None:
+    options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "S360")}
+    found = []
+    for adapt in (False, True):
+        workflow(["inference"], tmp_path / str(adapt), data, adapt_batch_norm=adapt, **options).run()
+        found.append([float(row["probability"]) for row in rows(tmp_path / str(adapt) / "predictions.csv")])
+    assert len(found[0]) == 28
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
+
+
+def test_a_missing_threshold_is_one_half_with_a_warning(
+    tmp_path: Path, data: Path, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("model.pt", "model.json"):
+        shutil.copy(trained / name, tmp_path / name)
+    options = {"ckpt_path": str(tmp_path / "model.pt"), "input": str(data / "XR")}
+    workflow(["inference"], tmp_path / "out", data, **options).run()
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["threshold"] == 0.5
+    assert "threshold.json" in caplog.text
+
+
+def test_weights_of_other_classes_are_refused(tmp_path: Path, data: Path, trained: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    content = json.loads((data / "dataset.json").read_text())
+    write_json(tmp_path / "data" / "dataset.json", content | {"labels": {"0": "normal", "1": "atypical"}})
+    flow = workflow(["train", "evaluate"], tmp_path, tmp_path / "data", ckpt_path=str(trained / "model.pt"))
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "trained for the labels" in message(error.value)
+
+
+RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def command_line(configs: list[str], *launcher: str, **options: Any) -> list[str]:
+    files = str([f"configs/{name}.json" for name in [*configs, "variants/demo"]])
+    texts = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return [sys.executable, *launcher, "-m", "monai.bundle", "run", "--config_file", files, *texts]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", [False, True])
+def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, balance: bool) -> None:
+    places = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 0}
+    options = {**places, **QUICK, "max_epochs": 2, "balance_domains": balance}
+    result = run(command_line(["train", "multi_gpu_train"], *RANKS, **options))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+    result = run(command_line(["train", "evaluate", "multi_gpu_evaluate"], *RANKS, **places, bootstrap=1))
+    assert result.returncode == 0, result.stderr[-3000:]
+    both = rows(tmp_path / "evaluation" / "predictions.csv")
+    workflow(["train", "evaluate"], tmp_path, data, bootstrap=1).run()
+    alone = rows(tmp_path / "evaluation" / "predictions.csv")
+    assert [row["case"] for row in both] == [row["case"] for row in alone]
+    for ours, theirs in zip(both, alone, strict=True):
+        assert float(ours["probability"]) == pytest.approx(float(theirs["probability"]), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"train_domains": "['XR','GT450']"}, "there is no domain GT450. Known: CS, S360, XR"),
+        ({"crop_size": 64}, "smaller than the patch of 64 × 64"),
+    ],
+)
+def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path, options: dict[str, Any], expected: str) -> None:
+    places = {"dataset_dir": data, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models", "num_workers": 0}
+    result = run(command_line(["train"], **{**places, **QUICK, **options}))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert expected in result.stderr[result.stderr.index("Error: ") :]
+    assert not list(tmp_path.rglob("*.pt"))
