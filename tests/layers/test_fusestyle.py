@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import subprocess
 import sys
 import warnings
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing import spawn
+from torch.nn.parallel import DistributedDataParallel
 
 from shared.layers import FuseStyle, fuse_style, reference_indices
 
 REFERENCES = ("dot", "random", "euclidean", "kl")
 SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 
 def features(shape: tuple[int, ...] = (5, 3, 4, 6), seed: int = 0) -> Tensor:
@@ -86,6 +90,44 @@ def test_partners_are_those_of_the_equations(
     assert found.tolist() == partners_by_the_equations(x, reference, normalize, 1e-6)
 
 
+def by_the_authors_code(x: Tensor, lam: Tensor, eps: float) -> tuple[list[int], Tensor]:
+    """Normalise, seek the least product among all samples, the sample itself included, restyle what is normalised."""
+    space = tuple(range(2, x.ndim))
+    mu = x.mean(space, keepdim=True).detach()
+    sigma = (x.var(space, keepdim=True) + eps).sqrt().detach()
+    normed = (x - mu) / sigma
+    partners = [min(range(len(x)), key=[(one * other).sum().item() for other in normed].__getitem__) for one in normed]
+    lam = lam.view(-1, *[1] * (x.ndim - 1))
+    gamma, beta = (lam * own + (1 - lam) * own[partners] for own in (sigma, mu))
+    return partners, normed * gamma + beta
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_dot_is_what_the_authors_code_computes(shape: tuple[int, ...], seed: int) -> None:
+    """That code lets a sample be its own partner: its product with itself is its greatest, so it never is."""
+    x, eps = features(shape, seed), 1e-6
+    lam = torch.rand(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    partners = reference_indices(a, "dot", eps=eps)
+    ours, (theirs, literal) = fuse_style(a, partners, lam, eps), by_the_authors_code(b, lam, eps)
+    assert partners.tolist() == theirs
+    torch.testing.assert_close(ours, literal, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for output in (ours, literal):
+        (output * weights).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_constant_sample_alone_would_be_its_own_partner_in_the_authors_code() -> None:
+    x = features()
+    x[0] = 2.0  # all its products are 0
+    theirs, _ = by_the_authors_code(x, torch.full((5,), 0.5), 1e-6)
+    ours = reference_indices(x, "dot").tolist()
+    assert theirs[0] == 0 != ours[0]
+    assert theirs[1:] == ours[1:]
+
+
 @pytest.mark.parametrize("reference", ["dot", "euclidean", "kl"])
 def test_partners_under_autocast_are_those_without(reference: str) -> None:
     x = features((64, 3, 8, 8)).float()
@@ -146,26 +188,47 @@ def test_probability() -> None:
     assert 250 < mixed < 350
 
 
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("reference", REFERENCES)
-def test_a_seed_reproduces_it(reference: str) -> None:
+def test_a_seed_reproduces_it_on_every_device(reference: str, device: str) -> None:
     layer, outputs = FuseStyle(reference=reference).train(), []
-    for _ in range(2):
+    for place in (device, device, "cpu"):
         torch.manual_seed(3)
-        outputs.append([layer(features()) for _ in range(6)])
-    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+        outputs.append([layer(features().to(place)) for _ in range(6)])
+    assert all(torch.equal(a, b) for a, b in zip(*outputs[:2], strict=True))
+    for a, b in zip(*outputs[1:], strict=True):
+        torch.testing.assert_close(a.cpu(), b)
     assert len({o.sum().item() for o in outputs[0]}) > 2
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_nothing_waits_for_the_gpu(reference: str, device: str) -> None:
+    x = features().float().to(device).requires_grad_()
+    layer = FuseStyle(p=1, reference=reference).train()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x).sum().backward()
+        fuse_style(x, reference_indices(x, reference), torch.ones(len(x), device=device))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_neither_overflows_nor_gives_nan(reference: str, dtype: torch.dtype, autocast: bool) -> None:
+def test_half_precision_neither_overflows_nor_gives_nan(
+    reference: str, dtype: torch.dtype, autocast: bool, device: str
+) -> None:
     torch.manual_seed(0)
-    x = (features((4, 64, 16, 16)) * 100).to(dtype)  # a self product is above the greatest float16
+    x = (features((4, 64, 16, 16)) * 100).to(device, dtype)  # a self product is above the greatest float16
     x[1, 3] = 7.0  # a constant channel
     x.requires_grad_()
     layer = FuseStyle(p=1, reference=reference).train()
-    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+    with torch.autocast(device, dtype=dtype, enabled=autocast):
         output = layer(x)
     assert output.dtype == dtype
     assert output.isfinite().all()
@@ -178,6 +241,13 @@ def test_half_precision_keeps_a_small_spread_on_a_large_mean() -> None:
     partners, lam = torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.5)
     exact = fuse_style(x.double(), partners, lam.double())
     assert (fuse_style(x, partners, lam).double() - exact).abs().max() < 0.04  # half of float16's step at 100 is 0.03
+
+
+def test_single_precision_keeps_a_small_spread_on_a_large_mean() -> None:
+    x = (features((4, 8, 16, 16)) + 1000).float()
+    partners, lam = torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.5)
+    exact = fuse_style(x.double(), partners, lam.double())
+    assert (fuse_style(x, partners, lam).double() - exact).abs().max() < 1e-3  # float32's step at 1000 is 6e-5
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
@@ -224,9 +294,9 @@ def test_backward_keeps_nothing_larger_than_the_statistics(reference: str, dtype
     assert max(saved) <= 4 * 6
 
 
-def network(reference: str) -> nn.Sequential:
+def network(reference: str, p: float = 1) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), FuseStyle(p=1, reference=reference), nn.Conv2d(4, 2, 3))
+    return nn.Sequential(nn.Conv2d(2, 4, 3), FuseStyle(p, reference=reference), nn.Conv2d(4, 2, 3))
 
 
 @pytest.mark.filterwarnings(
@@ -245,6 +315,47 @@ def test_compiles_with_at_most_one_graph_break(reference: str) -> None:
         outputs.append(net(x))
     torch.testing.assert_close(*outputs)
     torch._dynamo.reset()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def train_on_a_rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    net = network("dot", p=0.5).train()
+    before = [p.detach().clone() for p in net.parameters()]
+    calls: list[list[Tensor]] = []
+    net[1].register_forward_pre_hook(lambda layer, args: calls.append([torch.get_rng_state(), args[0].detach()]))
+    net[1].register_forward_hook(lambda layer, args, output: calls[-1].append(output.detach()))
+    parallel = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    torch.manual_seed(rank)
+    for _ in range(4):
+        optimizer.zero_grad()
+        parallel(torch.randn(4, 2, 9, 9)).square().mean().backward()
+        optimizer.step()
+    torch.save({"before": before, "after": [p.detach() for p in net.parameters()], "calls": calls}, f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_mix_each_its_own_batch_and_stay_equal(tmp_path: Path) -> None:
+    spawn(train_on_a_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    zero, one = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
+    for before, after, other in zip(zero["before"], zero["after"], one["after"], strict=True):
+        assert torch.equal(after, other)
+        assert not torch.equal(after, before)
+    mixed = []
+    for calls in (zero["calls"], one["calls"]):
+        mixed.append([not torch.equal(x, output) for _, x, output in calls])
+        for rng_state, x, output in calls:  # one process does the same, which has this rank's batch alone
+            torch.set_rng_state(rng_state)
+            torch.testing.assert_close(FuseStyle().train()(x), output)
+    assert {(True, False), (True, True)} <= set(zip(*mixed, strict=True))  # one may mix where the other does not
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")  # the default of MONAI's ckpt_export
