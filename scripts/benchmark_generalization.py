@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import os
@@ -82,24 +83,30 @@ def prepare(name: str, seed: int, source: Path | None, folder: Path) -> Path:
 def run(name: str, method: str, held_out: str, seed: int, datalist: Path, folder: Path, epochs: int) -> dict[str, Any]:
     """Train on the other scanners, score on all, without and with adapted batch norm; kept, never done twice."""
     settings = {"set": name, "method": method, "held_out": held_out, "seed": seed, "epochs": epochs}
+    settings |= {"made_from": _digest([*overlays_of(method), datalist])}
     work = folder / "runs" / f"{name} {method} {held_out} {seed}".replace(" ", "_").replace(",", "")
     result = work / "result.json"
     if result.is_file():
         content = json.loads(result.read_text())
-        if {key: content[key] for key in settings} != settings:
-            raise DataError(f"{result}: holds a run of {content}, expected {settings}. Choose another --output_dir.")
+        if {key: content.get(key) for key in settings} != settings:
+            raise DataError(f"{result}: holds a run with other settings or data. Choose another --output_dir.")
         return content
-    overlays = [*BASE, *(f"variants/{variant}" for variant in METHODS[method])]
-    options = {"dataset_dir": str(datalist.parent), "output_dir": str(work), "ckpt_dir": str(work), "seed": seed}
+    options: dict[str, Any] = {
+        "dataset_dir": str(datalist.parent),
+        "output_dir": str(work),
+        "ckpt_dir": str(work),
+        "seed": seed,
+    }
     options |= {"crop_size": SETS[name]["crop_size"], "overwrite": True}
     options |= {"train_domains": [scanner for scanner in SCANNERS if scanner != held_out]}
     options |= {"max_epochs": epochs} if epochs else {}
     start = time.monotonic()
-    workflow(overlays, options)
+    train, *overlays = overlays_of(method)
+    workflow([train, *overlays], options)
     scores = {}
     for adapted in (False, True):
         scoring = {"test_domains": list(SCANNERS), "whole_unseen": True, "bootstrap": 1, "adapt_batch_norm": adapted}
-        workflow([overlays[0], "evaluate", *overlays[1:]], options | scoring)
+        workflow([train, train.with_name("evaluate.json"), *overlays], options | scoring)
         with (work / "evaluation" / "scores.csv").open() as file:
             rows = {row["domain"]: row for row in csv.DictReader(file)}
         key = "adapted" if adapted else "plain"
@@ -111,9 +118,19 @@ def run(name: str, method: str, held_out: str, seed: int, datalist: Path, folder
     return content
 
 
-def workflow(configs: list[str], options: dict[str, Any]) -> None:
-    files = [str(BUNDLE / "configs" / f"{name}.json") for name in configs]
-    flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
+def overlays_of(method: str) -> list[Path]:
+    """The files that a training of this method is configured with."""
+    names = [*BASE, *(f"variants/{variant}" for variant in METHODS[method])]
+    return [BUNDLE / "configs" / f"{name}.json" for name in names]
+
+
+def _digest(files: list[Path]) -> str:
+    """So that runs of other settings or data are never mixed."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def workflow(configs: list[Path], options: dict[str, Any]) -> None:
+    flow = ConfigWorkflow(config_file=[str(path) for path in configs], logging_file=False, **options)
     flow.parser["progress#disable"] = True
     flow.parser["initialize"] = ["$torch.manual_seed(@seed)"]  # and not what changes how a process ends
     flow.initialize()

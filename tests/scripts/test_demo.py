@@ -28,6 +28,19 @@ def test_a_short_demo_goes_all_the_way(tmp_path: Path) -> None:
     assert list((folder / "segmentations").glob("*/preview.png"))
 
 
+@pytest.mark.slow
+def test_a_short_demo_of_the_classifier(tmp_path: Path) -> None:
+    result = demo("mitosis_fusestyle_cls", "--output_dir", tmp_path / "demo", "--cases", 3, "--epochs", 1)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    table = result.stdout[result.stdout.index("batch norm adapted to the scanner:") :]
+    for scanner, where in (("XR", "trained on"), ("S360", "trained on"), ("CS", "never seen"), ("GT450", "never seen")):
+        (line,) = [line for line in table.splitlines() if line.startswith(f"{scanner} ")]
+        assert where in line
+        assert all(0 <= float(value) <= 1 for value in line.split()[-4:])
+    for path in ("report/evaluation/report.png", "report/training.png", "predictions/predictions.csv"):
+        assert (tmp_path / "demo" / path).is_file(), path
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     result = demo("--output_dir", tmp_path)
@@ -39,4 +52,4 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_an_unknown_demo_lists_the_known() -> None:
     result = demo("mitosis")
     assert result.returncode == 1
-    assert "Known: abdominal_unetr_cbs" in result.stderr
+    assert "Known: abdominal_unetr_cbs, mitosis_fusestyle_cls" in result.stderr
