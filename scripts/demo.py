@@ -145,7 +145,9 @@ def mitosis_fusestyle_cls(output_dir: Path, slides: int, epochs: int) -> None:
 def show_scanners(output_dir: Path) -> None:
     folders = (output_dir / "report" / "evaluation", output_dir / "report_adapted" / "evaluation")
     plain, adapted = (json.loads((folder / "summary.json").read_text())["domains"] for folder in folders)
-    print(f"\n{'':<10}{'':<14}{'':>9}{'accuracy':>10}{'AUC':>8}   {'batch norm adapted to the scanner:':<36}")
+    titles = f"{'accuracy':>12}{'AUC':>8}"
+    print(f"\n{'':<24}{'':>9}{'as trained':>20}{'batch norm adapted':>20}")
+    print(f"{'scanner':<24}{'patches':>9}{titles}{titles}")
     for scanner, row in plain.items():
         seen = "trained on" if scanner in TRAINED_ON else "never seen"
         values = "".join(f"{part[key]['value']:>{w}.3f}" for part in (row, adapted[scanner]) for key, w in SHOWN)
@@ -161,7 +163,7 @@ def show_scanners(output_dir: Path) -> None:
 
 
 TRAINED_ON = ("XR", "S360")
-SHOWN = (("accuracy", 10), ("auc", 8))
+SHOWN = (("accuracy", 12), ("auc", 8))
 # what runs, how many cases (or slides a scanner) it makes, what shows the result
 DEMOS = {
     "abdominal_unetr_cbs": (abdominal_unetr_cbs, 24, show_organs),
