@@ -84,7 +84,7 @@ def run(name: str, method: str, held_out: str, seed: int, datalist: Path, folder
     """Train on the other scanners, score on all, without and with adapted batch norm; kept, never done twice."""
     settings = {"set": name, "method": method, "held_out": held_out, "seed": seed, "epochs": epochs}
     settings |= {"made_from": _digest([*overlays_of(method), datalist])}
-    work = folder / "runs" / f"{name} {method} {held_out} {seed}".replace(" ", "_").replace(",", "")
+    work = _folder_of(folder, name, method, held_out, seed)
     result = work / "result.json"
     if result.is_file():
         content = json.loads(result.read_text())
@@ -118,6 +118,10 @@ def run(name: str, method: str, held_out: str, seed: int, datalist: Path, folder
     return content
 
 
+def _folder_of(folder: Path, *names: object) -> Path:
+    return folder / "runs" / "_".join(map(str, names)).replace(" ", "_").replace(",", "")
+
+
 def overlays_of(method: str) -> list[Path]:
     """The files that a training of this method is configured with."""
     names = [*BASE, *(f"variants/{variant}" for variant in METHODS[method])]
@@ -125,7 +129,7 @@ def overlays_of(method: str) -> list[Path]:
 
 
 def _digest(files: list[Path]) -> str:
-    """So that runs of other settings or data are never mixed."""
+    """So that runs of other configs or data are not mixed. (Changes of the code are not seen.)"""
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -166,6 +170,11 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row[key], row[f"{key}_std"] = _mean_and_std(values)
             row[f"{key}_gain"], row[f"{key}_gain_std"] = _mean_and_std(differences)
             row[f"{key}_p"] = _p_value(differences)
+            row[f"{key}_better"] = sum(difference > 0 for difference in differences)
+        for scanner in SCANNERS:
+            pairs = [pair for pair in results if pair in base and pair[0] == scanner]
+            gains = [results[pair]["accuracy_out"] - base[pair]["accuracy_out"] for pair in pairs]
+            row[f"accuracy_gain_{scanner}"], _ = _mean_and_std(gains)
         rows.append(row)
     return rows
 
@@ -177,23 +186,28 @@ def _mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
 
 
 def _p_value(differences: list[float]) -> float | None:
-    """Wilcoxon's signed-rank test of the paired differences."""
+    """Wilcoxon's signed-rank test of the paired differences.
+
+    A description, not a proof: runs on the same data with other seeds are not independent of each other.
+    """
     if len(differences) < 6 or not np.any(differences):
         return None
     return round(float(wilcoxon(differences).pvalue), 4)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ("set", "method", "batch norm", "runs", "accuracy in", "accuracy out", "gain", "p", "AUC in", "AUC out")
-    head += ("gain", "p")
+    head = ("set", "method", "batch norm", "runs")
+    for score in ("accuracy", "AUC"):
+        head += (f"{score} in", f"{score} out", "gain out", "better", "p")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         cells = [row["set"], row["method"], row["batch_norm"], str(row["runs"])]
         for score in ("accuracy", "auc"):
             cells += [_cell(row, f"{score}_in"), _cell(row, f"{score}_out")]
             baseline = row["method"] == BASELINES[row["method"]]
-            p = row[f"{score}_out_p"]
-            cells += ["", ""] if baseline else [_cell(row, f"{score}_out_gain", "+"), "" if p is None else f"{p:.3f}"]
+            p, better = row[f"{score}_out_p"], row[f"{score}_out_better"]
+            gain = [_cell(row, f"{score}_out_gain", "+"), str(better), "" if p is None else f"{p:.3f}"]
+            cells += ["", "", ""] if baseline else gain
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -283,8 +297,7 @@ def main(
 
 def _attempt(job: tuple[Any, ...]) -> dict[str, Any] | None:
     *arguments, end = job
-    folder, name = arguments[5], arguments[:4]
-    done = folder / "runs" / f"{' '.join(map(str, name))}".replace(" ", "_").replace(",", "") / "result.json"
+    done = _folder_of(arguments[5], *arguments[:4]) / "result.json"
     # CLOCK_MONOTONIC is one for all processes of a machine
     return None if time.monotonic() > end and not done.is_file() else run(*arguments)
 

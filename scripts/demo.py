@@ -27,6 +27,9 @@ SHARE_OF_ONE_PERCENT = (
     "portal_and_splenic_veins",
 )
 
+TRAINED_ON = ("XR", "S360")
+SHOWN = (("accuracy", 12), ("auc", 8))  # and the width of their columns
+
 
 def run(title: str, *command: str | Path, cwd: Path = ROOT) -> None:
     """Run one step of the demo, showing the command as a user would type it; stop the demo if it fails."""
@@ -131,7 +134,8 @@ def mitosis_fusestyle_cls(output_dir: Path, slides: int, epochs: int) -> None:
     bundle("2/5 Train on two scanners", name, ["train", *demo], *places, *scanners, *length)
     evaluate = ["train", "evaluate", *demo]
     bundle("3/5 Evaluate on all four", name, evaluate, *places)
-    adapted = [*places[:2], "--output_dir", output_dir / "report_adapted", *places[4:], "--adapt_batch_norm", "true"]
+    adapted = ["--dataset_dir", data, "--output_dir", output_dir / "report_adapted", "--ckpt_dir", models]
+    adapted += ["--adapt_batch_norm", "true"]
     bundle("4/5 The same with batch norm adapted to each scanner's unlabelled images", name, evaluate, *adapted)
     bundle(
         "5/5 Classify patches of a scanner that the network has never seen",
@@ -162,8 +166,6 @@ def show_scanners(output_dir: Path) -> None:
     print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real slides)")
 
 
-TRAINED_ON = ("XR", "S360")
-SHOWN = (("accuracy", 12), ("auc", 8))
 # what runs, how many cases (or slides a scanner) it makes, what shows the result
 DEMOS = {
     "abdominal_unetr_cbs": (abdominal_unetr_cbs, 24, show_organs),

@@ -6,7 +6,7 @@ import json
 
 import fire
 
-from shared.data import SPLITS, count_patches, make_synthetic_ct, make_synthetic_histology
+from shared.data import SPLITS, count_patches, make_synthetic_ct, make_synthetic_histology, text_table
 from shared.utils import flag, show_errors_briefly
 
 
@@ -54,10 +54,7 @@ def histology(
         output_dir, slides, patches_per_slide, tiles_per_slide, seed, flag("label_all", label_all), processes
     )
     datalist = json.loads(path.read_text())
-    row = "{:<8} {:<10} {:>6} {:>11} {:>7}".format
-    print(row("domain", "split", "slides", "non_mitotic", "mitotic"))
-    for count in count_patches({split: datalist[split] for split in SPLITS}):
-        print(row(*count.values()))
+    print(text_table(count_patches({split: datalist[split] for split in SPLITS})))
     if "unlabelled" in datalist:
         print(f"without labels: {len(datalist['unlabelled'])} patches of GT450")
     print(f"synthetic histology: {path}")

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import fire
 
-from shared.data import count_patches, leaked_slides, read_patch_table, split_patches, text_table, write_datalist
+from shared.data import (
+    count_patches,
+    leaked_slides,
+    read_patch_table,
+    scanner_name,
+    split_patches,
+    text_table,
+    write_datalist,
+)
 from shared.utils import flag, show_errors_briefly
 
 
@@ -50,6 +61,7 @@ def main(
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"domain_column": domain_column, "slide_column": slide_column}
     patches = read_patch_table(table, image_dir, str(positive), str(negative) or None, **columns)
+    _warn_of_names(Path(table), domain_column, patches)
     splits = split_patches(patches, unit=unit, seed=seed)
     target = Path(output).resolve()
     classes = {"0": str(negative) or f"not {positive}", "1": str(positive)}
@@ -63,6 +75,24 @@ def main(
         leaked, tested = leaked_slides(splits)
         print(f"Split by patch: of {leaked} of the {tested} slides of the test split, training has seen other patches.")
     print(f"{len(patches)} patches: {target}")
+
+
+def _warn_of_names(table: Path, domain_column: str, patches: list[dict[str, Any]]) -> None:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        spellings = {row[domain_column].strip() for row in csv.DictReader(file)}
+    for domain in sorted({patch["domain"] for patch in patches}):
+        merged = sorted(name for name in spellings if scanner_name(name) == domain)
+        if len(merged) > 1:
+            print(f"Warning: {', '.join(merged)} are taken for one domain, {domain}.")
+    domains = defaultdict(set)
+    for patch in patches:
+        domains[patch["slide"]].add(patch["domain"])
+    twice = [slide for slide, names in domains.items() if len(names) > 1]
+    if twice:
+        print(
+            f"Warning: {len(twice)} slide names, such as {twice[0]}, occur in several domains. If these are the same "
+            "slides on several scanners, training sees slides of the test split: split such a table by patient."
+        )
 
 
 if __name__ == "__main__":

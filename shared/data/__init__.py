@@ -4,6 +4,7 @@ from .btcv import BTCV_LABELS
 from .cached_dataset import cached_dataset
 from .camelyon17 import CAMELYON17_LABELS, CAMELYON17_SPLITS, read_camelyon17
 from .datalist import dataset_info, load_datalist
+from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
 from .midog import (
     MIDOG_FIELDS,
@@ -87,6 +88,7 @@ __all__ = [
     "read_camelyon17",
     "read_midog",
     "read_patch_table",
+    "read_rgb",
     "render_stains",
     "scanner_name",
     "split_patches",

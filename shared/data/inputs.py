@@ -143,7 +143,8 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
             "No image is given. Give one with --input: a file (PNG, JPEG, TIFF), a folder of these, a pattern such as "
             "'patches/*.png', or a datalist."
         )
-    found = [str(q.resolve()) for p in given for q in _find_images(Path(p).expanduser())]
+    # links are not followed: what they are called is what the user knows
+    found = [os.path.abspath(q) for p in given for q in _find_images(Path(p).expanduser())]
     files = list(dict.fromkeys(found))
     common = os.path.commonpath([os.path.dirname(file) for file in files])
     return [{"image": file, "file": file, "case": os.path.relpath(file, common)} for file in files]

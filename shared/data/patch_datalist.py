@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from monai.data import check_missing_files
 
 from ..utils import DataError
 from .datalist import read_json_object
+from .patches import scanner_name
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = (
     'a datalist of patches: {"labels": {"0": "non_mitotic", "1": "mitotic"}, "training": [{"image": "a path", '
@@ -33,13 +37,13 @@ def load_patches(
         path: the datalist, a JSON file; the files that it names are relative to its folder.
         split: `"training"`, `"validation"`, `"test"` or another list of the file.
         domains: only patches of these; None for all.
-        whole_unseen: with `seen_domains`: take all labelled patches of the other domains, and not those of `split`
-            alone. Nothing was trained on them, and more patches make their scores steadier.
+        whole_unseen: with `seen_domains`: take the patches of other domains that `split` has not from `split` alone
+            but from all lists. Nothing was trained on them, and more patches make their scores steadier.
         seen_domains: what the network was trained on.
 
     Returns:
-        What each entry holds, with `image` as a full path, and `case`, its path in the datalist. Entries with
-        `"labelled": false` are left out.
+        For each entry `image` as a full path, `label`, `domain`, `slide`, and `case`, its path in the datalist.
+        Entries with `"labelled": false` are left out. Slides that training shares with the test split are warned of.
 
     Raises:
         DataError: the file is missing or not JSON, the split is missing or empty, an entry lacks a field or has
@@ -57,11 +61,12 @@ def load_patches(
                 "trained on is not known: its model.json, with 'train_domains', is not beside the weights. Copy it "
                 "there, or set whole_unseen to false."
             )
-        splits = [name for name in ("training", "validation", "test") if content.get(name)]
-        everything = [e for name in splits for e in _entries(path, content, name)]
+        unseen = {e["domain"] for e in entries} - set(seen_domains)
+        lists = [name for name, value in content.items() if name != "unlabelled" and _holds_patches(value)]
+        everything = [e for name in lists for e in _entries(path, content, name)]
         entries = [e for e in entries if e["domain"] in seen_domains]
-        entries += [e for e in everything if e["domain"] not in seen_domains]
-    _check_domains(path, domains, _domains(content))
+        entries += [e for e in everything if e["domain"] in unseen]
+    domains = _known_domains(path, domains, _domains(content))
     chosen = [e for e in entries if domains is None or e["domain"] in domains]
     if not chosen:
         wanted = f"of the domains {', '.join(domains)}" if domains else "labelled"
@@ -71,13 +76,16 @@ def load_patches(
         )
     if split == "training":
         _check_classes(path, chosen, domains)
+        _warn_of_shared_slides(path, chosen, content.get("test"))
     if split == "validation" and len({e["label"] for e in chosen}) < 2:
         raise DataError(
             f"{path}: in validation, all {len(chosen)} patches of the domains {_listed(chosen, 'domain')} are of class "
             f"{chosen[0]['label']}: the AUC, by which the best epoch is chosen, is undefined. Expected both classes. "
             "Move slides with patches of the other class into 'validation'."
         )
-    patches = [{**e, "image": str(path.parent / e["image"]), "case": e["image"]} for e in chosen]
+    # nothing else: a field that is missing in one entry could not be put into a batch
+    kept = ("label", "domain", "slide")
+    patches = [{"image": str(path.parent / e["image"]), "case": e["image"]} | {k: e[k] for k in kept} for e in chosen]
     twice = [case for case, count in Counter(p["case"] for p in patches).items() if count > 1]
     if twice:
         raise DataError(f"{path}: '{split}' lists {twice[0]} more than once ({len(twice)} such). List each patch once.")
@@ -151,15 +159,35 @@ def _listed(entries: Sequence[dict[str, Any]], key: str) -> str:
     return ", ".join(f"{name} ({count})" for name, count in sorted(Counter(e[key] for e in entries).items())) or "none"
 
 
-def _check_domains(path: Path, domains: Sequence[str] | None, known: set[str]) -> None:
+def _holds_patches(entries: object) -> bool:
+    return isinstance(entries, list) and bool(entries) and all(isinstance(e, dict) and "image" in e for e in entries)
+
+
+def _known_domains(path: Path, domains: Sequence[str] | None, known: set[str]) -> list[str] | None:
+    """The domains as the datalist calls them; scanners may be given by any of their names."""
     if domains is None:
-        return
+        return None
     listed = isinstance(domains, Sequence) and not isinstance(domains, str) and all(isinstance(d, str) for d in domains)
     if not listed or not domains:
         raise DataError(f"The domains are {domains!r}, expected a list of names such as \"['XR','CS']\".")
-    unknown = [d for d in domains if d not in known]
+    names = [d if d in known else scanner_name(d) for d in domains]
+    unknown = [d for d, name in zip(domains, names, strict=True) if name not in known]
     if unknown:
         raise DataError(f"{path}: there is no domain {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+    return names
+
+
+def _warn_of_shared_slides(path: Path, patches: Sequence[dict[str, Any]], test: object) -> None:
+    trained = {(e["domain"], e["slide"]) for e in patches}
+    tested = {(e.get("domain"), e.get("slide")) for e in test} if _holds_patches(test) else set()
+    if trained & tested:
+        logger.warning(
+            "%s: training and test share %d slides, such as %s: scores on the test split will be too good. Split by "
+            "slide, unless this is meant.",
+            path,
+            len(trained & tested),
+            sorted(trained & tested)[0][1],
+        )
 
 
 def _check_classes(path: Path, patches: Sequence[dict[str, Any]], domains: Sequence[str] | None) -> None:

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, atomic_path
+from .images import read_rgb
 
 SPLITS = ("training", "validation", "test")
 
 # How data sets spell the scanners of MIDOG, and the short names used here.
-_SCANNERS = {"XR": r"\bxr\b|c12000-22", "S360": r"\bs360\b", "CS": r"\bcs2?\b", "GT450": r"\bgt\s?450\b"}
+_SCANNERS = {"XR": r"\bxr\b|c12000 22", "S360": r"\bs360\b", "CS": r"\bcs2?\b", "GT450": r"\bgt\s?450\b"}
 
 
 def scanner_name(name: str) -> str:
     """The short name of a scanner: XR, S360, CS or GT450, whatever a data set calls it; another stays as it is."""
-    found = [short for short, pattern in _SCANNERS.items() if re.search(pattern, name.lower())]
+    spaced = re.sub("[_-]+", " ", name.lower())
+    found = [short for short, pattern in _SCANNERS.items() if re.search(pattern, spaced)]
     return found[0] if len(found) == 1 else name.strip()
 
 
@@ -115,7 +116,7 @@ def check_image_files(
     size: tuple[int, int] | None = None,
     remedy: str = "Check --image_dir, and copy broken files again.",
 ) -> None:
-    """Open and decode every image.
+    """Read every image, which has to be 8-bit RGB, see `read_rgb`.
 
     Args:
         source: what lists the images; it begins the message.
@@ -130,20 +131,19 @@ def check_image_files(
 
     def fault(image: str) -> str | None:
         try:
-            with Image.open(image) as opened:
-                opened.load()
-                found = opened.size
-        except (OSError, SyntaxError, ValueError) as e:  # what Pillow's readers raise on broken files
-            return f"{image} ({'missing' if isinstance(e, FileNotFoundError) else e})"
+            found = read_rgb(image).size
+        except DataError as e:
+            return str(e)
         if size is not None and found != tuple(size):
-            return f"{image} ({found[0]} × {found[1]} pixels, expected {size[0]} × {size[1]})"
+            return f"{image}: has {found[0]} × {found[1]} pixels, expected {size[0]} × {size[1]}."
         return None
 
     faults = thread_map(fault, images, max_workers=num_workers, desc="checking images", unit="file")
     found = [text for text in faults if text]
     if found:
-        what = "are missing or cannot be read" if size is None else "are missing, cannot be read or have another size"
-        raise DataError(f"{source}: {len(found)} of {len(images)} images {what}: {first_few(found)}. {remedy}")
+        more = f"\n  (and {len(found) - 5} more)" if len(found) > 5 else ""
+        listed = "".join(f"\n  {text}" for text in found[:5])
+        raise DataError(f"{source}: {len(found)} of {len(images)} images cannot be used. {remedy}{listed}{more}")
 
 
 def first_few(names: Sequence[str], count: int = 5) -> str:

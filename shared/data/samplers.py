@@ -55,7 +55,7 @@ class DomainBalancedSampler(DistributedSampler):
 class DomainBatchSampler(Sampler[list[int]]):
     """Batches that each hold items of a single domain, domain after domain, in the order of the data set.
 
-    In a distributed run whole domains are dealt out, so that a rank sees all of its domains' images.
+    In a distributed run each rank gets a part of the row of batches.
 
     Args:
         domains: the domain of each item of the data set.
@@ -76,11 +76,14 @@ class DomainBatchSampler(Sampler[list[int]]):
         members = defaultdict(list)
         for i, domain in enumerate(domains):
             members[domain].append(i)
-        # a rank without a domain of its own does the first again; what is scored twice counts once
-        own = sorted(members)[rank::replicas] or sorted(members)[:1]
-        self.batches = [
-            members[name][i : i + batch_size] for name in own for i in range(0, len(members[name]), batch_size)
+        batches = [
+            members[name][i : i + batch_size]
+            for name in sorted(members)
+            for i in range(0, len(members[name]), batch_size)
         ]
+        share = -(-len(batches) // replicas)
+        # a rank without a batch of its own does the first again; what is scored twice counts once
+        self.batches = batches[rank * share : (rank + 1) * share] or batches[:1]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

@@ -11,13 +11,14 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..transforms import read_rgb
+from ..data import read_rgb
 from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, atomic_path, flag, writable_folder, write_csv, write_json
 from .classification_report import check_classes, checked_probabilities
 
 logger = logging.getLogger(__name__)
 
+FILES = ("predictions.csv", "predictions.json", "preview.png")
 COLUMNS = ("case", "file", "probability", "class")
 SHOWN = 12  # patches in each half of the preview
 PER_ROW = 6
@@ -105,6 +106,8 @@ class SavePredictions:
 
     def _start(self, engine: Engine) -> None:
         self.predictions, self.failures = [], []
+        for name in FILES:  # of an earlier inference: should all images fail, they must not pass for this one's
+            (self.output_dir / name).unlink(missing_ok=True)
 
     def _collect(self, engine: Engine) -> None:
         batch = engine.state.batch

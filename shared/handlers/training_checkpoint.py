@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -142,6 +143,7 @@ class TrainingCheckpoint:
                     f"{getattr(engine.state, key)}; its schedule and data order depend on it. Resume with the settings "
                     "and data of the run, or start a new one from its weights with --pretrained."
                 )
+        self._compare_records(content["record"])
         for name, value in self._objects(engine).items():
             if name not in content:
                 raise DataError(
@@ -163,6 +165,18 @@ class TrainingCheckpoint:
         for key, value in content["evaluator"].items():
             setattr(self.evaluator.state, key, value)
         logger.info("resumed %s after epoch %d of %d", self.last, engine.state.epoch, engine.state.max_epochs)
+
+    def _compare_records(self, before: Mapping[str, Any]) -> None:
+        """What the run is must stay; only the data may be called otherwise, when its folder has moved."""
+        now = json.loads(json.dumps(self.record))
+        before = json.loads(json.dumps(before))
+        differ = [k for k in sorted({*before, *now} - {"name"}) if before.get(k) != now.get(k)]
+        if differ:
+            changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differ)
+            raise DataError(
+                f"{self.last}: this run was started with other settings: {changes}. Resume with those of the run, or "
+                "start a new one from its weights with --pretrained."
+            )
 
     def _explain(self, engine: Engine, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt) and idist.get_rank() == 0:

@@ -4,7 +4,7 @@ from .batch_norm import adapt_batch_norm
 from .prepare import prepare_network
 from .pretrained import load_pretrained, read_state_dict
 from .resnet import fusestyle_resnet
-from .weights import load_weights, read_model_record
+from .weights import load_weights, read_model_record, record_with_history
 
 __all__ = [
     "adapt_batch_norm",
@@ -14,4 +14,5 @@ __all__ = [
     "prepare_network",
     "read_model_record",
     "read_state_dict",
+    "record_with_history",
 ]

@@ -35,6 +35,23 @@ def read_model_record(ckpt_path: str | Path) -> dict[str, Any]:
     return record
 
 
+def record_with_history(record: Mapping[str, Any], pretrained: str | Path | None) -> dict[str, Any]:
+    """A record of weights that start from others: what those were trained on has been seen, too.
+
+    Args:
+        record: of the training to come, with `train_domains`.
+        pretrained: the file that it starts from, or None.
+
+    Returns:
+        `record` with `pretrained`, the file and its own record, and the domains of both.
+    """
+    if not pretrained:
+        return {**record, "pretrained": None}
+    earlier = read_model_record(pretrained)
+    domains = sorted({*record["train_domains"], *earlier.get("train_domains", [])})
+    return {**record, "train_domains": domains, "pretrained": {"file": Path(pretrained).name, "record": earlier}}
+
+
 def load_weights(network: nn.Module, ckpt_path: str | Path, labels: Mapping[str, int] | None = None) -> nn.Module:
     """Fill `network` with the weights in `ckpt_path`, all of them.
 

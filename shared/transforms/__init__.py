@@ -2,7 +2,7 @@
 
 from .crop import CropBodyd
 from .load import LoadVolumed
-from .patch import LoadPatchd, read_rgb
+from .patch import LoadPatchd
 from .preview import save_preview
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
@@ -16,7 +16,6 @@ __all__ = [
     "RandStainJitterd",
     "RestoreLabelMapd",
     "SaveSegmentationd",
-    "read_rgb",
     "save_preview",
     "stain_jitter",
 ]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 from PIL import Image
 
+from ..data.images import read_rgb
 from ..utils import DataError
 
 
@@ -68,36 +68,3 @@ class LoadPatchd(LoadImaged):
         left, top = (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2
         image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
         return image if self.size == self.crop_size else image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-
-
-def read_rgb(path: str | os.PathLike) -> Image.Image:
-    """An image file as 8-bit RGB, its pixels as they are stored (a camera's note on how to turn them is not followed).
-
-    Raises:
-        DataError: as `LoadPatchd` does.
-    """
-    try:
-        with Image.open(path) as opened:
-            # Pillow cuts 16-bit RGB down to 8 bit without a word; its decoder's name still tells.
-            deep = ";16" in str(opened.tile)
-            image = opened.copy()
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: there is no such file.") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow's readers raise
-        raise DataError(
-            f"{path}: cannot be read as an image ({e}). Expected 8-bit RGB as PNG, JPEG or TIFF; copy the file again, "
-            "or export it anew."
-        ) from e
-    if deep or image.mode.startswith(("I", "F")):
-        raise DataError(f"{path}: found {image.mode} of more than 8 bit, expected 8-bit RGB. Export it as 8-bit RGB.")
-    if image.mode in ("P", "PA") or (image.mode == "RGB" and "transparency" in image.info):  # one colour of it
-        image = image.convert("RGBA")
-    if image.mode == "RGBA" and image.getextrema()[3][0] == 255:
-        image = image.convert("RGB")
-    if image.mode != "RGB":
-        names = {"L": "a grey image", "LA": "a grey image", "1": "black and white", "RGBA": "transparent pixels"}
-        raise DataError(
-            f"{path}: found {names.get(image.mode, image.mode)}, expected 8-bit RGB. The colours of the stains cannot "
-            "be made up: export the patch as RGB from the slide."
-        )
-    return image

@@ -134,6 +134,15 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path) -> None:
     assert names[0].read_text() == names[1].read_text()
 
 
+def test_another_set_up_does_not_resume_a_run(tmp_path: Path, data: Path) -> None:
+    """A scanner that was trained on would count as held out."""
+    train(tmp_path, data, max_epochs=1)
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path, data, max_epochs=1, resume=True, train_domains=["XR", "S360"], crop_size=30)
+    assert "crop_size was 32, now it is 30; " in message(error.value)
+    assert "train_domains was ['CS', 'XR'], now it is ['S360', 'XR']" in message(error.value)
+
+
 @pytest.mark.slow
 def test_the_held_out_scanner_steers_nothing(tmp_path: Path, data: Path) -> None:
     """Without its images, and with its labels turned round, the very same weights and threshold come out."""
@@ -162,6 +171,8 @@ def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant
     if variant == "pretrained":
         torch.testing.assert_close(state["model"]["layer3.0.conv1.weight"], weights["layer3.0.conv1.weight"])
     record = json.loads((tmp_path / "model.json").read_text())
+    assert record["stain_jitter"] == (variant == "stain_jitter")
+    assert (record["pretrained"] is not None) == (variant == "pretrained")
     assert record["network_overlay"] == "configs/variants/demo.json"
     places = {"shallow": [1, 2], "no_fusestyle": []}.get(variant, [1, 4])
     assert record["fusestyle_places"] == places
@@ -263,7 +274,8 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("balance", [False, True])
 def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, balance: bool) -> None:
     places = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 0}
-    options = {**places, **QUICK, "max_epochs": 2, "balance_domains": balance}
+    # a rank's share of the 24 patches is less than a batch
+    options = {**places, **QUICK, "max_epochs": 2, "balance_domains": balance, "batch_size": 16}
     result = run(command_line(["train", "multi_gpu_train"], *RANKS, **options))
     assert result.returncode == 0, result.stderr[-3000:]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2

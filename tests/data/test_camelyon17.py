@@ -136,6 +136,6 @@ def test_command_line(tmp_path: Path) -> None:
     before = output.read_bytes()
     done = run("--data_dir", source, "--output", output, "--check_images")
     assert done.returncode == 1
-    assert f"{broken.name} (64 × 96 pixels, expected 96 × 96)" in done.stderr
+    assert f"{broken.name}: has 64 × 96 pixels, expected 96 × 96" in done.stderr
     assert "Traceback" not in done.stderr
     assert output.read_bytes() == before

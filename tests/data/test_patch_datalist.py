@@ -79,9 +79,41 @@ def test_all_of_an_unseen_domain_where_a_split_is_missing(tmp_path: Path) -> Non
     content["validation"] = []
     del content["training"]
     assert len(cases(write(tmp_path, content), "test", None, True, ["CS"])) == 8
-    content["training"] = {"a": 1}
-    with pytest.raises(DataError, match="the list 'training' is not a list"):
-        load_patches(write(tmp_path, content), "test", None, True, ["CS"])
+
+
+def test_only_the_unseen_domains_of_the_split(tmp_path: Path) -> None:
+    """Camelyon17-WILDS has another unseen hospital in `ood_validation` and in `test`."""
+    content = make_content(("CS", "XR"))
+    write(tmp_path, content)
+    content["ood_validation"] = [entry for entry in content["validation"] if entry["domain"] == "XR"]
+    content["unlabelled"] = [{"image": "none.png", "domain": "XR", "slide": "a", "labelled": False}]
+    for split in SPLITS:
+        content[split] = [entry for entry in content[split] if entry["domain"] == "CS"]
+    path = write(tmp_path, content)
+    assert cases(path, "ood_validation", None, True, ["S360"]) == [f"XR/validation_{i}.png" for i in range(4)]
+    assert len(cases(path, "test", None, True, ["S360"])) == 12
+
+
+def test_other_fields_of_the_source_are_left_out(tmp_path: Path) -> None:
+    """What one entry lacks, or holds as null, could not be put into a batch."""
+    content = make_content()
+    content["training"][0]["grade"] = None
+    patches = load_patches(write(tmp_path, content), "training")
+    assert {tuple(sorted(patch)) for patch in patches} == {("case", "domain", "image", "label", "slide")}
+
+
+def test_scanners_by_another_of_their_names(tmp_path: Path) -> None:
+    path = write(tmp_path, make_content())
+    assert cases(path, "test", ["Aperio CS2"]) == cases(path, "test", ["CS"])
+
+
+def test_slides_in_training_and_test_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = make_content()
+    load_patches(write(tmp_path, content), "training")
+    assert not caplog.records
+    content["test"][0]["slide"] = content["training"][0]["slide"]
+    load_patches(write(tmp_path, content), "training")
+    assert f"share 1 slides, such as {content['training'][0]['slide']}" in caplog.text
 
 
 def test_unlabelled_patches_never_come(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.networks import load_weights, read_model_record
+from shared.networks import load_weights, read_model_record, record_with_history
 from shared.utils import DataError
 
 LABELS = {"spleen": 1, "liver": 2}
@@ -86,3 +86,11 @@ def test_damaged_record(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(DataError, match=r"model\.json: not readable as JSON"):
         read_model_record(tmp_path / "model.pt")
+
+
+def test_domains_that_earlier_weights_have_seen_count_as_seen(tmp_path: Path) -> None:
+    path = save(tmp_path, nn.Linear(3, 2), train_domains=["XR", "CS"], synthetic=True)
+    record = record_with_history({"train_domains": ["S360", "XR"], "name": "new"}, path)
+    assert record["train_domains"] == ["CS", "S360", "XR"]
+    assert record["pretrained"] == {"file": "model.pt", "record": {"train_domains": ["XR", "CS"], "synthetic": True}}
+    assert record_with_history({"train_domains": ["XR"]}, None) == {"train_domains": ["XR"], "pretrained": None}

@@ -13,7 +13,8 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 from PIL import Image
 
-from shared.transforms import LoadPatchd, read_rgb
+from shared.data import read_rgb
+from shared.transforms import LoadPatchd
 from shared.utils import DataError
 
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+
+from PIL import Image
+
+from ..utils import DataError
+
+
+def read_rgb(path: str | os.PathLike) -> Image.Image:
+    """An image file as 8-bit RGB, its pixels as they are stored (a camera's note on how to turn them is not followed).
+
+    Opaque images with an alpha channel or a palette are RGB in another form and converted; of grey, 16 bit, CMYK and
+    transparent ones it is not known what their colours would be in RGB.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is not RGB in this sense.
+    """
+    try:
+        with Image.open(path) as opened:
+            # Pillow cuts 16-bit RGB down to 8 bit without a word; its decoder's name still tells.
+            deep = ";16" in str(opened.tile)
+            image = opened.copy()
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: there is no such file.") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow's readers raise
+        raise DataError(
+            f"{path}: cannot be read as an image ({e}). Expected 8-bit RGB as PNG, JPEG or TIFF; copy the file again, "
+            "or export it anew."
+        ) from e
+    if deep or image.mode.startswith(("I", "F")):
+        raise DataError(f"{path}: found {image.mode} of more than 8 bit, expected 8-bit RGB. Export it as 8-bit RGB.")
+    if image.mode in ("P", "PA") or (image.mode == "RGB" and "transparency" in image.info):  # one colour of it
+        image = image.convert("RGBA")
+    if image.mode == "RGBA" and image.getextrema()[3][0] == 255:
+        image = image.convert("RGB")
+    if image.mode != "RGB":
+        names = {"L": "a grey image", "LA": "a grey image", "1": "black and white", "RGBA": "transparent pixels"}
+        raise DataError(
+            f"{path}: found {names.get(image.mode, image.mode)}, expected 8-bit RGB. The colours of the stains cannot "
+            "be made up: export the patch as RGB from the slide."
+        )
+    return image
