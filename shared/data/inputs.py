@@ -3,7 +3,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..utils import DataError
@@ -63,16 +63,16 @@ def _in_datalist(path: Path) -> list[Path]:
     return [path.parent / image for image in images]
 
 
-def _find(path: Path) -> list[Path]:
+def _find(path: Path, in_folder: Callable[[Path], list[Path]]) -> list[Path]:
     if path.is_dir():
-        return _in_folder(path)
+        return in_folder(path)
     if path.is_file():
         return _in_datalist(path) if path.suffix == ".json" else [path]
     if glob.has_magic(str(path)):
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         if not found:
             raise DataError(f"{path}: no file or folder fits this pattern.")
-        return [q for p in found for q in _find(p)]
+        return [q for p in found for q in _find(p, in_folder)]
     raise DataError(f"{path}: there is no such file or folder.")
 
 
@@ -118,7 +118,7 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
             "No CT is given. Give one with --input: a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a "
             "pattern such as 'scans/*.nii.gz', or a datalist."
         )
-    found = [q.resolve() for p in given for q in _find(Path(p).expanduser())]
+    found = [q.resolve() for p in given for q in _find(Path(p).expanduser(), _in_folder)]
     paths = list(dict.fromkeys(found))
     return [{"image": str(p), "case": name} for p, name in zip(paths, _unique_names(paths), strict=True)]
 
@@ -144,24 +144,15 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
             "'patches/*.png', or a datalist."
         )
     # links are not followed: what they are called is what the user knows
-    found = [os.path.abspath(q) for p in given for q in _find_images(Path(p).expanduser())]
+    found = [os.path.abspath(q) for p in given for q in _find(Path(p).expanduser(), _images_below)]
     files = list(dict.fromkeys(found))
     common = os.path.commonpath([os.path.dirname(file) for file in files])
     return [{"image": file, "file": file, "case": os.path.relpath(file, common)} for file in files]
 
 
-def _find_images(path: Path) -> list[Path]:
-    if path.is_dir():
-        shown = [p for p in sorted(path.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(path).parts)]
-        found = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-        if not found:
-            raise DataError(f"{path}: holds no image. Looked for {', '.join(IMAGE_SUFFIXES)} in it and below it.")
-        return found
-    if path.is_file():
-        return _in_datalist(path) if path.suffix == ".json" else [path]
-    if glob.has_magic(str(path)):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-        if not found:
-            raise DataError(f"{path}: no file or folder fits this pattern.")
-        return [q for p in found for q in _find_images(p)]
-    raise DataError(f"{path}: there is no such file or folder.")
+def _images_below(path: Path) -> list[Path]:
+    shown = [p for p in sorted(path.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(path).parts)]
+    found = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    if not found:
+        raise DataError(f"{path}: holds no image. Looked for {', '.join(IMAGE_SUFFIXES)} in it and below it.")
+    return found

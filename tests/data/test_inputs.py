@@ -165,3 +165,13 @@ def test_no_images_found(patches: Path, monkeypatch: pytest.MonkeyPatch, given: 
     monkeypatch.chdir(patches)
     with pytest.raises(DataError, match=message):
         list_images(given)
+
+
+def test_links_keep_their_names(tmp_path: Path) -> None:
+    store = tmp_path / "store" / "0.png"
+    store.parent.mkdir()
+    store.touch()
+    (tmp_path / "shown").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "shown" / name).symlink_to(store)
+    assert [item["case"] for item in list_images(tmp_path / "shown")] == ["a.png", "b.png"]

@@ -221,6 +221,14 @@ def test_command_line(tmp_path: Path) -> None:
     assert output.read_bytes() != before
 
 
+def test_names_that_may_mislead_are_pointed_out(tmp_path: Path) -> None:
+    table = make_table(tmp_path, scanner="Hamamatsu_XR")
+    done = prepare("--table", table, "--image_dir", tmp_path, "--output", tmp_path / "d.json", "--positive", "mitotic")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: Hamamatsu XR, Hamamatsu_XR are taken for one domain, XR." in done.stdout
+    assert "Warning: 5 slide names, such as 0.tiff, occur in several domains." in done.stdout
+
+
 @pytest.mark.skipif(not CROPS.is_dir(), reason="../shared/data is not here")
 def test_real_crops(tmp_path: Path) -> None:
     found = read_patch_table(CROPS / "index.csv", CROPS, "mitotic", "non_mitotic")

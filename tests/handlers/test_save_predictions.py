@@ -105,6 +105,14 @@ def test_those_that_fail_are_listed_after_the_others_are_written(tmp_path: Path)
     assert (tmp_path / "out" / "preview.png").is_file()
 
 
+def test_predictions_of_an_earlier_run_do_not_stay_when_all_fail(tmp_path: Path) -> None:
+    infer(tmp_path / "out", images(tmp_path / "good", 2))
+    assert (tmp_path / "out" / "predictions.csv").is_file()
+    with pytest.raises(DataError, match=r"^2 of 2 images failed:"):
+        infer(tmp_path / "out", images(tmp_path / "bad", 2, broken=(0, 1)))
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_where_all_fail_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^2 of 2 images failed:"):
         infer(tmp_path / "out", images(tmp_path / "in", 2, broken=(0, 1)))
