@@ -64,7 +64,7 @@ def test_without_the_baseline_of_a_run_there_is_no_gain() -> None:
 def test_every_method_names_variants_that_exist() -> None:
     for method in benchmark.METHODS:
         assert all(path.is_file() for path in benchmark.overlays_of(method)), method
-    assert {method for _, methods in benchmark.PLAN for method in methods} == set(benchmark.METHODS)
+    assert {method for line in benchmark.PLAN for _, methods in line for method in methods} == set(benchmark.METHODS)
 
 
 @pytest.mark.slow
