@@ -1,8 +1,20 @@
 """Datalists, data sets, tables of patches, synthetic volumes and synthetic histology."""
 
-from .btcv import BTCV_LABELS
+from .btcv import BTCV_LABELS, extract_btcv, find_btcv
 from .cached_dataset import cached_dataset
 from .camelyon17 import CAMELYON17_LABELS, CAMELYON17_SPLITS, read_camelyon17
+from .ct_cases import (
+    PAPER_VOXEL_SHARES,
+    CtCase,
+    check_ct_case,
+    check_ct_cases,
+    count_organs,
+    organ_table,
+    resolve_folders,
+    split_cases,
+    worker_count,
+    write_ct_datalist,
+)
 from .datalist import dataset_info, load_datalist
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
@@ -22,6 +34,7 @@ from .midog import (
     midog_settings,
     read_midog,
 )
+from .nnunet import read_nnunet, split_nnunet
 from .patch_datalist import domain_names, load_patches, patch_labels, positive_weight
 from .patches import (
     SPLITS,
@@ -44,6 +57,13 @@ from .synthetic_histology import (
     make_synthetic_histology,
     render_stains,
 )
+from .totalsegmentator import (
+    TOTALSEGMENTATOR_ORGANS,
+    find_totalsegmentator,
+    merge_masks,
+    merge_totalsegmentator,
+    split_totalsegmentator,
+)
 
 __all__ = [
     "BTCV_LABELS",
@@ -55,24 +75,33 @@ __all__ = [
     "MIDOG_NAMES",
     "MITOTIC_KINDS",
     "ORIENTATIONS",
+    "PAPER_VOXEL_SHARES",
     "SCANNER_PROFILES",
     "SPLITS",
+    "TOTALSEGMENTATOR_ORGANS",
+    "CtCase",
     "DomainBalancedSampler",
     "DomainBatchSampler",
     "MidogImage",
     "ScannerProfile",
     "cached_dataset",
     "case_name",
+    "check_ct_case",
+    "check_ct_cases",
     "check_image_files",
     "claim_folder",
     "count_midog",
+    "count_organs",
     "count_patches",
     "crop_midog",
     "crop_square",
     "dark_nuclei",
     "dataset_info",
     "domain_names",
+    "extract_btcv",
+    "find_btcv",
     "find_midog",
+    "find_totalsegmentator",
     "leaked_slides",
     "list_images",
     "list_inputs",
@@ -80,19 +109,29 @@ __all__ = [
     "load_patches",
     "make_synthetic_ct",
     "make_synthetic_histology",
+    "merge_masks",
+    "merge_totalsegmentator",
     "midog_domain",
     "midog_patches",
     "midog_settings",
+    "organ_table",
     "patch_labels",
     "positive_weight",
     "read_camelyon17",
     "read_midog",
+    "read_nnunet",
     "read_patch_table",
     "read_rgb",
     "render_stains",
+    "resolve_folders",
     "scanner_name",
+    "split_cases",
+    "split_nnunet",
     "split_patches",
+    "split_totalsegmentator",
     "synthetic_ct_case",
     "text_table",
+    "worker_count",
+    "write_ct_datalist",
     "write_datalist",
 ]

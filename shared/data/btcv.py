@@ -1,6 +1,21 @@
-"""The 13 abdominal organs in the numbering of the MICCAI 2015 multi-atlas labelling challenge (BTCV)."""
+"""The abdominal CT of the MICCAI 2015 multi-atlas labelling challenge (BTCV), and its numbering of 13 organs."""
 
 from __future__ import annotations
+
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import IO
+
+from tqdm.contrib.concurrent import thread_map
+
+from ..utils import DataError, atomic_path
+from .ct_cases import CtCase
+from .patches import first_few
 
 BTCV_LABELS: dict[str, int] = {
     "spleen": 1,
@@ -17,3 +32,92 @@ BTCV_LABELS: dict[str, int] = {
     "right_adrenal_gland": 12,
     "left_adrenal_gland": 13,
 }
+
+# Folders of images and of their label maps, below the folder that the user gives.
+_ARRANGEMENTS = (
+    ("RawData/Training/img", "RawData/Training/label"),
+    ("Training/img", "Training/label"),
+    ("img", "label"),
+    ("imagesTr", "labelsTr"),
+    ("RawData/imagesTr", "RawData/labelsTr"),
+)
+_MEMBER = re.compile(r"(?:.*/)?Training/(img|label)/((?:img|label)\d+\.nii\.gz)")
+
+
+def find_btcv(data_dir: str | os.PathLike) -> list[CtCase]:
+    """The labelled cases of an unpacked BTCV: `img0001.nii.gz` and `label0001.nii.gz` are the case `0001`.
+
+    The files are in `img` and `label` in `RawData/Training`, or in `imagesTr` and `labelsTr`. Files go together by the
+    number that ends their names, nnU-Net's channel `_0000` left aside. Images for testing have no labels and no part.
+
+    Raises:
+        DataError: no such folders are there, an image has no label map or a label map no image, or two of them have
+            the same number.
+    """
+    root = Path(data_dir)
+    found = [(root / a, root / b) for a, b in _ARRANGEMENTS if (root / a).is_dir() and (root / b).is_dir()]
+    if not found:
+        raise DataError(
+            f"{root}: holds no BTCV. Expected RawData.zip, or the folders RawData/Training/img and "
+            "RawData/Training/label, or imagesTr and labelsTr."
+        )
+    images, labels = (_by_number(folder) for folder in found[0])
+    for one, other, folder in ((images, labels, found[0][1]), (labels, images, found[0][0])):
+        missing = [one[number].name for number in one if number not in other]
+        if missing:
+            raise DataError(f"{folder}: lacks the file that belongs to {first_few(missing)}. Unpack the archive again.")
+    if not images:
+        raise DataError(f"{found[0][0]}: holds no .nii.gz file. Unpack the archive again.")
+    return [CtCase(number, images[number], labels[number]) for number in sorted(images)]
+
+
+def _by_number(folder: Path) -> dict[str, Path]:
+    paths = sorted(folder.glob("[!.]*.nii.gz"))
+    found = [re.search(r"(\d+)(?:_0000)?\.nii\.gz$", path.name) for path in paths]
+    strange = [path.name for path, match in zip(paths, found, strict=True) if not match]
+    if strange:
+        raise DataError(f"{folder}: {first_few(strange)} has no number. Expected names such as img0001.nii.gz.")
+    numbers = [match[1] for match in found if match]
+    number, count = Counter(numbers).most_common(1)[0] if numbers else ("", 0)
+    if count > 1:
+        raise DataError(f"{folder}: {count} files have the number {number}. Keep one of them.")
+    return dict(zip(numbers, paths, strict=True))
+
+
+def _copy(source: IO[bytes], path: Path) -> None:
+    with path.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+
+
+def extract_btcv(archive: str | os.PathLike, output_dir: str | os.PathLike, num_workers: int = 4) -> Path:
+    """Unpack the labelled cases of `RawData.zip` below `output_dir`; files that are there in full size are kept.
+
+    Returns:
+        the folder for `find_btcv`.
+
+    Raises:
+        DataError: when it is no zip file, holds no BTCV, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            wanted = [(_MEMBER.fullmatch(info.filename), info) for info in file.infolist()]
+    except (OSError, zipfile.BadZipFile) as e:
+        raise DataError(f"{archive}: cannot be read as a zip file ({e}). Download it again.") from e
+    target = Path(output_dir) / "RawData"
+    # The target is made of the names that fit the pattern alone, so no member can escape from the folder.
+    members = {target / "Training" / match[1] / match[2]: info for match, info in wanted if match}
+    if not members:
+        raise DataError(f"{archive}: holds no RawData/Training/img/img0001.nii.gz. Expected the RawData.zip of BTCV.")
+
+    def extract(path: Path) -> None:
+        info = members[path]
+        if path.is_file() and path.stat().st_size == info.file_size:
+            return
+        try:
+            with zipfile.ZipFile(archive) as file, file.open(info) as source, atomic_path(path) as temporary:
+                _copy(source, temporary)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+            raise DataError(f"{archive}: {info.filename} is damaged ({e}). Download the archive again.") from e
+
+    thread_map(extract, list(members), max_workers=num_workers, desc="unpacking", unit="file")
+    return Path(output_dir)

@@ -1,0 +1,59 @@
+"""Turn BTCV (Synapse syn3193805), as downloaded, into a datalist for the abdominal bundles."""
+
+from __future__ import annotations
+
+import fire
+
+from shared.data import (
+    BTCV_LABELS,
+    check_ct_cases,
+    extract_btcv,
+    find_btcv,
+    organ_table,
+    resolve_folders,
+    split_cases,
+    worker_count,
+    write_ct_datalist,
+)
+from shared.utils import flag, show_errors_briefly
+
+
+def main(
+    data_dir: str,
+    output_dir: str,
+    seed: int = 0,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Check the labelled cases and write a datalist: of the 30 cases 18 for training, 6 for validation, 6 for testing.
+
+    The split is this project's own, made with the seed: there is no official one, as the challenge's test images have
+    no public labels. OUTPUT_DIR then holds dataset.json, organs.csv and cases.csv; the files stay where they are.
+
+    Args:
+        data_dir: the folder with RawData or RawData.zip, or RawData.zip itself, whose labelled cases are unpacked into
+            OUTPUT_DIR; or a folder with imagesTr and labelsTr.
+        output_dir: for the datalist, a folder outside of DATA_DIR.
+        seed: of the split.
+        overwrite: replace another dataset.json in OUTPUT_DIR.
+        workers: cases worked on at a time; by default one for each core, 8 at most.
+    """
+    source, target = resolve_folders(data_dir, output_dir)
+    workers = worker_count(workers)
+    overwrite = flag("--overwrite", overwrite)
+    archive = source / "RawData.zip" if source.is_dir() else source
+    if archive.is_file() and not (source / "RawData").is_dir():
+        source = extract_btcv(archive, target, workers)
+    cases = check_ct_cases(source, find_btcv(source), BTCV_LABELS, workers)
+    splits = split_cases(cases, seed)
+    facts = {"name": "BTCV", "split": f"seed {seed}", "modality": {"0": "CT"}}
+    print(organ_table(write_ct_datalist(target, facts, BTCV_LABELS, splits, overwrite=overwrite)))
+    print(f"Split by seed {seed}: " + ", ".join(f"{len(part)} {split}" for split, part in splits.items()) + ".")
+    if len(cases) != 30:
+        print("BTCV has 30 labelled cases.")
+    print(f"{len(cases)} cases: {target / 'dataset.json'}")
+
+
+if __name__ == "__main__":
+    show_errors_briefly()
+    fire.Fire(main)

@@ -1,0 +1,63 @@
+"""Turn a raw data set of nnU-Net, or of the Medical Segmentation Decathlon, into a datalist."""
+
+from __future__ import annotations
+
+import fire
+
+from shared.data import (
+    check_ct_cases,
+    organ_table,
+    read_nnunet,
+    resolve_folders,
+    split_nnunet,
+    worker_count,
+    write_ct_datalist,
+)
+from shared.utils import flag, show_errors_briefly
+
+
+def main(
+    data_dir: str,
+    output_dir: str,
+    splits: str = "",
+    fold: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Check the cases and write a datalist with the labels of the data set's own dataset.json.
+
+    Cases of imagesTs are for testing if labelsTs has their labels. Otherwise the val of splits_final.json is, which
+    nnU-Net reports its scores of, and validation is a fifth of its train. Without that file a fifth of the cases is for
+    testing and a fifth for validation. OUTPUT_DIR then holds dataset.json, organs.csv and cases.csv; the files stay
+    where they are. A bundle that is to train on it needs the same labels in its configuration.
+
+    Args:
+        data_dir: a folder such as nnUNet_raw/Dataset017_BTCV, with dataset.json, imagesTr and labelsTr.
+        output_dir: for the datalist, a folder outside of DATA_DIR.
+        splits: nnU-Net's splits_final.json; by default the one in DATA_DIR, if there is one.
+        fold: which fold of it.
+        seed: of the split, as far as the files do not give it.
+        overwrite: replace another dataset.json in OUTPUT_DIR.
+        workers: cases worked on at a time; by default one for each core, 8 at most.
+    """
+    source, target = resolve_folders(data_dir, output_dir)
+    workers = worker_count(workers)
+    overwrite = flag("--overwrite", overwrite)
+    facts, labels, cases, test = read_nnunet(source)
+    own = source / "splits_final.json"
+    found, origin = split_nnunet(cases, test, splits or (own if own.is_file() else None), fold, seed)
+    checked = check_ct_cases(source, [case for part in found.values() for case in part], labels, workers)
+    ordered = iter(checked)
+    found = {split: [next(ordered) for _ in part] for split, part in found.items()}
+    print(organ_table(write_ct_datalist(target, {**facts, "split": origin}, labels, found, overwrite=overwrite)))
+    print(f"Split by {origin}: " + ", ".join(f"{len(part)} {split}" for split, part in found.items()) + ".")
+    left_out = len(cases) + len(test) - len(checked)
+    if left_out:
+        print(f"{left_out} cases are in no part of the fold and are left out.")
+    print(f"{len(checked)} cases: {target / 'dataset.json'}")
+
+
+if __name__ == "__main__":
+    show_errors_briefly()
+    fire.Fire(main)

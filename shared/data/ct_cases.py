@@ -1,0 +1,325 @@
+"""CT with label maps from other people's data sets: pairs checked, voxels counted, dealt out, written as a datalist."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from tqdm.contrib.concurrent import thread_map
+
+from ..utils import DataError, write_csv
+from .patches import SPLITS, first_few, text_table, write_datalist
+
+PAPER_VOXEL_SHARES: dict[str, float] = {
+    "spleen": 9.1,
+    "right_kidney": 5.1,
+    "left_kidney": 5.1,
+    "gallbladder": 0.9,
+    "oesophagus": 0.5,
+    "liver": 55.2,
+    "stomach": 14.1,
+    "aorta": 3.1,
+    "inferior_vena_cava": 2.8,
+    "portal_and_splenic_veins": 1.1,
+    "pancreas": 2.8,
+    "right_adrenal_gland": 0.1,
+    "left_adrenal_gland": 0.1,
+}
+"""Share of each organ among the labelled voxels in %, as reported by Willoughby & Voiculescu, arXiv 2406.08217."""
+
+_TOLERANCE = 1e-3  # of affines: millimetres, or millimetres a voxel
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class CtCase:
+    """A volume and its label map.
+
+    Attributes:
+        name: no other case of the data set has it.
+        image, label: NIfTI files.
+        voxels: label id → number of voxels, for the labels that occur, without the background.
+        overlap: voxels that more than one mask claimed, where the label map was made of masks.
+    """
+
+    name: str
+    image: Path
+    label: Path
+    voxels: Mapping[int, int] = field(default_factory=dict)
+    overlap: int | None = None
+
+
+def resolve_folders(data_dir: str | os.PathLike, output_dir: str | os.PathLike) -> tuple[Path, Path]:
+    """The full paths of source and output, which must not be inside of the source: that stays as it is.
+
+    Raises:
+        DataError: when the output is inside of the source, or there is no source.
+    """
+    source, target = Path(data_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
+    if not source.exists():
+        raise DataError(f"{data_dir}: there is no such file or folder. Check --data_dir.")
+    if target == source or source in target.parents:
+        raise DataError(f"{output_dir}: is inside of --data_dir, which stays as it is. Choose another --output_dir.")
+    return source, target
+
+
+def worker_count(workers: int | None) -> int:
+    """How many cases are worked on at a time: the number given, or one for each core, 8 at most.
+
+    Raises:
+        DataError: for anything but a whole number of 1 or above.
+    """
+    if workers is None:
+        return min(os.cpu_count() or 1, 8)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise DataError(f"--workers is {workers}, expected a whole number of 1 or above.")
+    return workers
+
+
+def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
+    """A NIfTI volume, of which only the header is read yet.
+
+    Raises:
+        DataError: when it is missing, cannot be read, is no NIfTI, or has other than three dimensions.
+    """
+    try:
+        image = nib.load(path)
+    except _UNREADABLE as e:
+        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
+    if not isinstance(image, nib.Nifti1Image) or len(image.shape) != 3:
+        raise DataError(
+            f"{path}: {type(image).__name__} of shape {image.shape}. Expected a NIfTI volume of three axes."
+        )
+    return image
+
+
+def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
+    """The voxels of an opened volume, in the type of the file; float where the header scales them.
+
+    Raises:
+        DataError: when the file is truncated or damaged.
+    """
+    try:
+        return np.asanyarray(image.dataobj)
+    except _UNREADABLE as e:
+        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
+
+
+def check_same_grid(path: str | os.PathLike, image: nib.Nifti1Image, reference: nib.Nifti1Image) -> None:
+    """See that a label map or mask lies on the voxels of its CT: the same shape, affines equal within 1e-3.
+
+    Raises:
+        DataError: when it does not.
+    """
+    if image.shape != reference.shape:
+        raise DataError(f"{path}: has {image.shape} voxels, expected {reference.shape} as in its image.")
+    difference = np.abs(image.affine - reference.affine).max()
+    if not difference <= _TOLERANCE:
+        raise DataError(
+            f"{path}: its affine differs from that of its image by {difference:.3g}, expected {_TOLERANCE} at most. "
+            "Take both from the same release, or leave the case out."
+        )
+
+
+def count_label_voxels(path: str | os.PathLike, voxels: np.ndarray, labels: Mapping[str, int]) -> dict[int, int]:
+    """How many voxels each label has, for those that occur, without the background.
+
+    Args:
+        path: for the message.
+        voxels: (x, y, z), of any type.
+        labels: name → id, 1 to 255.
+
+    Raises:
+        DataError: when a voxel is neither 0 nor one of the ids.
+    """
+    counts = np.zeros(256, np.int64)
+    for part in np.moveaxis(voxels, -1, 0):  # slice by slice: bincount needs 8 bytes a voxel
+        with np.errstate(invalid="ignore"):
+            ids = part.astype(np.uint8)
+        if not np.array_equal(ids, part):
+            strange = [f"{value:g}" for value in np.unique(part[ids != part])]
+            raise DataError(f"{path}: holds the values {first_few(strange)}. Expected labels: whole numbers, 0 to 255.")
+        counts += np.bincount(ids.ravel(), minlength=256)
+    found = {int(i): int(counts[i]) for i in np.flatnonzero(counts) if i != 0}
+    strange = [str(i) for i in found if i not in labels.values()]
+    if strange:
+        expected = ", ".join(f"{i} {name}" for name, i in sorted(labels.items(), key=lambda label: label[1]))
+        raise DataError(f"{path}: holds the label {first_few(strange)}. Expected 0 background, {expected}.")
+    return found
+
+
+def check_ct_case(case: CtCase, labels: Mapping[str, int]) -> CtCase:
+    """See that image and label map of a case lie on the same voxels and its labels are valid; count them.
+
+    The image's voxels are not read.
+
+    Returns:
+        the case with its `voxels`.
+
+    Raises:
+        DataError: when the case cannot be used.
+    """
+    label = open_nifti(case.label)
+    check_same_grid(case.label, label, open_nifti(case.image))
+    return replace(case, voxels=count_label_voxels(case.label, read_voxels(case.label, label), labels))
+
+
+def check_ct_cases(
+    source: str | os.PathLike, cases: Sequence[CtCase], labels: Mapping[str, int], num_workers: int = 4
+) -> list[CtCase]:
+    """`check_ct_case` for all cases, several at a time.
+
+    Raises:
+        DataError: with the first five faults.
+    """
+    return map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking")
+
+
+def map_cases(
+    source: str | os.PathLike,
+    function: Callable[[CtCase], Result],
+    cases: Sequence[CtCase],
+    num_workers: int,
+    description: str,
+) -> list[Result]:
+    """Apply a function to all cases, several at a time, with progress.
+
+    Raises:
+        DataError: after all of them, with the first five of the cases' own.
+    """
+
+    def attempt(case: CtCase) -> Result | DataError:
+        try:
+            return function(case)
+        except DataError as e:
+            return e
+
+    # Threads, because zlib decompresses without holding Python's lock.
+    results = thread_map(attempt, cases, max_workers=num_workers, desc=description, unit="case")
+    faults = [str(result) for result in results if isinstance(result, DataError)]
+    if faults:
+        more = f"\n  (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+        listed = "".join(f"\n  {fault}" for fault in faults[:5])
+        raise DataError(f"{source}: {len(faults)} of {len(cases)} cases cannot be used.{listed}{more}")
+    return results
+
+
+def split_cases(
+    cases: Sequence[CtCase], seed: int = 0, test_share: float = 0.2, validation_share: float = 0.2
+) -> dict[str, list[CtCase]]:
+    """Deal out cases to `training`, `validation` and `test`, each sorted by name.
+
+    Args:
+        cases: in any order; the result depends on their names and the seed alone.
+        seed: of the shuffle.
+        test_share: of all cases, at least one; 0 for none.
+        validation_share: the same.
+
+    Raises:
+        DataError: when no case would remain for training, or the seed is not a whole number of 0 or above.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise DataError(f"--seed is {seed}, expected a whole number of 0 or above.")
+    ordered = sorted(cases, key=lambda case: case.name)
+    test, validation = (max(1, round(share * len(ordered))) if share else 0 for share in (test_share, validation_share))
+    if test + validation >= len(ordered):
+        raise DataError(f"Found {len(ordered)} case(s), expected {test + validation + 1} or more: one for each split.")
+    order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(seed)).tolist()
+    parts = {"training": order[test + validation :], "validation": order[test:][:validation], "test": order[:test]}
+    return {split: [ordered[i] for i in sorted(part)] for split, part in parts.items()}
+
+
+def count_organs(labels: Mapping[str, int], splits: Mapping[str, Sequence[CtCase]]) -> list[dict[str, Any]]:
+    """A row for each label: in how many cases of each split it occurs, and its share of the labelled voxels.
+
+    Returns:
+        dicts with `organ`, `id`, a number of cases for each split, `voxels`, `share_percent`, and `paper_percent`, the
+        paper's share of that organ, or None.
+    """
+    cases = [case for part in splits.values() for case in part]
+    total = sum(sum(case.voxels.values()) for case in cases)
+    rows = []
+    for name, i in sorted(labels.items(), key=lambda label: label[1]):
+        voxels = sum(case.voxels.get(i, 0) for case in cases)
+        counts = {split: sum(i in case.voxels for case in part) for split, part in splits.items()}
+        share = round(100 * voxels / total, 2) if total else 0.0
+        row = {"organ": name, "id": i, **counts, "voxels": voxels, "share_percent": share}
+        rows.append({**row, "paper_percent": PAPER_VOXEL_SHARES.get(name)})
+    return rows
+
+
+def organ_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `count_organs` as text, the shares with one decimal below each other."""
+
+    def percent(share: float | None) -> str:
+        return " " * 5 if share is None else f"{share:5.1f}"
+
+    return text_table(
+        [{k: percent(v) if k.endswith("_percent") else v for k, v in row.items()} for row in rows],
+    )
+
+
+def write_ct_datalist(
+    output_dir: str | os.PathLike,
+    facts: Mapping[str, Any],
+    labels: Mapping[str, int],
+    splits: Mapping[str, Sequence[CtCase]],
+    left_out: Sequence[CtCase] = (),
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Write `dataset.json`, a datalist whose paths are relative to `output_dir`, with two tables beside it.
+
+    `organs.csv` holds the rows of `count_organs`; `cases.csv` a row for each case with its split, the number of its
+    organs, the names of those it lacks, and the voxels of each.
+
+    Args:
+        output_dir: is made where it is missing.
+        facts: what the datalist says of the data set: its `name` and more.
+        labels: name → id.
+        splits: checked cases; a split without cases is left out.
+        left_out: cases that are in `cases.csv` only.
+        overwrite: replace another datalist.
+
+    Returns:
+        the rows of `organs.csv`.
+
+    Raises:
+        DataError: when there is no case for training, or another datalist in the way.
+    """
+    folder = Path(output_dir).resolve()
+    if not splits.get("training"):
+        raise DataError(f"{folder}: no case is left for training. See what the source holds.")
+
+    def entry(case: CtCase) -> dict[str, str]:
+        return {
+            k: Path(os.path.relpath(p, folder)).as_posix() for k, p in (("image", case.image), ("label", case.label))
+        }
+
+    ordered = sorted(labels.items(), key=lambda label: label[1])
+    content = {"synthetic": False, **facts, "labels": {"0": "background"} | {str(i): name for name, i in ordered}}
+    content |= {split: [entry(case) for case in splits[split]] for split in SPLITS if splits.get(split)}
+    write_datalist(folder / "dataset.json", content, overwrite)
+    rows = count_organs(labels, splits)
+    write_csv(folder / "organs.csv", rows, list(rows[0]))
+    every = [(split, case) for split, part in {**splits, "left_out": left_out}.items() for case in part]
+    cases = [_case_row(split, case, dict(ordered)) for split, case in every]
+    write_csv(folder / "cases.csv", cases, list(cases[0]))
+    return rows
+
+
+def _case_row(split: str, case: CtCase, labels: Mapping[str, int]) -> dict[str, Any]:
+    lacking = " ".join(name for name, i in labels.items() if i not in case.voxels)
+    row = {"case": case.name, "split": split, "organs": len(case.voxels), "lacking": lacking, "overlap": case.overlap}
+    return row | {name: case.voxels.get(i, 0) for name, i in labels.items()}

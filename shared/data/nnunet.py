@@ -1,0 +1,154 @@
+"""Raw data sets of nnU-Net (version 1 and 2) and of the Medical Segmentation Decathlon, whose layout it took over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..utils import DataError
+from .ct_cases import CtCase, split_cases
+from .datalist import read_json_object
+from .patches import first_few
+
+_FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "spleen": 1, ...}, ...}'
+_ENDINGS = (".nii.gz", ".nii")
+
+
+def read_nnunet(data_dir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, int], list[CtCase], list[CtCase]]:
+    """A raw data set: `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or `NAME.nii.gz`) and `labelsTr/NAME.nii.gz`.
+
+    Returns:
+        what a datalist says of the data set (`name` and `modality`), its labels as name → id without the background,
+        the cases, and the labelled cases for testing (`imagesTs` and `labelsTs`), often none.
+
+    Raises:
+        DataError: `dataset.json` cannot be used, the images have several channels or are no NIfTI, there are regions
+            of several labels or a label to be ignored, or an image is missing.
+    """
+    folder = Path(data_dir)
+    path = folder / "dataset.json"
+    content = read_json_object(path, _FORMAT)
+    channels = content.get("channel_names", content.get("modality", {"0": "CT"}))  # version 2, version 1
+    if not isinstance(channels, Mapping) or len(channels) != 1:
+        raise DataError(f"{path}: the channels are {json.dumps(channels)}. Only images of one channel can be used.")
+    ending = content.get("file_ending", ".nii.gz")
+    if ending not in _ENDINGS:
+        raise DataError(
+            f"{path}: file_ending is {ending!r}. Only NIfTI can be used: {', '.join(_ENDINGS)}. Convert it."
+        )
+    cases = _listed(folder, content["dataset"]) if "dataset" in content else _find(folder, "Tr", ending)
+    if not cases:
+        raise DataError(f"{folder / 'labelsTr'}: holds no {ending} file. Expected the label maps of the data set.")
+    facts = {"name": str(content.get("name") or folder.resolve().name)}
+    facts["modality"] = {"0": str(*channels.values())}
+    return facts, _labels(path, content.get("labels")), cases, _find(folder, "Ts", ending)
+
+
+def _labels(path: Path, found: object) -> dict[str, int]:
+    """Name → id, from that (version 2) or from id → name (version 1)."""
+    try:
+        pairs = [(k, v) if isinstance(v, int) else (v, int(k)) for k, v in dict(found).items()]
+    except (TypeError, ValueError) as e:
+        raise DataError(
+            f"{path}: 'labels' is {json.dumps(found)}. Expected an id for each name, or a name for each id; regions of "
+            "several labels cannot be used."
+        ) from e
+    labels = {str(name): i for name, i in pairs if i != 0}
+    if "ignore" in labels:
+        raise DataError(f"{path}: label {labels['ignore']} is to be ignored. Only fully labelled images can be used.")
+    ids = sorted(labels.values())
+    if not ids or len(labels) < sum(i != 0 for _, i in pairs) or ids != list(range(1, len(ids) + 1)) or ids[-1] > 255:
+        raise DataError(f"{path}: 'labels' is {json.dumps(found)}. Expected the ids 0 (background), 1, 2, ... to 255.")
+    return labels
+
+
+def _listed(folder: Path, dataset: object) -> list[CtCase]:
+    """The cases where `dataset.json` of version 2 lists the files itself, relative to the folder."""
+    cases = []
+    for name, files in dict(dataset).items() if isinstance(dataset, Mapping) else ():
+        images = files.get("images") if isinstance(files, Mapping) else None
+        if not isinstance(images, list) or len(images) != 1 or not isinstance(files.get("label"), str):
+            raise DataError(
+                f"{folder / 'dataset.json'}: the case {name} is {json.dumps(files)}. Expected "
+                '{"images": ["a path"], "label": "a path"}, with one channel.'
+            )
+        cases.append(CtCase(name, folder / images[0], folder / files["label"]))
+    return cases
+
+
+def _find(folder: Path, part: str, ending: str) -> list[CtCase]:
+    images = folder / f"images{part}"
+    cases = []
+    for label in sorted((folder / f"labels{part}").glob(f"[!.]*{ending}")):
+        name = label.name.removesuffix(ending)
+        second = images / f"{name}_0001{ending}"
+        if second.is_file():
+            raise DataError(f"{second}: is a second channel. Only images of one channel can be used.")
+        candidates = [images / f"{name}_0000{ending}", images / f"{name}{ending}"]
+        found = [image for image in candidates if image.is_file()]
+        if not found:
+            raise DataError(f"{candidates[0]}: is missing, and {label} belongs to it. Add it, or remove the label map.")
+        cases.append(CtCase(name, found[0], label))
+    return cases
+
+
+def split_nnunet(
+    cases: Sequence[CtCase],
+    test: Sequence[CtCase],
+    splits: str | os.PathLike | None = None,
+    fold: int = 0,
+    seed: int = 0,
+) -> tuple[dict[str, list[CtCase]], str]:
+    """Deal out the cases of `read_nnunet`.
+
+    * With labelled test cases these are `test`, and a fold's `val` is `validation`.
+    * Without, a fold's `val` is `test`: it is what nnU-Net reports its scores of, and takes no part in training.
+    * What neither gives is a fifth of the cases (`test`), and a fifth (`validation`), chosen with the seed.
+
+    Args:
+        cases: with labels.
+        test: cases for testing, with labels; may be empty.
+        splits: `splits_final.json`, a list of folds `{"train": [...], "val": [...]}`.
+        fold: which of them.
+        seed: of the choice.
+
+    Returns:
+        the splits, and in words where they come from.
+
+    Raises:
+        DataError: the file cannot be used, has no such fold, or names a case twice or one that is not there.
+    """
+    share = 0.0 if test else 0.2
+    if splits is None:
+        found = split_cases(cases, seed, test_share=share)
+        return found | ({"test": list(test)} if test else {}), f"seed {seed}" + (" and labelsTs" if test else "")
+    train, val = _read_fold(Path(splits), fold, {case.name: case for case in cases})
+    origin = f"fold {fold} of {Path(splits).name}"
+    if test:
+        return {"training": train, "validation": val, "test": list(test)}, f"{origin} and labelsTs"
+    found = split_cases(train, seed, test_share=0)
+    return found | {"test": val}, f"{origin} (its val is test); validation is a fifth of its train, seed {seed}"
+
+
+def _read_fold(path: Path, fold: int, cases: Mapping[str, CtCase]) -> tuple[list[CtCase], list[CtCase]]:
+    try:
+        folds = json.loads(path.read_text())
+        if fold < 0:
+            raise IndexError("below 0")
+        train, val = ([str(name) for name in folds[fold][part]] for part in ("train", "val"))
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise DataError(
+            f"{path}: has no fold {fold} ({type(e).__name__}: {e}). Expected a list of "
+            '{"train": [...], "val": [...]}, and --fold counted from 0.'
+        ) from e
+    missing = [name for name in train + val if name not in cases]
+    if missing:
+        raise DataError(f"{path}: {len(missing)} of the cases of fold {fold} are not there: {first_few(missing)}.")
+    twice = sorted({name for name in train + val if (train + val).count(name) > 1})
+    if twice or not train or not val:
+        found = f"{first_few(twice)} twice" if twice else "no case"
+        raise DataError(f"{path}: fold {fold} has {found} in train or val. Expected cases in both, each once.")
+    return [cases[name] for name in sorted(train)], [cases[name] for name in sorted(val)]

@@ -1,0 +1,199 @@
+"""TotalSegmentator's CT data set, versions 1 and 2: masks of single organs made into label maps in BTCV's numbering.
+
+Both versions have a folder for each case with `ct.nii.gz` and `segmentations`, and name the files of these 13 organs
+alike (`class_map` of github.com/wasserth/TotalSegmentator, `total_v1` and `total`). In version 2 kidney cysts are
+files of their own, and no part of the kidneys. Version 1 and 2 use the same case names for different labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..utils import DataError, atomic_path
+from .btcv import BTCV_LABELS
+from .ct_cases import (
+    PAPER_VOXEL_SHARES,
+    CtCase,
+    check_ct_case,
+    check_same_grid,
+    map_cases,
+    open_nifti,
+    read_voxels,
+    split_cases,
+)
+from .patches import first_few
+
+TOTALSEGMENTATOR_ORGANS = {
+    "spleen": "spleen",
+    "kidney_right": "right_kidney",
+    "kidney_left": "left_kidney",
+    "gallbladder": "gallbladder",
+    "esophagus": "oesophagus",
+    "liver": "liver",
+    "stomach": "stomach",
+    "aorta": "aorta",
+    "inferior_vena_cava": "inferior_vena_cava",
+    "portal_vein_and_splenic_vein": "portal_and_splenic_veins",
+    "pancreas": "pancreas",
+    "adrenal_gland_right": "right_adrenal_gland",
+    "adrenal_gland_left": "left_adrenal_gland",
+}
+"""Name of the mask's file → name of the organ in `BTCV_LABELS`."""
+
+# From the largest organ to the smallest, those of the same share by number: what comes later lies on top.
+_PAINTED = sorted(TOTALSEGMENTATOR_ORGANS.items(), key=lambda m: (-PAPER_VOXEL_SHARES[m[1]], BTCV_LABELS[m[1]]))
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def find_totalsegmentator(data_dir: str | os.PathLike, output_dir: str | os.PathLike) -> list[CtCase]:
+    """The cases of a download, with the label maps that `merge_totalsegmentator` is to write.
+
+    Raises:
+        DataError: when the folder holds no case.
+    """
+    folder = Path(data_dir)
+    images = sorted(folder.glob("*/ct.nii.gz"))
+    if not images:
+        raise DataError(
+            f"{folder}: holds no case. Expected a folder for each with ct.nii.gz and segmentations, as in "
+            "s0011/ct.nii.gz: the folder that the archive of the CT data set unpacks to."
+        )
+    names = [image.parent.name for image in images]
+    return [CtCase(n, i, Path(output_dir) / "labels" / f"{n}.nii.gz") for n, i in zip(names, images, strict=True)]
+
+
+def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """The label map of a case, made of the 13 masks in `segmentations` beside its CT.
+
+    Where masks overlap, the organ with the smaller share of voxels in the paper's table wins, whatever their size in
+    this case; of two with the same share the one with the higher number.
+
+    Returns:
+        uint8, (x, y, z), in BTCV's numbering; and how many voxels more than one mask claims.
+
+    Raises:
+        DataError: a mask is missing or cannot be read, lies on other voxels than the CT, or holds other values than 0
+            and 1.
+    """
+    ct = open_nifti(image)
+    labels = np.zeros(ct.shape, np.uint8)
+    contested = np.zeros(ct.shape, bool)
+    for name, path in zip((organ for _, organ in _PAINTED), _mask_paths(image), strict=True):
+        mask = open_nifti(path)
+        check_same_grid(path, mask, ct)
+        voxels = read_voxels(path, mask)
+        inside = voxels == 1
+        if np.count_nonzero(voxels) != np.count_nonzero(inside):
+            raise DataError(f"{path}: holds other values than 0 and 1. Expected the mask of one organ.")
+        contested |= inside & (labels > 0)
+        labels[inside] = BTCV_LABELS[name]
+    return labels, int(np.count_nonzero(contested))
+
+
+def merge_totalsegmentator(data_dir: str | os.PathLike, cases: Sequence[CtCase], num_workers: int = 4) -> list[CtCase]:
+    """Write the label map of each case, with its CT's affine and header, and read it back.
+
+    A label map that was made of the very same files is not made again.
+
+    Returns:
+        the cases with `voxels` and `overlap`.
+
+    Raises:
+        DataError: with the first five faults, after all other cases are done.
+    """
+    return map_cases(data_dir, _merge_case, cases, num_workers, "label maps")
+
+
+def _merge_case(case: CtCase) -> CtCase:
+    source = _fingerprint(case.image)
+    overlap = _known_overlap(case.label, source)
+    if overlap is None:
+        labels, overlap = merge_masks(case.image)
+        ct = open_nifti(case.image)
+        header = ct.header.copy()
+        header.set_data_dtype(np.uint8)
+        header["cal_min"] = header["cal_max"] = 0  # the CT's window
+        header["descrip"] = f"overlap {overlap} source {source}".encode()
+        with atomic_path(case.label) as temporary:
+            nib.save(nib.Nifti1Image(labels, ct.affine, header), temporary)
+    return replace(check_ct_case(case, BTCV_LABELS), overlap=overlap)
+
+
+def _mask_paths(image: str | os.PathLike) -> list[Path]:
+    """The files of the 13 masks, in the order of painting."""
+    folder = Path(image).parent / "segmentations"
+    paths = [folder / f"{name}.nii.gz" for name, _ in _PAINTED]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        # The data set has a file for an absent organ too, an empty mask.
+        raise DataError(f"{folder}: lacks {len(missing)} of the 13 masks: {first_few(missing)}. Unpack it again.")
+    return paths
+
+
+def _fingerprint(image: Path) -> str:
+    """Another one where the CT or a mask was replaced."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (image, *_mask_paths(image))]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def _known_overlap(label: Path, source: str) -> int | None:
+    """The overlap that the header of a finished label map tells, or None where it is to be made."""
+    if not label.is_file():
+        return None
+    words = open_nifti(label).header["descrip"].item().decode(errors="replace").split()
+    return int(words[1]) if words[:1] == ["overlap"] and words[2:] == ["source", source] else None
+
+
+def split_totalsegmentator(
+    data_dir: str | os.PathLike, cases: Sequence[CtCase], seed: int = 0
+) -> tuple[dict[str, list[CtCase]], str]:
+    """Deal out cases as the column `split` of `meta.csv` says.
+
+    Where that lists no case for validation, a fifth of its training cases is, chosen with the seed; without the file
+    or the column, a fifth of all cases is for testing and a fifth for validation.
+
+    Returns:
+        the splits, and in words where they come from.
+
+    Raises:
+        DataError: `meta.csv` cannot be read, lacks one of the cases, or calls a split something else; or there are too
+            few cases.
+    """
+    known = _read_meta(Path(data_dir) / "meta.csv", cases)
+    if known is None:
+        return split_cases(cases, seed), f"seed {seed}: a fifth for testing, a fifth for validation"
+    ordered = sorted(cases, key=lambda case: case.name)
+    splits = {split: [c for c in ordered if known[c.name] == split] for split in _SPLITS.values()}
+    if splits["validation"]:
+        return splits, "meta.csv"
+    splits |= {k: v for k, v in split_cases(splits["training"], seed, test_share=0).items() if k != "test"}
+    return splits, f"meta.csv; validation is a fifth of its training cases, seed {seed}"
+
+
+def _read_meta(path: Path, cases: Sequence[CtCase]) -> dict[str, str] | None:
+    """Name → split, or None where nothing is said."""
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except ValueError as e:
+        raise DataError(f"{path}: not readable as text ({e}). Unpack it again.") from e
+    rows = list(csv.DictReader(lines, delimiter=";" if ";" in "".join(lines[:1]) else ","))
+    if not rows or not {"image_id", "split"} <= set(rows[0]):
+        return None
+    found = {row["image_id"]: row["split"] for row in rows}
+    missing = [case.name for case in cases if case.name not in found]
+    if missing:
+        raise DataError(f"{path}: lacks {len(missing)} of {len(cases)} cases: {first_few(missing)}. Add their split.")
+    strange = sorted({found[case.name] for case in cases} - _SPLITS.keys(), key=str)
+    if strange:
+        raise DataError(f"{path}: the split of a case is {strange[0]!r}. Expected one of {', '.join(_SPLITS)}.")
+    return {case.name: _SPLITS[found[case.name]] for case in cases}

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from shared.data import BTCV_LABELS, extract_btcv, find_btcv, load_datalist
+from shared.utils import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "prepare_btcv.py"
+NUMBERS = (*range(1, 11), *range(21, 41))  # those of the 30 labelled cases
+TRAINING = "RawData/Training/img", "RawData/Training/label"
+
+
+def write_tree(root: Path, images: str, labels: str, image: str = "img{:04d}", label: str = "label{:04d}") -> Path:
+    for folder in (images, labels):
+        (root / folder).mkdir(parents=True)
+    for number in NUMBERS:
+        voxels = np.random.default_rng(number).integers(0, 14, (4, 5, 6)).astype(np.uint8)
+        nib.save(
+            nib.Nifti1Image(voxels.astype(np.int16) - 1000, np.eye(4)), root / images / f"{image}.nii.gz".format(number)
+        )
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / labels / f"{label}.nii.gz".format(number))
+    return root
+
+
+def write_archive(folder: Path, prefix: str = "") -> Path:
+    tree = write_tree(folder / "tree", *TRAINING)
+    with zipfile.ZipFile(folder / "RawData.zip", "w") as file:
+        for path in sorted(tree.rglob("*.gz")):
+            file.write(path, prefix + path.relative_to(tree).as_posix())
+        file.writestr(prefix + "RawData/Testing/img/img0061.nii.gz", b"not labelled")
+        file.writestr("../../Training/img/../escape.nii.gz", b"out of the folder")
+    return folder / "RawData.zip"
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_btcv", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "arrangement",
+    [
+        TRAINING,
+        ("Training/img", "Training/label"),
+        ("img", "label"),
+        ("imagesTr", "labelsTr"),
+        ("RawData/imagesTr", "RawData/labelsTr"),
+        ("imagesTr", "labelsTr", "BTCV_{:04d}_0000", "BTCV_{:04d}"),
+    ],
+)
+def test_all_arrangements_give_the_same_cases(tmp_path: Path, arrangement: tuple[str, ...]) -> None:
+    cases = find_btcv(write_tree(tmp_path, *arrangement))
+    assert [case.name for case in cases] == [f"{number:04d}" for number in NUMBERS]
+    for case in cases[::10]:
+        assert np.array_equal(nib.load(case.image).get_fdata() + 1000, nib.load(case.label).get_fdata())
+
+
+def test_from_the_archive_to_the_datalist(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "source").mkdir()
+    archive = write_archive(tmp_path).rename(tmp_path / "source/RawData.zip")
+    before = state(tmp_path / "source")
+    script.main(str(tmp_path / "source"), str(tmp_path / "out"), workers=2)
+    assert state(tmp_path / "source") == before
+    printed = capsys.readouterr().out
+    assert "Split by seed 0: 18 training, 6 validation, 6 test." in printed
+    assert "55.2" in printed
+    assert "BTCV has 30" not in printed
+    splits = {s: load_datalist(tmp_path / "out/dataset.json", s, labels=BTCV_LABELS) for s in ("training", "test")}
+    assert [len(part) for part in splits.values()] == [18, 6]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"RawData", "dataset.json", "cases.csv", "organs.csv"}
+    unpacked = state(tmp_path / "out/RawData")
+    assert len(unpacked) == 60
+    assert not list(tmp_path.rglob("escape*"))
+    for name, (content, _) in unpacked.items():
+        assert content == (tmp_path / "tree" / Path(name).relative_to(tmp_path / "out")).read_bytes()
+
+    # the same split of the files as they were unpacked by someone else
+    script.main(str(tmp_path / "tree"), str(tmp_path / "other"))
+    names = [
+        {split: [Path(entry["image"]).name for entry in json.loads(path.read_text())[split]] for split in splits}
+        for path in (tmp_path / "out/dataset.json", tmp_path / "other/dataset.json")
+    ]
+    assert names[0] == names[1]
+    # an interrupted run goes on with what is not there
+    first = next(iter(unpacked))
+    Path(first).write_bytes(b"half")
+    script.main(str(archive), str(tmp_path / "out"))
+    again = state(tmp_path / "out/RawData")
+    assert [name for name in again if again[name][1] != unpacked[name][1]] == [first]
+    assert again[first][0] == unpacked[first][0]
+
+
+def test_archives_of_other_roots_and_damaged_ones(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path, prefix="Abdomen/")
+    assert len(find_btcv(extract_btcv(archive, tmp_path / "out"))) == 30
+    content = bytearray(archive.read_bytes())
+    at = content.index(b"label0001.nii.gz") + 60
+    content[at] ^= 0xFF
+    (tmp_path / "damaged.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"label0001.nii.gz is damaged .*Download the archive again"):
+        extract_btcv(tmp_path / "damaged.zip", tmp_path / "out2")
+    assert not (tmp_path / "out2/RawData/Training/label/label0001.nii.gz").exists()
+    archive.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cannot be read as a zip file .*Download it again"):
+        extract_btcv(archive, tmp_path / "out3")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", b"")
+    with pytest.raises(DataError, match=r"holds no RawData/Training/img/img0001.nii.gz"):
+        extract_btcv(archive, tmp_path / "out3")
+
+
+def test_incomplete_and_strange_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no BTCV. Expected RawData.zip, or the folders"):
+        find_btcv(tmp_path)
+    write_tree(tmp_path, *TRAINING)
+    images, labels = (tmp_path / folder for folder in TRAINING)
+    (labels / "label0023.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"label: lacks the file that belongs to img0023.nii.gz"):
+        find_btcv(tmp_path)
+    (images / "img0023.nii.gz").unlink()
+    assert len(find_btcv(tmp_path)) == 29
+    (images / "img0022.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"img: lacks the file that belongs to label0022.nii.gz"):
+        find_btcv(tmp_path)
+    (labels / "copy0021.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 files have the number 0021"):
+        find_btcv(tmp_path)
+    (labels / "copy0021.nii.gz").rename(labels / "copy.nii.gz")
+    with pytest.raises(DataError, match=r"copy.nii.gz has no number"):
+        find_btcv(tmp_path)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--data_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "none: there is no such file or folder. Check --data_dir." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

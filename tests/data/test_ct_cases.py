@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from shared.data import (
+    BTCV_LABELS,
+    PAPER_VOXEL_SHARES,
+    CtCase,
+    check_ct_case,
+    check_ct_cases,
+    count_organs,
+    load_datalist,
+    organ_table,
+    resolve_folders,
+    split_cases,
+    worker_count,
+    write_ct_datalist,
+)
+from shared.utils import DataError
+
+LABELS = {"spleen": 1, "tumour": 2, "liver": 3}
+
+
+def write_pair(
+    folder: Path,
+    name: str,
+    labels: np.ndarray,
+    affine: np.ndarray | None = None,
+) -> CtCase:
+    folder.mkdir(exist_ok=True)
+    image, label = folder / f"{name}.nii.gz", folder / f"{name}_label.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.int16), np.eye(4)), image)
+    nib.save(nib.Nifti1Image(labels, np.eye(4) if affine is None else affine), label)
+    return CtCase(name, image, label)
+
+
+def cases_of(*voxels: Mapping[int, int]) -> list[CtCase]:
+    return [CtCase(f"case{k}", Path(f"/a/{k}.nii"), Path(f"/b/{k}.nii"), v) for k, v in enumerate(voxels)]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64])
+def test_voxels_of_each_label_are_counted(tmp_path: Path, kind: type) -> None:
+    labels = np.random.default_rng(0).choice([0, 1, 3], (5, 6, 7)).astype(kind)
+    case = check_ct_case(write_pair(tmp_path, "a", labels), LABELS)
+    assert case.voxels == {i: sum(v == i for v in labels.ravel().tolist()) for i in (1, 3)}
+    assert case.overlap is None
+
+
+def test_an_affine_may_differ_by_a_thousandth(tmp_path: Path) -> None:
+    labels = np.ones((4, 4, 4), np.uint8)
+    for difference, fits in ((0.0009, True), (0.002, False)):
+        affine = np.eye(4)
+        affine[1, 3] = difference
+        case = write_pair(tmp_path, "a", labels, affine)
+        if fits:
+            assert check_ct_case(case, LABELS).voxels == {1: 64}
+        else:
+            with pytest.raises(DataError, match=r"a_label.nii.gz: its affine differs .* by 0.002, expected 0.001 at"):
+                check_ct_case(case, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.int16([1, 4]), r"holds the label 4. Expected 0 background, 1 spleen, 2 tumour, 3 liver."),
+        (np.int16([1, -1]), r"holds the values -1. Expected labels: whole numbers, 0 to 255."),
+        (np.int16([1, 257]), r"holds the values 257."),
+        (np.float32([1, 1.5]), r"holds the values 1.5."),
+        (np.float32([1, np.nan]), r"holds the values nan."),
+    ],
+)
+def test_wrong_labels_are_named(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    labels = np.zeros((4, 4, 4), values.dtype)
+    labels[0, 0, :2] = values
+    with pytest.raises(DataError, match=message):
+        check_ct_case(write_pair(tmp_path, "a", labels), LABELS)
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
+    good = np.ones((4, 4, 4), np.uint8)
+    cases = [write_pair(tmp_path, f"c{k}", good if k < 2 else 9 * good) for k in range(9)]
+    with pytest.raises(DataError) as error:
+        check_ct_cases("the source", cases, LABELS)
+    assert "the source: 7 of 9 cases cannot be used." in str(error.value)
+    assert "(and 2 more)" in str(error.value)
+    assert [case.voxels for case in check_ct_cases("", cases[:2], LABELS)] == [{1: 64}, {1: 64}]
+    cases[0].image.unlink()
+    cases[1].label.write_bytes(cases[1].label.read_bytes()[:-30])
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.uint8), np.eye(4)), cases[2].label)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 3), np.uint8), np.eye(4)), cases[3].label)
+    with pytest.raises(DataError) as error:
+        check_ct_cases("the source", cases[:4], LABELS)
+    assert "c0.nii.gz: cannot be read" in str(error.value)
+    assert "c1_label.nii.gz: cannot be read" in str(error.value)
+    assert "c2_label.nii.gz: Nifti1Image of shape (4, 4, 4, 2)." in str(error.value)
+    assert "c3_label.nii.gz: has (4, 4, 3) voxels, expected (4, 4, 4) as in its image" in str(error.value)
+
+
+def test_split_depends_on_names_and_seed_alone() -> None:
+    cases = cases_of(*[{1: 1}] * 30)
+    splits = split_cases(cases)
+    assert {split: len(part) for split, part in splits.items()} == {"training": 18, "validation": 6, "test": 6}
+    assert sorted(c.name for part in splits.values() for c in part) == sorted(c.name for c in cases)
+    assert split_cases(cases[::-1]) == splits
+    assert split_cases(cases, seed=1) != splits
+    assert [len(part) for part in split_cases(cases[:3]).values()] == [1, 1, 1]
+    assert [len(part) for part in split_cases(cases[:10], test_share=0).values()] == [8, 2, 0]
+    with pytest.raises(DataError, match=r"Found 2 case\(s\), expected 3 or more"):
+        split_cases(cases[:2])
+    for wrong in ("a", -1, 0.5):
+        with pytest.raises(DataError, match=r"--seed is .*, expected a whole number of 0 or above"):
+            split_cases(cases, seed=wrong)
+
+
+def test_organs_are_counted_beside_the_paper() -> None:
+    first, second, third = cases_of({1: 10, 3: 60}, {1: 20}, {3: 110})
+    rows = count_organs(LABELS, {"training": [first, second], "test": [third]})
+    assert rows == [
+        {"organ": "spleen", "id": 1, "training": 2, "test": 0, "voxels": 30, "share_percent": 15.0,
+         "paper_percent": 9.1},
+        {"organ": "tumour", "id": 2, "training": 0, "test": 0, "voxels": 0, "share_percent": 0.0,
+         "paper_percent": None},
+        {"organ": "liver", "id": 3, "training": 1, "test": 1, "voxels": 170, "share_percent": 85.0,
+         "paper_percent": 55.2},
+    ]  # fmt: skip
+    lines = organ_table(rows).splitlines()
+    assert lines[0].split() == list(rows[0])
+    assert lines[1].split() == ["spleen", "1", "2", "0", "30", "15.0", "9.1"]
+    assert lines[2].split() == ["tumour", "2", "0", "0", "0", "0.0"]
+    assert count_organs(LABELS, {"training": []})[0]["share_percent"] == 0
+    assert PAPER_VOXEL_SHARES.keys() == BTCV_LABELS.keys()
+    assert sum(PAPER_VOXEL_SHARES.values()) == pytest.approx(100, abs=0.1)
+
+
+def test_datalist_and_tables(tmp_path: Path) -> None:
+    pairs = [write_pair(tmp_path / "data", f"c{k}", np.full((2, 2, 2), k % 4, np.uint8)) for k in range(5)]
+    cases = check_ct_cases("", pairs, LABELS)
+    splits = {"training": cases[:2], "validation": cases[2:3], "test": []}
+    facts = {"name": "made up", "modality": {"0": "CT"}}
+    rows = write_ct_datalist(tmp_path / "out", facts, LABELS, splits, left_out=cases[4:])
+    assert rows == count_organs(LABELS, splits)
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content == {
+        "synthetic": False,
+        "name": "made up",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "spleen", "2": "tumour", "3": "liver"},
+        "training": [
+            {"image": f"../data/c{k}.nii.gz", "label": f"../data/c{k}_label.nii.gz"} for k in (0, 1)
+        ],
+        "validation": [{"image": "../data/c2.nii.gz", "label": "../data/c2_label.nii.gz"}],
+    }  # fmt: skip
+    assert len(load_datalist(tmp_path / "out/dataset.json", "training", labels=LABELS)) == 2
+    table = list(csv.DictReader((tmp_path / "out/cases.csv").read_text().splitlines()))
+    assert [(row["case"], row["split"], row["organs"], row["spleen"]) for row in table] == [
+        ("c0", "training", "0", "0"),
+        ("c1", "training", "1", "8"),
+        ("c2", "validation", "1", "0"),
+        ("c4", "left_out", "0", "0"),
+    ]
+    assert table[1]["lacking"] == "tumour liver"
+    write_ct_datalist(tmp_path / "out", facts, LABELS, splits)
+    with pytest.raises(DataError, match="holds another datalist"):
+        write_ct_datalist(tmp_path / "out", {**facts, "name": "b"}, LABELS, splits)
+    write_ct_datalist(tmp_path / "out", {**facts, "name": "b"}, LABELS, splits, overwrite=True)
+    with pytest.raises(DataError, match="no case is left for training"):
+        write_ct_datalist(tmp_path / "none", facts, LABELS, {"training": [], "test": cases})
+    assert not (tmp_path / "none").exists()
+
+
+def test_folders_and_workers(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert resolve_folders(tmp_path / "data/../data", tmp_path / "data2") == (tmp_path / "data", tmp_path / "data2")
+    for output in ("data", "data/a/b"):
+        with pytest.raises(DataError, match="is inside of --data_dir, which stays as it is"):
+            resolve_folders(tmp_path / "data", tmp_path / output)
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        resolve_folders(tmp_path / "none", tmp_path)
+    assert worker_count(3) == 3
+    assert 1 <= worker_count(None) <= 8
+    for wrong in (0, True, "two", 1.5):
+        with pytest.raises(DataError, match="expected a whole number of 1 or above"):
+            worker_count(wrong)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from shared.data import CtCase, load_datalist, read_nnunet, split_nnunet
+from shared.utils import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "prepare_nnunet.py"
+VERSION_2 = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 1, "liver": 2}, "numTraining": 10}
+VERSION_2 |= {"file_ending": ".nii.gz"}
+VERSION_1 = {"name": "Abdomen", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "spleen", "2": "liver"}}
+NAMES = tuple(f"case_{k:03d}" for k in range(10))
+
+
+def write_case(folder: Path, name: str, part: str = "Tr", channel: str = "_0000", ending: str = ".nii.gz") -> None:
+    for kind in ("images", "labels"):
+        (folder / f"{kind}{part}").mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(len(name)).integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.eye(4)), folder / f"images{part}/{name}{channel}{ending}")
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"labels{part}/{name}{ending}")
+
+
+def write_tree(folder: Path, content: dict[str, Any], names: Sequence[str] = NAMES, **how: str) -> Path:
+    for name in names:
+        write_case(folder, name, **how)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_nnunet", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("content", "how"),
+    [
+        (VERSION_2, {}),
+        (VERSION_1, {}),
+        (VERSION_1, {"channel": ""}),  # the Medical Segmentation Decathlon
+        ({**VERSION_2, "file_ending": ".nii"}, {"ending": ".nii"}),
+    ],
+)
+def test_both_versions_are_read(tmp_path: Path, content: dict[str, Any], how: dict[str, str]) -> None:
+    folder = write_tree(tmp_path / "Dataset001_Abdomen", content, **how)
+    (folder / "imagesTr/._case_000.nii.gz").write_bytes(b"")  # as macOS leaves them in archives
+    (folder / "labelsTr/._case_000.nii.gz").write_bytes(b"")
+    facts, labels, cases, test = read_nnunet(folder)
+    assert facts == {"name": content.get("name", "Dataset001_Abdomen"), "modality": {"0": "CT"}}
+    assert labels == {"spleen": 1, "liver": 2}
+    assert [case.name for case in cases] == list(NAMES)
+    assert all(case.image.is_file() and case.label.is_file() for case in cases)
+    assert test == []
+
+
+def test_files_listed_in_dataset_json(tmp_path: Path) -> None:
+    listed = {n: {"images": [f"imagesTr/{n}_0000.nii.gz"], "label": f"labelsTr/{n}.nii.gz"} for n in NAMES[:4]}
+    folder = write_tree(tmp_path, {**VERSION_2, "dataset": listed})
+    _, _, cases, _ = read_nnunet(folder)
+    assert [(case.name, case.image.name) for case in cases] == [(n, f"{n}_0000.nii.gz") for n in NAMES[:4]]
+    listed["case_001"]["images"] *= 2
+    (folder / "dataset.json").write_text(json.dumps({**VERSION_2, "dataset": listed}))
+    with pytest.raises(DataError, match=r"the case case_001 is .* with one channel"):
+        read_nnunet(folder)
+
+
+def test_a_data_set_and_its_datalist(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_tree(tmp_path / "data", VERSION_2)
+    before = state(folder)
+    script.main(str(folder), str(tmp_path / "out"))
+    assert state(folder) == before
+    assert "Split by seed 0: 6 training, 2 validation, 2 test." in capsys.readouterr().out
+    for split, count in (("training", 6), ("validation", 2), ("test", 2)):
+        assert len(load_datalist(tmp_path / "out/dataset.json", split, labels={"spleen": 1, "liver": 2})) == count
+
+    folds = [{"train": NAMES[:5], "val": NAMES[5:]}, {"train": NAMES[3:9], "val": NAMES[:2]}]
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    script.main(str(folder), str(tmp_path / "out"), fold=1, overwrite=True)
+    printed = capsys.readouterr().out
+    assert "Split by fold 1 of splits_final.json (its val is test)" in printed
+    assert "2 cases are in no part of the fold and are left out." in printed
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    names = {
+        s: [Path(entry["label"]).name[:8] for entry in content[s]] for s in ("training", "validation", "test")
+    }  # fmt: skip
+    assert names["test"] == list(NAMES[:2])
+    assert sorted(names["training"] + names["validation"]) == list(NAMES[3:9])
+    assert len(names["validation"]) == 1
+    assert content["labels"] == {"0": "background", "1": "spleen", "2": "liver"}
+
+    write_case(folder, "held_out", part="Ts")
+    script.main(str(folder), str(tmp_path / "out2"))
+    assert "5 training, 5 validation, 1 test." in capsys.readouterr().out
+    write_case(folder, "case_003")  # now with one value too many
+    nib.save(nib.Nifti1Image(np.full((4, 5, 6), 3, np.uint8), np.eye(4)), folder / "labelsTr/case_003.nii.gz")
+    with pytest.raises(DataError, match=r"case_003.nii.gz: holds the label 3. Expected 0 background, 1 spleen, 2 l"):
+        script.main(str(folder), str(tmp_path / "out3"))
+    assert not (tmp_path / "out3").exists()
+
+
+def test_split(tmp_path: Path) -> None:
+    cases = [CtCase(name, tmp_path, tmp_path) for name in NAMES]
+    held_out = [CtCase("held_out", tmp_path, tmp_path)]
+    splits, origin = split_nnunet(cases, held_out)
+    assert origin == "seed 0 and labelsTs"
+    assert [len(part) for part in splits.values()] == [8, 2, 1]
+    assert splits["test"] == held_out
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": NAMES[:8][::-1], "val": NAMES[8:]}]))
+    splits, _ = split_nnunet(cases, held_out, path)
+    assert splits == {"training": cases[:8], "validation": cases[8:], "test": held_out}
+    for fold in (1, -1, "a"):
+        with pytest.raises(DataError, match=f"splits_final.json: has no fold {fold}"):
+            split_nnunet(cases, [], path, fold)
+    path.write_text(json.dumps([{"train": ["a", *NAMES], "val": NAMES[8:]}]))
+    with pytest.raises(DataError, match=r"1 of the cases of fold 0 are not there: a\."):
+        split_nnunet(cases, [], path)
+    path.write_text(json.dumps([{"train": NAMES, "val": NAMES[8:]}]))
+    with pytest.raises(DataError, match=r"fold 0 has case_008, case_009 twice in train or val"):
+        split_nnunet(cases, [], path)
+    path.write_text(json.dumps([{"train": NAMES, "val": []}]))
+    with pytest.raises(DataError, match=r"fold 0 has no case in train or val"):
+        split_nnunet(cases, [], path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channel_names": {"0": "T1", "1": "T2"}}, r'the channels are {"0": "T1", "1": "T2"}. Only images of one'),
+        ({"file_ending": ".png"}, r"file_ending is '.png'. Only NIfTI can be used"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"regions of several labels cannot be used"),
+        ({"labels": None}, r"'labels' is null"),
+        ({"labels": {"background": 0, "spleen": 1, "ignore": 2}}, r"label 2 is to be ignored"),
+        ({"labels": {"background": 0, "spleen": 1, "liver": 3}}, r"Expected the ids 0 \(background\), 1, 2, ..."),
+        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, r"Expected the ids 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_nnunet(write_tree(tmp_path, {**VERSION_2, **change}, NAMES[:1]))
+
+
+def test_missing_and_further_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset.json: no such file"):
+        read_nnunet(tmp_path)
+    folder = write_tree(tmp_path, VERSION_2, NAMES[:3])
+    (folder / "imagesTr/case_001_0001.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"case_001_0001.nii.gz: is a second channel"):
+        read_nnunet(folder)
+    (folder / "imagesTr/case_001_0001.nii.gz").unlink()
+    (folder / "imagesTr/case_002_0000.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case_002_0000.nii.gz: is missing, and .*case_002.nii.gz belongs to it"):
+        read_nnunet(folder)
+    for path in (folder / "labelsTr").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"labelsTr: holds no .nii.gz file"):
+        read_nnunet(folder)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is inside of --data_dir, which stays as it is." in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from shared.data import (
+    BTCV_LABELS,
+    TOTALSEGMENTATOR_ORGANS,
+    CtCase,
+    find_totalsegmentator,
+    load_datalist,
+    merge_masks,
+    merge_totalsegmentator,
+    split_totalsegmentator,
+)
+from shared.utils import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "prepare_totalsegmentator.py"
+REAL = ROOT / "../shared/data/ct"
+SHAPE = (12, 10, 8)
+AFFINE = np.array([[-1.5, 0, 0, 40], [0, 1.5, 0, -30], [0, 0, 3, 7], [0, 0, 0, 1]])
+FILES = {BTCV_LABELS[organ]: name for name, organ in TOTALSEGMENTATOR_ORGANS.items()}
+
+
+def label_map(seed: int, organs: int = 13) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, organs + 1, SHAPE, dtype=np.uint8)
+
+
+def write_case(folder: Path, labels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    """A CT, and a mask for each organ, for absent ones too, as in the download."""
+    (folder / "segmentations").mkdir(parents=True)
+    ct = nib.Nifti1Image(np.full(labels.shape, -50, np.int16), affine)
+    ct.header.set_xyzt_units("mm")
+    nib.save(ct, folder / "ct.nii.gz")
+    for i, name in FILES.items():
+        nib.save(nib.Nifti1Image((labels == i).astype(np.uint8), affine), folder / f"segmentations/{name}.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones(labels.shape, np.uint8), affine), folder / "segmentations/heart.nii.gz")
+
+
+def write_mask(folder: Path, name: str, mask: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    nib.save(nib.Nifti1Image(mask, affine), folder / f"segmentations/{name}.nii.gz")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Seven cases, of which s0005 has five of the organs; the table has the form of version 2."""
+    for k in range(7):
+        write_case(tmp_path / f"data/s000{k}", label_map(k, 5 if k == 5 else 13))
+    parts = ["train", "val", "test", "train", "train", "test", "train"]
+    lines = ["image_id;age;split;pathology", *(f"s000{k};5;{part};no" for k, part in enumerate(parts)), "s0900;4;val;"]
+    (tmp_path / "data/meta.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_totalsegmentator", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_file_names_cover_btcv() -> None:
+    assert sorted(TOTALSEGMENTATOR_ORGANS.values()) == sorted(BTCV_LABELS)
+    assert FILES[3] == "kidney_left"
+    assert FILES[10] == "portal_vein_and_splenic_vein"
+    assert FILES[12] == "adrenal_gland_right"
+
+
+def test_a_data_set_from_the_archive_to_the_datalist(
+    source: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(source)
+    out = tmp_path / "out"
+    script.main(str(source), str(out), workers=2)
+    assert state(source) == before
+    printed = capsys.readouterr().out
+    assert "1 of 7 cases have fewer than 6 of the organs and are left out." in printed
+    assert "Split by meta.csv: 4 training, 1 validation, 1 test." in printed
+    assert "0 voxels in 0 cases were claimed by more than one mask." in printed
+
+    splits = {s: load_datalist(out / "dataset.json", s, labels=BTCV_LABELS) for s in ("training", "validation", "test")}
+    names = {s: [Path(case["image"]).parent.name for case in cases] for s, cases in splits.items()}
+    assert names == {"training": ["s0000", "s0003", "s0004", "s0006"], "validation": ["s0001"], "test": ["s0002"]}
+    for case in [case for cases in splits.values() for case in cases]:
+        image, label = nib.load(case["image"]), nib.load(case["label"])
+        assert label.get_data_dtype() == np.uint8
+        assert np.array_equal(label.affine, image.affine)
+        assert label.header.get_xyzt_units()[0] == "mm"
+        expected = label_map(int(Path(case["image"]).parent.name[1:]))
+        assert np.array_equal(np.asanyarray(label.dataobj), expected)
+    content = json.loads((out / "dataset.json").read_text())
+    assert content["training"][0] == {"image": "../data/s0000/ct.nii.gz", "label": "labels/s0000.nii.gz"}
+    assert content["labels"] == {"0": "background"} | {str(i): name for name, i in BTCV_LABELS.items()}
+
+    maps = np.concatenate([label_map(k).ravel() for k in (0, 1, 2, 3, 4, 6)])
+    organs = list(csv.DictReader((out / "organs.csv").read_text().splitlines()))
+    liver = next(row for row in organs if row["organ"] == "liver")
+    assert liver["paper_percent"] == "55.2"
+    assert (liver["training"], liver["validation"], liver["test"]) == ("4", "1", "1")
+    assert int(liver["voxels"]) == (maps == 6).sum()
+    assert float(liver["share_percent"]) == pytest.approx(100 * (maps == 6).sum() / (maps > 0).sum(), abs=0.006)
+    rows = {row["case"]: row for row in csv.DictReader((out / "cases.csv").read_text().splitlines())}
+    assert (rows["s0005"]["split"], rows["s0005"]["organs"]) == ("left_out", "5")
+    assert rows["s0005"]["lacking"].split() == [name for name, i in BTCV_LABELS.items() if i > 5]
+    assert int(rows["s0002"]["pancreas"]) == (label_map(2) == 11).sum()
+
+    script.main(str(source), str(out), min_organs=5, overwrite=True)
+    assert "Split by meta.csv: 4 training, 1 validation, 2 test." in capsys.readouterr().out
+    for wrong in (14, "six", 5.5):
+        with pytest.raises(DataError, match="expected a whole number from 0 to 13"):
+            script.main(str(source), str(out), min_organs=wrong)
+
+
+def test_command_line(source: Path) -> None:
+    done = run("--data_dir", source, "--output_dir", source / "out")
+    assert done.returncode == 1
+    assert "is inside of --data_dir, which stays as it is." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_overlap_goes_to_the_organ_with_the_smaller_share(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:4] = BTCV_LABELS["liver"]
+    write_case(tmp_path / "s0001", labels)
+    every = np.ones(SHAPE, np.uint8)
+    # The left adrenal gland is larger than the liver here, and still the smaller organ. Version 1 has masks as float.
+    write_mask(tmp_path / "s0001", "adrenal_gland_left", every.astype(np.float32))
+    merged, overlap = merge_masks(tmp_path / "s0001/ct.nii.gz")
+    assert (merged == 13).all()
+    assert overlap == labels.astype(bool).sum()
+    for name in FILES.values():
+        write_mask(tmp_path / "s0001", name, every)
+    write_mask(tmp_path / "s0001", "adrenal_gland_left", 0 * every)
+    write_mask(tmp_path / "s0001", "adrenal_gland_right", 0 * every)
+    merged, overlap = merge_masks(tmp_path / "s0001/ct.nii.gz")
+    assert (merged == BTCV_LABELS["oesophagus"]).all()
+    assert overlap == every.size  # each voxel once, whatever the number of masks
+
+
+def test_finished_label_maps_are_made_again_only_for_other_files(source: Path, tmp_path: Path) -> None:
+    write_mask(source / "s0003", "liver", np.ones(SHAPE, np.uint8))
+    cases = find_totalsegmentator(source, tmp_path / "out")
+    first = merge_totalsegmentator(source, cases, 2)
+    overlap = [case.overlap for case in first]
+    inside = label_map(3)
+    assert overlap == [0, 0, 0, (inside > 0).sum() - (inside == 6).sum(), 0, 0, 0]
+    before = state(tmp_path / "out")
+    assert merge_totalsegmentator(source, cases, 1) == first
+    assert state(tmp_path / "out") == before
+    write_mask(source / "s0003", "liver", np.zeros(SHAPE, np.uint8))
+    (tmp_path / "out/labels/s0001.nii.gz").unlink()
+    again = merge_totalsegmentator(source, cases, 1)
+    after = state(tmp_path / "out")
+    changed = [Path(name).name for name in before if before[name][1] != after[name][1]]
+    assert changed == ["s0001.nii.gz", "s0003.nii.gz"]
+    assert again[3].overlap == 0
+    assert 6 not in again[3].voxels
+    assert again[1] == first[1]
+
+
+def test_faults_are_named(source: Path, tmp_path: Path) -> None:
+    (source / "s0000/segmentations/spleen.nii.gz").unlink()
+    write_mask(source / "s0001", "liver", np.zeros((12, 10, 7), np.uint8))
+    write_mask(source / "s0002", "liver", np.zeros(SHAPE, np.uint8), AFFINE + 0.01)
+    write_mask(source / "s0003", "liver", np.full(SHAPE, 2, np.uint8))
+    whole = (source / "s0004/segmentations/aorta.nii.gz").read_bytes()
+    (source / "s0004/segmentations/aorta.nii.gz").write_bytes(whole[: len(whole) // 2])
+    cases = find_totalsegmentator(source, tmp_path / "out")
+    with pytest.raises(DataError) as error:
+        merge_totalsegmentator(source, cases, 2)
+    for text in (
+        "5 of 7 cases cannot be used",
+        "lacks 1 of the 13 masks: spleen.nii.gz",
+        "s0001/segmentations/liver.nii.gz: has (12, 10, 7) voxels, expected (12, 10, 8)",
+        "s0002/segmentations/liver.nii.gz: its affine differs from that of its image by 0.01",
+        "s0003/segmentations/liver.nii.gz: holds other values than 0 and 1",
+        "s0004/segmentations/aorta.nii.gz: cannot be read",
+    ):
+        assert text in str(error.value)
+    # the others are done, and nothing is left of the faulty ones
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == ["labels", "s0005.nii.gz", "s0006.nii.gz"]
+    with pytest.raises(DataError, match=r"holds no case. Expected a folder for each"):
+        find_totalsegmentator(tmp_path / "out", tmp_path)
+
+
+def test_split(tmp_path: Path) -> None:
+    cases = [CtCase(f"s{k:04d}", tmp_path, tmp_path) for k in range(20)]
+    splits, origin = split_totalsegmentator(tmp_path, cases[::-1])
+    assert origin == "seed 0: a fifth for testing, a fifth for validation"
+    assert [len(part) for part in splits.values()] == [12, 4, 4]
+    assert splits == split_totalsegmentator(tmp_path, cases)[0]
+    assert splits != split_totalsegmentator(tmp_path, cases, seed=1)[0]
+    meta = tmp_path / "meta.csv"
+    meta.write_text("image_id,age\n" + "\n".join(f"{case.name},5" for case in cases))
+    assert splits == split_totalsegmentator(tmp_path, cases)[0]
+    meta.write_text("image_id;split\n" + "\n".join(f"s{k:04d};{'test' if k < 5 else 'train'}" for k in range(20)))
+    splits, origin = split_totalsegmentator(tmp_path, cases)
+    assert origin == "meta.csv; validation is a fifth of its training cases, seed 0"
+    assert [len(splits[split]) for split in ("training", "validation", "test")] == [12, 3, 5]
+    assert splits["test"] == cases[:5]
+    with pytest.raises(DataError, match=r"lacks 1 of 21 cases: s0100. Add their split."):
+        split_totalsegmentator(tmp_path, [*cases, CtCase("s0100", tmp_path, tmp_path)])
+    meta.write_text(meta.read_text().replace("s0001;test", "s0001;train1"))
+    with pytest.raises(DataError, match=r"the split of a case is 'train1'. Expected one of train, val, test."):
+        split_totalsegmentator(tmp_path, cases)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data is not here")
+def test_label_map_of_a_real_ct_comes_back(tmp_path: Path) -> None:
+    ct, label = nib.load(REAL / "ct_3mm.nii.gz"), nib.load(REAL / "ct_3mm_label_btcv13.nii.gz")
+    expected = np.asanyarray(label.dataobj)
+    write_case(tmp_path / "data/s0011", expected, ct.affine)
+    (tmp_path / "data/s0011/ct.nii.gz").write_bytes((REAL / "ct_3mm.nii.gz").read_bytes())
+    (case,) = merge_totalsegmentator(tmp_path / "data", find_totalsegmentator(tmp_path / "data", tmp_path / "out"))
+    written = nib.load(case.label)
+    assert np.array_equal(np.asanyarray(written.dataobj), expected)
+    assert np.array_equal(written.affine, ct.affine)
+    assert written.header["qform_code"] == ct.header["qform_code"]
+    assert case.overlap == 0
+    assert case.voxels[6] == 41602
+    assert len(case.voxels) == 12
