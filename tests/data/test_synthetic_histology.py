@@ -297,7 +297,7 @@ def test_the_command_prints_the_counts(tmp_path: Path) -> None:
         [*command, f"--output_dir={tmp_path / 'out'}", *numbers], capture_output=True, text=True, check=True
     )
     table = [line.split() for line in done.stdout.splitlines()]
-    assert table[0] == ["domain", "split", "slides", "non_mitotic", "mitotic"]
+    assert table[0] == ["domain", "split", "slides", "negative", "positive"]
     assert ["XR", "test", "1", "3", "2"] in table
     assert ["S360", "training", "1", "3", "2"] in table
     assert len(table) == 1 + 9 + 2
