@@ -48,7 +48,9 @@ class Step:
 
 
 def peak_memory(variant: str, network: str, batch: int, size: int, device: str) -> None:
-    """Print the peak memory of three steps in bytes: of the GPU, or of this process beyond what it held before.
+    """Print the peak memory of three steps in bytes: of the training alone, and of the whole process.
+
+    Of the training alone: on the GPU, or in this process beyond what it held before.
 
     FuseStyle's output behind layer 1 always comes on top: the next convolution keeps it for the backward pass, while
     the ReLU before keeps the input. With ResNet50, 64 images of 64x64, that is 17 of 821 MB.
@@ -58,7 +60,7 @@ def peak_memory(variant: str, network: str, batch: int, size: int, device: str) 
     for _ in range(3):
         step()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(torch.cuda.max_memory_allocated() if device == "cuda" else after - before)
+    print(torch.cuda.max_memory_allocated() if device == "cuda" else after - before, after)
 
 
 def main(
@@ -80,15 +82,13 @@ def main(
     # Or glibc keeps large blocks that were freed, up to 8 % of the peak and another number in every run.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     memory = {
-        variant: int(
-            subprocess.run(
-                [*command, variant, *map(str, settings.values())],
-                check=True,
-                capture_output=True,
-                text=True,
-                env=environment,
-            ).stdout
-        )
+        variant: subprocess.run(
+            [*command, variant, *map(str, settings.values())],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+        ).stdout.split()
         for variant in VARIANTS
     }
     steps = {variant: Step(variant, **settings) for variant in VARIANTS}
@@ -100,9 +100,12 @@ def main(
     result: dict[str, Any] = {**settings, "rounds": rounds, "seconds_plain": float(np.median(times["plain"]))}
     for variant in VARIANTS:
         low, median, high = np.quantile(times[variant] / times["plain"], [0.25, 0.5, 0.75])
-        memory_ratio = memory[variant] / memory["plain"]
-        result[variant] = {"time": median, "time_quartiles": [low, high], "memory": memory_ratio}
-        print(f"{variant:<10} time {median:.3f} ({low:.3f} to {high:.3f})   peak memory {memory_ratio:.3f}")
+        own, process = (int(a) / int(b) for a, b in zip(memory[variant], memory["plain"], strict=True))
+        result[variant] = {"time": median, "time_quartiles": [low, high], "memory": own, "process_memory": process}
+        print(
+            f"{variant:<10} time {median:.3f} ({low:.3f} to {high:.3f})   "
+            f"peak memory {own:.3f}, of the whole process {process:.3f}"
+        )
     result["kl_to_random"] = float(np.median(times["kl"] / times["random"]))
     print(f"kl to random: {result['kl_to_random']:.3f}")
     if output:

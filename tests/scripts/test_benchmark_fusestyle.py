@@ -22,6 +22,7 @@ def test_every_variant_is_timed_against_the_plain_network(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "cost.json").read_text())
-    assert result["plain"] == {"time": 1, "time_quartiles": [1, 1], "memory": 1}
+    assert result["plain"] == {"time": 1, "time_quartiles": [1, 1], "memory": 1, "process_memory": 1}
+    assert all(0.9 < result[variant]["process_memory"] < 1.1 for variant in ("random", "dot", "kl"))
     assert all(result[variant]["time"] > 0 and result[variant]["memory"] > 0 for variant in ("random", "dot", "kl"))
     assert "kl to random" in done.stdout
