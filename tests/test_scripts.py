@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import subprocess
@@ -79,10 +79,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture
 def check_env() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_env", ROOT / "scripts" / "check_env.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("check_env")
 
 
 def test_first_call_installs_then_runs_everything(checkout: Checkout) -> None:

@@ -15,7 +15,7 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from ..utils import DataError, atomic_path, data_error_message, writable_folder
+from ..utils import DataError, atomic_path, data_error_message, fault_list, writable_folder
 
 CACHES = ("disk", "memory", "none")
 
@@ -30,7 +30,7 @@ def cached_dataset(
     """A data set whose deterministic preprocessing is done once, ahead of training, and kept.
 
     All cases are read, checked and preprocessed before the first step, with a progress bar, so that a bad file shows
-    within minutes and not in the middle of an epoch; every bad case is listed.
+    within minutes and not in the middle of an epoch; the bad cases are listed, the first 50 of very many.
 
     Args:
         data: one dict a case, with file paths.
@@ -110,7 +110,6 @@ def _for_all_cases(function: Callable, arguments: Sequence[Any], num_workers: in
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise DataError(
-            f"{len(errors)} of {len(arguments)} cases cannot be used:\n  " + "\n  ".join(str(error) for error in errors)
-        )
+        faults = fault_list([str(error) for error in errors])
+        raise DataError(f"{len(errors)} of {len(arguments)} cases cannot be used:{faults}")
     return results

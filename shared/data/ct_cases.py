@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from tqdm.contrib.concurrent import thread_map
 
-from ..utils import DataError, write_csv
+from ..utils import DataError, fault_list, write_csv
 from .patches import SPLITS, first_few, text_table, write_datalist
 
 PAPER_VOXEL_SHARES: dict[str, float] = {
@@ -210,9 +210,7 @@ def map_cases(
     results = thread_map(attempt, cases, max_workers=num_workers, desc=description, unit="case")
     faults = [str(result) for result in results if isinstance(result, DataError)]
     if faults:
-        more = f"\n  (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        listed = "".join(f"\n  {fault}" for fault in faults[:5])
-        raise DataError(f"{source}: {len(faults)} of {len(cases)} cases cannot be used.{listed}{more}")
+        raise DataError(f"{source}: {len(faults)} of {len(cases)} cases cannot be used." + fault_list(faults, 5))
     return results
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.contrib.concurrent import thread_map
 
-from ..utils import DataError, atomic_path
+from ..utils import DataError, atomic_path, fault_list
 from .images import read_rgb
 
 SPLITS = ("training", "validation", "test")
@@ -141,9 +141,8 @@ def check_image_files(
     faults = thread_map(fault, images, max_workers=num_workers, desc="checking images", unit="file")
     found = [text for text in faults if text]
     if found:
-        more = f"\n  (and {len(found) - 5} more)" if len(found) > 5 else ""
-        listed = "".join(f"\n  {text}" for text in found[:5])
-        raise DataError(f"{source}: {len(found)} of {len(images)} images cannot be used. {remedy}{listed}{more}")
+        summary = f"{source}: {len(found)} of {len(images)} images cannot be used. {remedy}"
+        raise DataError(summary + fault_list(found, 5))
 
 
 def first_few(names: Sequence[str], count: int = 5) -> str:

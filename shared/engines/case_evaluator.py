@@ -10,7 +10,7 @@ from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from ..utils import DataError, data_error_message, flag
+from ..utils import DataError, data_error_message, fault_list, flag
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ class CaseEvaluator(SupervisedEvaluator):
     def _all_failures(self) -> DataError:
         if self.state.epoch_length == 1:
             return DataError(self.failures[0][1])
-        lines = "".join(f"\n  {case}: {reason}" for case, reason in self.failures)
-        return DataError(f"{len(self.failures)} of {self.state.epoch_length} cases failed:{lines}")
+        faults = fault_list([f"{case}: {reason}" for case, reason in self.failures])
+        return DataError(f"{len(self.failures)} of {self.state.epoch_length} cases failed:{faults}")
 
     def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> Any:
         case = str(batchdata["case"][0]) if "case" in batchdata else f"case {engine.state.iteration}"

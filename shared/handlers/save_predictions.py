@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data import read_rgb
 from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
-from ..utils import DataError, atomic_path, flag, writable_folder, write_csv, write_json
+from ..utils import DataError, atomic_path, fault_list, flag, writable_folder, write_csv, write_json
 from .classification_report import check_classes, checked_probabilities
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ class SavePredictions:
         total = len(self.failures) + len(self.predictions)
         if total == 1:
             return DataError(self.failures[0][1])
-        lines = "".join(f"\n  {case}: {reason}" for case, reason in self.failures)
-        return DataError(f"{len(self.failures)} of {total} images failed:{lines}")
+        faults = fault_list([f"{case}: {reason}" for case, reason in self.failures])
+        return DataError(f"{len(self.failures)} of {total} images failed:{faults}")
 
     def _warning(self) -> str | None:
         if not self.record:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,12 @@ def flag(name: str, value: object) -> bool:
     if found is None:
         raise DataError(f"{name} is {value!r}, expected true or false.")
     return found
+
+
+def fault_list(faults: Sequence[str], most: int = 50) -> str:
+    """One fault a line, indented, to go behind a message; of very many the first, and how many more there are."""
+    more = f"\n  (and {len(faults) - most} more)" if len(faults) > most else ""
+    return "".join(f"\n  {fault}" for fault in faults[:most]) + more
 
 
 def data_error_message(error: BaseException | None) -> str | None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -64,10 +64,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_totalsegmentator", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("prepare_totalsegmentator")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import benchmark_generalization as benchmark
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -15,18 +14,6 @@ from shared.data import make_synthetic_histology
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = script("benchmark_generalization")
 
 
 def made_up(method: str, held_out: str, seed: int, accuracy: dict[str, float]) -> dict[str, Any]:

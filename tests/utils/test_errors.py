@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+from shared.utils import fault_list
+
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess:
     program = "from shared.utils import DataError, show_errors_briefly\nshow_errors_briefly()\n" + textwrap.dedent(code)
@@ -67,3 +69,8 @@ def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
     assert "Traceback" not in err
     assert "interrupted" in err
     assert process.returncode in (130, -signal.SIGINT)
+
+
+def test_of_very_many_faults_the_first_are_listed() -> None:
+    assert fault_list(["a: bad", "b: worse"]) == "\n  a: bad\n  b: worse"
+    assert fault_list([str(i) for i in range(9)], most=2) == "\n  0\n  1\n  (and 7 more)"
