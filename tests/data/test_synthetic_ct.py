@@ -11,26 +11,10 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from shared.data import BTCV_LABELS, ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
+from shared.data import BTCV_LABELS, ORIENTATIONS, PAPER_VOXEL_SHARES, make_synthetic_ct, synthetic_ct_case
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Share of the labelled voxels in %, as reported for the real data set.
-SHARES = {
-    "spleen": 9.1,
-    "right_kidney": 5.1,
-    "left_kidney": 5.1,
-    "gallbladder": 0.9,
-    "oesophagus": 0.5,
-    "liver": 55.2,
-    "stomach": 14.1,
-    "aorta": 3.1,
-    "inferior_vena_cava": 2.8,
-    "portal_and_splenic_veins": 1.1,
-    "pancreas": 2.8,
-    "right_adrenal_gland": 0.1,
-    "left_adrenal_gland": 0.1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +58,7 @@ def test_shares_are_within_a_factor_of_two_of_the_real_ones(pairs: list) -> None
     amounts = volumes(pairs)
     shares = (100 * amounts / amounts.sum(axis=1, keepdims=True)).mean(axis=0)
     for name, share in zip(BTCV_LABELS, shares, strict=True):
-        assert SHARES[name] / 2 <= share <= 2 * SHARES[name], name
+        assert PAPER_VOXEL_SHARES[name] / 2 <= share <= 2 * PAPER_VOXEL_SHARES[name], name
 
 
 def test_organs_lie_on_their_side(organs: list) -> None:
