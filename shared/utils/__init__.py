@@ -1,7 +1,8 @@
-"""Errors that name the file at fault, and output files that are either whole or absent."""
+"""Errors that name the file at fault, output files that are either whole or absent, and a clean end of a rank."""
 
 from .errors import DataError, data_error_message, fault_list, flag, show_errors_briefly
 from .files import append_csv, atomic_path, writable_folder, write_csv, write_json
+from .process_group import leave_process_group
 
 __all__ = [
     "DataError",
@@ -10,6 +11,7 @@ __all__ = [
     "data_error_message",
     "fault_list",
     "flag",
+    "leave_process_group",
     "show_errors_briefly",
     "writable_folder",
     "write_csv",
