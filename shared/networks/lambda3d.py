@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers import LambdaLayer
 
 Stride = tuple[int, int, int]
+Norm = tuple[str, dict[str, Any]] | str
 STAGES = 4  # of the decoder
 
 
@@ -65,6 +66,7 @@ class Lambda3D(nn.Module):
         dim_k: depth of queries and keys, see `LambdaLayer`.
         dim_u: intra-depth, see `LambdaLayer`.
         receptive_field: neighbourhood of the position lambdas in tokens, odd, for all axes or for each.
+        norm_name: normalisation in the decoder, `"instance"` or `"batch"`, with arguments if need be, as in UNETR.
         dropout_rate: of the tokens, behind the patch embedding and in every block.
         drop_path_rate: how often a sample skips a block in training; grows linearly from 0 to this in the last one.
         use_checkpoint: keep nothing inside blocks and decoder stages for the backward pass, and compute it again
@@ -89,6 +91,7 @@ class Lambda3D(nn.Module):
         dim_k: int = 16,
         dim_u: int = 1,
         receptive_field: int | tuple[int, int, int] | list[int] = 7,
+        norm_name: Norm = "instance",
         dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
@@ -122,14 +125,14 @@ class Lambda3D(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
         f = feature_size
-        self.encoder1 = _BasicBlock(in_channels, f)
-        self.encoder2 = _SkipBlock(hidden_size, 2 * f, strides[:3])
-        self.encoder3 = _SkipBlock(hidden_size, 4 * f, strides[:2])
-        self.encoder4 = _SkipBlock(hidden_size, 8 * f, strides[:1])
-        self.decoder5 = _UpBlock(hidden_size, 8 * f, strides[0])
-        self.decoder4 = _UpBlock(8 * f, 4 * f, strides[1])
-        self.decoder3 = _UpBlock(4 * f, 2 * f, strides[2])
-        self.decoder2 = _UpBlock(2 * f, f, strides[3])
+        self.encoder1 = _BasicBlock(in_channels, f, norm_name)
+        self.encoder2 = _SkipBlock(hidden_size, 2 * f, strides[:3], norm_name)
+        self.encoder3 = _SkipBlock(hidden_size, 4 * f, strides[:2], norm_name)
+        self.encoder4 = _SkipBlock(hidden_size, 8 * f, strides[:1], norm_name)
+        self.decoder5 = _UpBlock(hidden_size, 8 * f, strides[0], norm_name)
+        self.decoder4 = _UpBlock(8 * f, 4 * f, strides[1], norm_name)
+        self.decoder3 = _UpBlock(4 * f, 2 * f, strides[2], norm_name)
+        self.decoder2 = _UpBlock(2 * f, f, strides[3], norm_name)
         self.out = UnetOutBlock(3, f, out_channels)
         for module in self.modules():
             if isinstance(module, _Checkpointing):
@@ -231,19 +234,19 @@ class LambdaBlock(_Checkpointing):
 
 
 class _BasicBlock(_Checkpointing, UnetrBasicBlock):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name="instance", res_block=True)
+    def __init__(self, in_channels: int, out_channels: int, norm_name: Norm) -> None:
+        super().__init__(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name=norm_name, res_block=True)
 
 
 class _UpBlock(_Checkpointing, UnetrUpBlock):
-    def __init__(self, in_channels: int, out_channels: int, stride: Stride) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: Stride, norm_name: Norm) -> None:
         super().__init__(
             3,
             in_channels,
             out_channels,
             kernel_size=3,
             upsample_kernel_size=stride,
-            norm_name="instance",
+            norm_name=norm_name,
             res_block=True,
         )
 
@@ -251,7 +254,7 @@ class _UpBlock(_Checkpointing, UnetrUpBlock):
 class _SkipBlock(_Checkpointing, UnetrPrUpBlock):
     """From the tokens' grid to a stage of the decoder; MONAI's block, with a stride for each of its upsamplings."""
 
-    def __init__(self, in_channels: int, out_channels: int, strides: list[Stride]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, strides: list[Stride], norm_name: Norm) -> None:
         first, *others = [stride for stride in strides if max(stride) > 1] or [(1, 1, 1)]
         super().__init__(
             3,
@@ -261,10 +264,10 @@ class _SkipBlock(_Checkpointing, UnetrPrUpBlock):
             kernel_size=3,
             stride=1,
             upsample_kernel_size=first,
-            norm_name="instance",
+            norm_name=norm_name,
             conv_block=True,
             res_block=True,
         )
         for stride in others:
             up = get_conv_layer(3, out_channels, out_channels, kernel_size=stride, stride=stride, is_transposed=True)
-            self.blocks.append(nn.Sequential(up, UnetResBlock(3, out_channels, out_channels, 3, 1, "instance")))
+            self.blocks.append(nn.Sequential(up, UnetResBlock(3, out_channels, out_channels, 3, 1, norm_name)))
