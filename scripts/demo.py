@@ -56,8 +56,7 @@ def fresh_folder(path: Path) -> Path:
     return path
 
 
-def abdominal_unetr_cbs(output_dir: Path, cases: int, epochs: int) -> None:
-    name = "abdominal_unetr_cbs"
+def abdominal(name: str, output_dir: Path, cases: int, epochs: int) -> None:
     data, models, report = output_dir / "data", output_dir / "models", output_dir / "report"
     places = ["--dataset_dir", data, "--output_dir", report, "--ckpt_dir", models]
     run("1/5 Make synthetic CTs", "scripts/make_synthetic.py", "ct", "--output_dir", data, "--cases", str(cases))
@@ -86,19 +85,19 @@ def count_firings(path: Path) -> int:
         return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] in ("1", "True")})
 
 
-def show_organs(output_dir: Path) -> None:
+def show_organs(name: str, output_dir: Path) -> None:
     report = output_dir / "report"
     summary = json.loads((report / "evaluation" / "summary.json").read_text())
     classifier = json.loads((report / "voxel_classifier.json").read_text())["dice"]
     dice = {organ: row["dice"]["mean"] for organ, row in summary["organs"].items()}
-    print(f"\n{'organ':<26}{'UNETR + CBS':>12}{'voxel classifier':>18}   (Dice on the test cases)")
+    print(f"\n{'organ':<26}{'this bundle':>12}{'voxel classifier':>18}   (Dice on the test cases)")
     for organ, value in dice.items():
         print(f"{organ:<26}{value:>12.3f}{classifier[organ]:>18.3f}")
     for title, organs in (("mean, above 1 % share", SHARE_OF_ONE_PERCENT), ("mean, all organs", tuple(dice))):
         ours, theirs = (sum(scores[organ] for organ in organs) / len(organs) for scores in (dice, classifier))
         print(f"{title:<26}{ours:>12.3f}{theirs:>18.3f}")
     if zero := [organ for organ, value in dice.items() if value < 0.005]:
-        spacing = json.loads((ROOT / "bundles/abdominal_unetr_cbs/configs/variants/demo.json").read_text())["spacing"]
+        spacing = json.loads((ROOT / "bundles" / name / "configs/variants/demo.json").read_text())["spacing"]
         print(
             f"\nStill at 0: {', '.join(zero)}. On the demo's grid of {spacing[0]:g} mm, after minutes of training, "
             "such an organ is a handful of voxels that the network has not begun to find, and re-weighting cannot "
@@ -111,8 +110,7 @@ def show_organs(output_dir: Path) -> None:
     print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real scans)")
 
 
-def mitosis_fusestyle_cls(output_dir: Path, slides: int, epochs: int) -> None:
-    name = "mitosis_fusestyle_cls"
+def mitosis(name: str, output_dir: Path, slides: int, epochs: int) -> None:
     data, models, report = output_dir / "data", output_dir / "models", output_dir / "report"
     places = ["--dataset_dir", data, "--output_dir", report, "--ckpt_dir", models]
     run(
@@ -146,7 +144,7 @@ def mitosis_fusestyle_cls(output_dir: Path, slides: int, epochs: int) -> None:
     )
 
 
-def show_scanners(output_dir: Path) -> None:
+def show_scanners(name: str, output_dir: Path) -> None:
     folders = (output_dir / "report" / "evaluation", output_dir / "report_adapted" / "evaluation")
     plain, adapted = (json.loads((folder / "summary.json").read_text())["domains"] for folder in folders)
     titles = f"{'accuracy':>12}{'AUC':>8}"
@@ -158,7 +156,7 @@ def show_scanners(output_dir: Path) -> None:
         print(f"{scanner:<10}{seen:<14}{row['patches']:>9}{values}")
     print(
         "\nOne run of a small network on made-up patches. What FuseStyle does over several seeds, and on real patches, "
-        "is in the bundle's docs/README.md."
+        f"is in bundles/{name}/docs/README.md."
     )
     print(f"report          {folders[0]} (report.png, summary.json, scores.csv, predictions.csv)")
     print(f"training        {output_dir / 'report' / 'training.png'}")
@@ -168,8 +166,9 @@ def show_scanners(output_dir: Path) -> None:
 
 # what runs, how many cases (or slides a scanner) it makes, what shows the result
 DEMOS = {
-    "abdominal_unetr_cbs": (abdominal_unetr_cbs, 24, show_organs),
-    "mitosis_fusestyle_cls": (mitosis_fusestyle_cls, 12, show_scanners),
+    "abdominal_unetr_cbs": (abdominal, 24, show_organs),
+    "abdominal_lambda3d_cbs": (abdominal, 24, show_organs),
+    "mitosis_fusestyle_cls": (mitosis, 12, show_scanners),
 }
 
 
@@ -187,8 +186,8 @@ def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 0
     start = time.monotonic()
     folder = fresh_folder(Path(output_dir).resolve() if output_dir else ROOT / "demo_output" / name)
     demo, own_cases, show = DEMOS[name]
-    demo(folder, cases or own_cases, epochs)
-    show(folder)
+    demo(name, folder, cases or own_cases, epochs)
+    show(name, folder)
     print(f"Time: {(time.monotonic() - start) / 60:.1f} minutes.")
 
 

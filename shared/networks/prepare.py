@@ -6,7 +6,7 @@ import torch
 from monai.networks.utils import freeze_layers
 from torch import nn
 
-from .pretrained import load_pretrained
+from .pretrained import SEGMENTATION_HEADS, load_pretrained
 
 
 def prepare_network(
@@ -14,7 +14,7 @@ def prepare_network(
     device: torch.device | str = "cpu",
     freeze: str | None = None,
     pretrained: str | Path | None = None,
-    head: str = "out.",
+    head: str | tuple[str, ...] = SEGMENTATION_HEADS,
 ) -> nn.Module:
     """Make a network ready for training: frozen parameters, weights to start from, device, memory layout.
 

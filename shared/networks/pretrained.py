@@ -23,11 +23,15 @@ _NUMPY_SCALARS += [(np._core.multiarray.scalar, "numpy.core.multiarray.scalar")]
 # what it has now and they lack: a norm of the unused cross attention.
 _LEGACY_UNUSED = re.compile(r"cls_token$|\.conv3\.|\.norm3\.")
 _NEVER_TRAINED = re.compile(r"\.norm_cross_attn\.|\.cross_attn\.|\.num_batches_tracked$")
+# How the names of the last layer's parameters begin in UNETR and Lambda3D, BasicUNet, and DynUNet.
+SEGMENTATION_HEADS = ("out.", "final_conv.", "output_block.")
 # Under which a network's weights stand in the checkpoints of a larger one.
 _PREFIXES = ("module.", "model.", "network.", "backbone.", "encoder.", "resnet.")
 
 
-def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") -> dict[str, list[str]]:
+def load_pretrained(
+    network: nn.Module, path: str | Path, head: str | tuple[str, ...] = SEGMENTATION_HEADS
+) -> dict[str, list[str]]:
     """Start `network` from the weights in a local file: our own, the public UNETR checkpoint for BTCV, torchvision's.
 
     The file holds a state dict, alone or under the key `model` or `state_dict`, or is a `.safetensors` file; prefixes
@@ -38,7 +42,7 @@ def load_pretrained(network: nn.Module, path: str | Path, head: str = "out.") ->
     Args:
         network: changed in place.
         path: of the file.
-        head: how the names of the head's parameters begin: `"out."` in UNETR, `"fc."` in ResNet.
+        head: how the names of the head's parameters begin, `"fc."` in ResNet; several where any may be meant.
 
     Returns:
         `{"dropped": [...], "missing": [...]}`: keys of the file that were not used, keys of the network that the

@@ -1,4 +1,7 @@
-"""The bundle's configs at work on small made-up volumes: train, resume, evaluate, infer, every variant, two ranks."""
+"""The abdominal bundles at work on small made-up volumes: train, resume, evaluate, infer, every variant, two ranks.
+
+Their configs are the same but for the network (`test_abdominal_bundles.py`), so most runs here are of one bundle.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from monai.bundle import ConfigWorkflow
 
 from shared.utils import DataError, write_json
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "abdominal_unetr_cbs"
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+UNETR, LAMBDA3D = BUNDLES / "abdominal_unetr_cbs", BUNDLES / "abdominal_lambda3d_cbs"
 LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
 BOXES = {1: (slice(4, 16), slice(6, 24), slice(8, 24)), 2: (slice(26, 34), slice(6, 14), slice(10, 20))}
 BOXES |= {3: (slice(24, 30), slice(4, 10), slice(22, 28)), 4: (slice(19, 22), slice(8, 11), slice(2, 30))}
@@ -51,10 +55,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def workflow(configs: list[str], folder: Path, data: Path, **options: Any) -> ConfigWorkflow:
+def workflow(
+    configs: list[str], folder: Path, data: Path, bundle: Path = UNETR, variants: tuple[str, ...] = (), **options: Any
+) -> ConfigWorkflow:
     options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
     options |= {"labels": LABELS, "num_workers": 0, "cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
-    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, "variants/demo"]]
+    names = [*configs, "variants/demo", *(f"variants/{name}" for name in variants)]
+    files = [str(bundle / "configs" / f"{name}.json") for name in names]
     flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
     seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
     flow.parser["initialize"] = seed  # and not what changes how this process ends
@@ -62,9 +69,9 @@ def workflow(configs: list[str], folder: Path, data: Path, **options: Any) -> Co
     return flow
 
 
-def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 0, **options: Any) -> dict[str, Any]:
+def train(folder: Path, data: Path, stop: int = 0, **options: Any) -> dict[str, Any]:
     quick = {"max_epochs": 3, "val_interval": 1, "warmup_epochs": 1, "learning_rate": 0.002, "num_samples": 1}
-    flow = workflow(["train", *(f"variants/{v}" for v in variants)], folder, data, **quick | options)
+    flow = workflow(["train"], folder, data, **quick | options)
     if stop:
         trainer: Engine = flow.parser.get_parsed_content("train#trainer")
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
@@ -77,10 +84,15 @@ def _interrupt(engine: Engine) -> None:
     raise KeyboardInterrupt("SIGTERM")
 
 
+@pytest.fixture(scope="module", params=[UNETR, LAMBDA3D], ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, bundle: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(folder, data)
+    train(folder, data, bundle=bundle)
     return folder
 
 
@@ -99,10 +111,10 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
     assert len(rows) == 3 * 4
 
 
-@pytest.mark.parametrize("variants", [(), ("variants/class_balanced_sampling",)])
+@pytest.mark.parametrize("variants", [(), ("class_balanced_sampling",)])
 def test_a_batch_holds_plain_tensors(tmp_path: Path, data: Path, variants: tuple[str, ...]) -> None:
     """A MetaTensor would take every operation of the network through Python."""
-    flow = workflow(["train", *variants], tmp_path, data, num_samples=2)
+    flow = workflow(["train"], tmp_path, data, variants=variants, num_samples=2)
     batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
     assert [type(batch[key]) for key in ("image", "label")] == [torch.Tensor] * 2
     assert batch["image"].shape == batch["label"].shape == (2, 1, 32, 32, 32)
@@ -110,11 +122,12 @@ def test_a_batch_holds_plain_tensors(tmp_path: Path, data: Path, variants: tuple
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, trained: Path) -> None:
+def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, data, stop=5)
+        train(tmp_path, data, bundle=bundle, stop=5)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1
-    resumed, whole = train(tmp_path, data, resume=True), torch.load(trained / "last.pt", weights_only=True)
+    resumed = train(tmp_path, data, bundle=bundle, resume=True)
+    whole = torch.load(trained / "last.pt", weights_only=True)
     assert resumed.keys() == whole.keys()
     for key in ("model", "optimizer", "lr_scheduler", "report", "trainer", "evaluator"):
         torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0, equal_nan=True, msg=key)
@@ -122,9 +135,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, trained: Pat
         torch.testing.assert_close(resumed["reweighting"][key], whole["reweighting"][key], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("variant", sorted(p.stem for p in (BUNDLE / "configs" / "variants").glob("*.json")))
+@pytest.mark.parametrize("variant", sorted(p.stem for p in (UNETR / "configs" / "variants").glob("*.json")))
 def test_every_variant_trains(tmp_path: Path, data: Path, variant: str) -> None:
-    state = train(tmp_path, data, variants=(variant,) if variant != "demo" else (), max_epochs=1)
+    state = train(tmp_path, data, variants=(variant,), max_epochs=1)
     assert state["trainer"]["epoch"] == 1
     rules = {"plain": "Static", "prevalence": "Static", "tcf": "Threshold", "pcf": "Plateau"}
     assert state["reweighting"]["rule"].startswith(rules.get(variant, "ClassBoost"))
@@ -133,8 +146,9 @@ def test_every_variant_trains(tmp_path: Path, data: Path, variant: str) -> None:
     assert (weights.max() > 2 * weights.min()) == (variant == "prevalence")
 
 
-def test_evaluation_scores_on_the_native_grid(tmp_path: Path, data: Path, trained: Path) -> None:
-    flow = workflow(["train", "evaluate"], tmp_path, data, ckpt_path=str(trained / "model.pt"), bootstrap=20)
+def test_evaluation_scores_on_the_native_grid(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
+    options = {"ckpt_path": str(trained / "model.pt"), "bootstrap": 20}
+    flow = workflow(["train", "evaluate"], tmp_path, data, bundle, **options)
     flow.run()
     with (tmp_path / "evaluation" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -147,10 +161,9 @@ def test_evaluation_scores_on_the_native_grid(tmp_path: Path, data: Path, traine
     assert set(summary["organs"]) == set(LABELS)
 
 
-def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Path, trained: Path) -> None:
-    flow = workflow(
-        ["inference"], tmp_path, data, ckpt_path=str(trained / "model.pt"), input=str(data / "dataset.json")
-    )
+def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
+    options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "dataset.json")}
+    flow = workflow(["inference"], tmp_path, data, bundle, **options)
     flow.run()
     for case in ("image_4", "image_5"):
         seg = nib.load(tmp_path / case / f"{case}_seg.nii.gz")
@@ -165,9 +178,20 @@ def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Pat
         assert imread(tmp_path / case / "preview.png").std() > 0.05
 
 
-def test_weights_of_another_network_name_the_overlay(tmp_path: Path, data: Path, trained: Path) -> None:
+@pytest.mark.parametrize("variant", ["unet3d", "dynunet"])
+def test_another_network_evaluates_and_segments(tmp_path: Path, data: Path, variant: str) -> None:
+    train(tmp_path, data, variants=(variant,), max_epochs=1)
+    assert json.loads((tmp_path / "model.json").read_text())["network_overlay"] == f"configs/variants/{variant}.json"
+    workflow(["train", "evaluate"], tmp_path, data, variants=(variant,), bootstrap=1).run()
+    assert (tmp_path / "evaluation" / "scores.csv").is_file()
+    options = {"ckpt_path": str(tmp_path / "model.pt"), "input": str(data / "image_4.nii.gz")}
+    workflow(["inference"], tmp_path, data, variants=(variant,), **options).run()
+    assert nib.load(tmp_path / "image_4" / "image_4_seg.nii.gz").shape == (40, 34, 32)
+
+
+def test_weights_of_another_network_name_the_overlay(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
     options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "image_4.nii.gz")}
-    flow = workflow(["inference"], tmp_path, data, **options)
+    flow = workflow(["inference"], tmp_path, data, bundle, **options)
     flow.parser["network_def#feature_size"] = 4
     flow.parser.parse(reset=True)
     with pytest.raises(RuntimeError) as error:
@@ -205,7 +229,7 @@ flow.finalize()
 def test_two_ranks_train_and_stay_equal(tmp_path: Path, data: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     names = ("train", "multi_gpu_train", "variants/demo", "variants/tcf")
-    options = {"config_file": [str(BUNDLE / "configs" / f"{name}.json") for name in names], "labels": LABELS}
+    options = {"config_file": [str(UNETR / "configs" / f"{name}.json") for name in names], "labels": LABELS}
     options |= {"dataset_dir": str(data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "num_workers": 0}
     options |= {"max_epochs": 2, "val_interval": 1, "num_samples": 1, "cache_dir": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -228,7 +252,7 @@ def test_sigterm_leaves_a_checkpoint_to_resume_from(tmp_path: Path, data: Path) 
     options = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 1, "cache": "none"}
     options |= {"max_epochs": 500, "num_samples": 1}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command_line(["train"], **options), cwd=BUNDLE, stdout=log, stderr=log)
+        process = subprocess.Popen(command_line(["train"], **options), cwd=UNETR, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 120
             while "training [3/500]" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
@@ -255,7 +279,7 @@ def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path) -> None:
     (folder / "label_1.nii.gz").unlink()
     nib.save(nib.Nifti1Image(np.asarray(bad.dataobj) + 3, bad.affine), folder / "label_1.nii.gz")
     options = {"dataset_dir": folder, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models"}
-    result = subprocess.run(command_line(["train"], **options), cwd=BUNDLE, capture_output=True, text=True, check=False)
+    result = subprocess.run(command_line(["train"], **options), cwd=UNETR, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     error = result.stderr[result.stderr.index("Error: ") :]

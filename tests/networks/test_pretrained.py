@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import UNETR
+from monai.networks.nets import UNETR, BasicUNet, DynUNet
 from torch import nn
 
-from shared.networks import load_pretrained
+from shared.networks import Lambda3D, load_pretrained
 from shared.utils import DataError
 
 
@@ -45,12 +45,22 @@ def test_a_legacy_checkpoint_computes_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(forward(network), forward(source), rtol=1e-4, atol=1e-5)
 
 
-def test_another_number_of_classes_keeps_the_rest(tmp_path: Path) -> None:
-    source, network = unetr(out_channels=5, seed=0), unetr(seed=1)
+NETWORKS = {
+    "unetr": unetr,
+    "lambda3d": lambda out_channels: Lambda3D(2, out_channels, 8, 4, 24, 2, num_layers=4),
+    "unet3d": lambda out_channels: BasicUNet(3, 2, out_channels, features=(4, 4, 4, 4, 4, 4)),
+    "dynunet": lambda out_channels: DynUNet(3, 2, out_channels, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 4, 4]),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_another_number_of_classes_keeps_the_rest(tmp_path: Path, name: str) -> None:
+    source, network = NETWORKS[name](out_channels=5), NETWORKS[name](out_channels=3)
     torch.save(source.state_dict(), tmp_path / "w.pt")
-    lists = load_pretrained(network, tmp_path / "w.pt")
-    assert lists["dropped"] == ["out.conv.conv.weight", "out.conv.conv.bias"]
-    assert torch.equal(network.encoder1.layer.conv1.conv.weight, source.encoder1.layer.conv1.conv.weight)
+    kept = load_pretrained(network, tmp_path / "w.pt")["dropped"]
+    weights = source.state_dict()
+    assert {weights[key].shape[0] for key in kept} == {5}
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items() if key not in kept)
 
 
 @pytest.mark.parametrize(

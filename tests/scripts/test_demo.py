@@ -15,9 +15,10 @@ def demo(*options: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_short_demo_goes_all_the_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [(), ("abdominal_lambda3d_cbs",)], ids=str)
+def test_a_short_demo_goes_all_the_way(tmp_path: Path, name: tuple[str, ...]) -> None:
     folder = tmp_path / "demo"
-    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4)
+    result = demo(*name, "--output_dir", folder, "--cases", 4, "--epochs", 4)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     table = result.stdout[result.stdout.index("voxel classifier ") :]
     assert "left_adrenal_gland" in table
@@ -52,4 +53,4 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_an_unknown_demo_lists_the_known() -> None:
     result = demo("mitosis")
     assert result.returncode == 1
-    assert "Known: abdominal_unetr_cbs, mitosis_fusestyle_cls" in result.stderr
+    assert "Known: abdominal_unetr_cbs, abdominal_lambda3d_cbs, mitosis_fusestyle_cls" in result.stderr
