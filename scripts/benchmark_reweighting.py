@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fire
 import numpy as np
 import torch
+from bundle_runs import bundle_run, file_digests, kept_run, run_all, spread
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
-from tqdm import tqdm
 
-from shared.utils import atomic_path, write_json
+from shared.utils import DataError, atomic_path, fault_list, show_errors_briefly, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "bundles" / "abdominal_unetr_cbs"
@@ -50,48 +47,36 @@ def overlays(loss: str, sampling: str, rule: str) -> list[str]:
 
 def train_and_score(cell: tuple[str, str, str], seed: int, work: Path, data: Path, epochs: int) -> dict[str, Any]:
     """One run: train, evaluate on the test split; its result is kept, so that it is never done twice."""
-    folder = work / "_".join((*cell, f"seed{seed}"))
-    result = folder / "result.json"
-    settings = _settings(cell, data, epochs)
-    started = folder / "settings.json"
-    if started.is_file() and json.loads(started.read_text()) != settings:
-        raise SystemExit(f"{folder} holds a run with other settings or data. Choose another --output_dir.")
-    if result.is_file():
-        return json.loads(result.read_text())
-    write_json(started, settings)
+    folder = _folder(work, cell, seed)
     places = {"dataset_dir": data, "output_dir": folder, "ckpt_dir": folder, "cache_dir": work / "cache"}
     options: dict[str, Any] = {**places, **SCHEDULE, "seed": seed, "cache": "disk"}
     options |= {"max_epochs": epochs} if epochs else {}
-    start = time.monotonic()
-    resume = "true" if (folder / "last.pt").is_file() else "false"
-    bundle_run(["configs/train.json", *overlays(*cell)], folder / "train.log", {**options, "resume": resume})
-    minutes = (time.monotonic() - start) / 60
-    bundle_run(["configs/train.json", "configs/evaluate.json", *overlays(*cell)], folder / "evaluate.log", options)
-    organs = json.loads((folder / "evaluation" / "summary.json").read_text())["organs"]
-    state = torch.load(folder / "last.pt", weights_only=True)["reweighting"]
-    dice = {name: row["dice"]["mean"] for name, row in organs.items()}
-    content = {"cell": cell, "seed": seed, "dice": dice, "firings": int(state["fired"].sum()), "minutes": minutes}
-    write_json(result, content)
-    for name in ("last.pt", "best.pt", "model.pt"):
-        (folder / name).unlink()
+
+    def run() -> dict[str, Any]:
+        start = time.monotonic()
+        resume = "true" if (folder / "last.pt").is_file() else "false"
+        training, evaluation = ["configs/train.json"], ["configs/train.json", "configs/evaluate.json"]
+        bundle_run(BUNDLE, training + overlays(*cell), folder / "train.log", {**options, "resume": resume})
+        minutes = (time.monotonic() - start) / 60
+        bundle_run(BUNDLE, evaluation + overlays(*cell), folder / "evaluate.log", options)
+        organs = json.loads((folder / "evaluation" / "summary.json").read_text())["organs"]
+        state = torch.load(folder / "last.pt", weights_only=True)["reweighting"]
+        dice = {name: row["dice"]["mean"] for name, row in organs.items()}
+        return {"cell": cell, "seed": seed, "dice": dice, "firings": int(state["fired"].sum()), "minutes": minutes}
+
+    content = kept_run(folder, _settings(cell, data, epochs), run)
+    (folder / "model.pt").unlink(missing_ok=True)
     return content
+
+
+def _folder(work: Path, cell: tuple[str, str, str], seed: int) -> Path:
+    return work / "_".join((*cell, f"seed{seed}"))
 
 
 def _settings(cell: tuple[str, str, str], data: Path, epochs: int) -> dict[str, Any]:
     """What a result depends on, so that runs of different settings are not mixed."""
     names = ["configs/train.json", "configs/evaluate.json", *overlays(*cell)]
-    files = [*(BUNDLE / name for name in names), data / "dataset.json"]
-    return {"epochs": epochs, **SCHEDULE} | {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def bundle_run(configs: list[str], log: Path, options: dict[str, Any]) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs)]
-    command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    with log.open("w") as file:
-        status = subprocess.run(command, cwd=BUNDLE, stdout=file, stderr=file, check=False).returncode
-    if status:
-        raise SystemExit(f"A run failed with status {status}; see {log}")
+    return {"epochs": epochs, **SCHEDULE} | file_digests([*(BUNDLE / name for name in names), data / "dataset.json"])
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,8 +92,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         row: dict[str, Any] = {"loss": loss, "sampling": sampling, "rule": rule, "runs": len(seeds)}
         for i, name in enumerate(("mean_dice", "mean_dice_poor_classes")):
             values = [score[i] for score in scores.values() if score[i] is not None]
-            row[name] = _spread(values)
-            row[f"{name}_minus_plain"] = _spread(
+            row[name] = spread(values)
+            row[f"{name}_minus_plain"] = spread(
                 [scores[s][i] - base[s][i] for s in base if None not in (scores[s][i], base[s][i])]
             )
         row["firings"] = {f"seed {seed}": run["firings"] for seed, run in sorted(seeds.items())}
@@ -121,18 +106,6 @@ def _means(run: dict[str, Any], plain: dict[str, Any] | None) -> tuple[float, fl
     """Mean Dice over all organs, and over those that the plain run of the same seed leaves under 0.8."""
     poor = [name for name, dice in (plain or run)["dice"].items() if dice < POOR]
     return float(np.mean(list(run["dice"].values()))), float(np.mean([run["dice"][n] for n in poor])) if poor else None
-
-
-def _spread(values: list[float]) -> dict[str, float | int] | None:
-    if not values:
-        return None
-    return {
-        "mean": round(float(np.mean(values)), 4),
-        "std": round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None,
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-        "n": len(values),
-    }
 
 
 def picture(summary: dict[str, Any], path: Path) -> None:
@@ -201,17 +174,9 @@ def compare(
     """
     work, data = Path(output_dir).resolve(), Path(data_dir).resolve()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    end = time.monotonic() + 60 * minutes
     planned = [(cell, seed) for cell in CELLS for seed in range(seeds)]
-
-    def attempt(job: tuple[tuple[str, str, str], int]) -> dict[str, Any] | None:
-        folder = work / "_".join((*job[0], f"seed{job[1]}"))
-        late = time.monotonic() > end and not (folder / "result.json").is_file()
-        return None if late else train_and_score(*job, work, data, epochs)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        results = list(tqdm(pool.map(attempt, planned), total=len(planned), unit="run"))
-    finished = [run for run in results if run is not None]
+    runs = {_folder(work, *job): partial(train_and_score, *job, work, data, epochs) for job in planned}
+    finished, failures = run_all(runs, minutes, jobs)
     full = [cell for cell in CELLS if sum(tuple(run["cell"]) == cell for run in finished) == seeds]
     summary = summarise([run for run in finished if tuple(run["cell"]) in full])
     summary |= {"planned_runs": len(planned), "epochs": epochs, "seeds": seeds}
@@ -223,6 +188,8 @@ def compare(
     print(
         f"{summary['runs']} of {len(planned)} runs, in {len(full)} complete cells of {seeds} seeds.\n{table(summary)}"
     )
+    if failures:
+        raise DataError(f"{len(failures)} run(s) failed; the same command tries them again." + fault_list(failures))
 
 
 def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
@@ -269,4 +236,5 @@ def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
 
 
 if __name__ == "__main__":
+    show_errors_briefly()
     fire.Fire({"compare": compare, "cost": cost})

@@ -6,6 +6,8 @@ from typing import Any
 import benchmark_reweighting as benchmark
 import pytest
 
+from shared.utils import DataError, write_json
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,12 +40,12 @@ def test_poor_classes_are_those_of_the_plain_run_of_the_seed() -> None:
 
 def test_a_kept_run_is_not_done_again(tmp_path: Path) -> None:
     cell, data = ("dice", "foreground", "plain"), tmp_path / "data"
-    benchmark.write_json(data / "dataset.json", {"name": "none"})
+    write_json(data / "dataset.json", {"name": "none"})
     folder = tmp_path / "dice_foreground_plain_seed0"
-    benchmark.write_json(folder / "settings.json", benchmark._settings(cell, data, 1))
-    benchmark.write_json(folder / "result.json", run("plain", 0, 0.9, 0.1))
+    write_json(folder / "settings.json", benchmark._settings(cell, data, 1))
+    write_json(folder / "result.json", run("plain", 0, 0.9, 0.1))
     assert benchmark.train_and_score(cell, 0, tmp_path, data, 1)["dice"] == {"liver": 0.9, "adrenal": 0.1}
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(DataError, match="differs from this one in epochs"):
         benchmark.train_and_score(cell, 0, tmp_path, data, 2)
 
 
