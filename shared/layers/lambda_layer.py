@@ -36,16 +36,22 @@ def apply_lambdas(
         y (B, N, h, v).
     """
     value_depth = value_BNuv.shape[3]
-    content_Bkv = key_BNuk.flatten(1, 2).transpose(1, 2) @ value_BNuv.flatten(1, 2)
-    # E knows no value channel: each is a volume of its own, and all share one small convolution.
-    volumes_BvuN = value_BNuv.permute(0, 3, 2, 1)
-    position = nn.functional.conv3d(
-        volumes_BvuN.flatten(0, 1).unflatten(-1, grid),
-        position_kurrr,
-        padding=(position_kurrr.shape[2] // 2, position_kurrr.shape[3] // 2, position_kurrr.shape[4] // 2),
+    depth, height, width = position_kurrr.shape[2], position_kurrr.shape[3], position_kurrr.shape[4]
+    content_Bvk = value_BNuv.flatten(1, 2).transpose(1, 2) @ key_BNuk.flatten(1, 2)
+    # E knows no value channel: each is a volume of its own, and all share one small convolution. Its offsets along D
+    # are channels here, and channels are last: a convolution of u channels alone takes far longer to go back through.
+    volumes_DHWu = value_BNuv.permute(0, 3, 1, 2).flatten(0, 1).unflatten(1, grid)
+    padded_DHWu = nn.functional.pad(volumes_DHWu, (0, 0, 0, 0, 0, 0, depth // 2, depth // 2))
+    offsets_DHWur = padded_DHWu.unfold(1, depth, 1)
+    lambda_kDHW = nn.functional.conv3d(
+        offsets_DHWur.flatten(4).contiguous().permute(0, 4, 1, 2, 3),
+        position_kurrr.flatten(1, 2).unsqueeze(2),
+        padding=(0, height // 2, width // 2),
     )
-    position_BNkv = position.flatten(2).unflatten(0, (-1, value_depth)).permute(0, 3, 2, 1)
-    return query_BNhk @ (position_BNkv + content_Bkv.unsqueeze(1))
+    lambda_kDHW += content_Bvk.flatten(0, 1)[:, :, None, None, None]
+    lambda_BvNk = lambda_kDHW.flatten(2).transpose(1, 2).unflatten(0, (-1, value_depth))
+    # In this order k is the last axis of the lambdas and of their gradient alike: nothing has to be transposed.
+    return (lambda_BvNk.transpose(1, 2) @ query_BNhk.transpose(2, 3)).transpose(2, 3)
 
 
 class LambdaLayer(nn.Module):
@@ -114,9 +120,13 @@ class LambdaLayer(nn.Module):
     def forward(self, x_BNC: Tensor, grid: tuple[int, int, int]) -> Tensor:
         if not torch.jit.is_tracing():  # sizes are tensors there
             self._check(x_BNC, grid)
-        query_BNhk = self.query_norm(self.query(x_BNC).unflatten(-1, (self.num_heads, self.dim_k))) * self.scale
-        key_BNuk = self.key(x_BNC).unflatten(-1, (self.dim_u, self.dim_k)).softmax(dim=1)
-        value_BNuv = self.value_norm(self.value(x_BNC).unflatten(-1, (self.dim_u, self.dim_v)))
+        # One product instead of three: the tokens are read once, and so is their gradient written.
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        sizes = [self.num_heads * self.dim_k, self.dim_u * self.dim_k, self.dim_u * self.dim_v]
+        query, key, value = nn.functional.linear(x_BNC, weight).split(sizes, dim=-1)
+        query_BNhk = self.query_norm(query.unflatten(-1, (self.num_heads, self.dim_k))) * self.scale
+        key_BNuk = key.unflatten(-1, (self.dim_u, self.dim_k)).softmax(dim=1)
+        value_BNuv = self.value_norm(value.unflatten(-1, (self.dim_u, self.dim_v)))
         return apply_lambdas(query_BNhk, key_BNuk, value_BNuv, self.position, grid).flatten(2)
 
     def _check(self, x_BNC: Tensor, grid: tuple[int, int, int]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from monai.networks.nets import UNETR
@@ -110,6 +111,15 @@ def test_a_block_adds_projected_heads_and_an_mlp() -> None:
     mlp = block.mlp[1]
     hidden = nn.functional.gelu(nn.functional.layer_norm(y, [24]) @ mlp.linear1.weight.T + mlp.linear1.bias)
     torch.testing.assert_close(block(x, grid), y + hidden @ mlp.linear2.weight.T + mlp.linear2.bias)
+
+
+def test_the_instance_norm_of_the_decoder_gives_the_numbers_of_torchs() -> None:
+    network = net(norm_name=("instance", {"affine": True, "eps": 0.1}))
+    norm, x = network.decoder2.conv_block.norm1, image((4, 6, 5), batch=2).expand(2, 2, 4, 6, 5) + 3
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    assert type(norm) is not nn.InstanceNorm3d
+    torch.testing.assert_close(norm(x), nn.InstanceNorm3d.forward(norm, x))
 
 
 def test_drop_path_leaves_samples_out_and_keeps_the_mean() -> None:
@@ -261,6 +271,20 @@ def test_export_at_any_size(options: dict[str, Any]) -> None:
     with torch.no_grad():
         for z in (image(batch=2), image((24, 16, 40), batch=3)):
             torch.testing.assert_close(exported(z), network(z))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"pad": True, "patch_size": (2, 4, 8), "mlp_dim": 8}])
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")  # torch's exporter
+def test_onnx_at_any_size(options: dict[str, Any]) -> None:
+    network = net(**options).eval()
+    axes = ({0: "batch", 2: "depth", 3: "height", 4: "width"},)
+    program = torch.onnx.export(network, (image(),), input_names=["image"], dynamic_shapes=axes, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        for z in (image(), image((24, 16, 40), batch=3), *([image((21, 15, 30))] if options.get("pad") else [])):
+            (y,) = session.run(None, {"image": z.numpy()})
+            torch.testing.assert_close(torch.from_numpy(y), network(z), rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
