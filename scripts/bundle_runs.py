@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
         ranks: number of processes.
 
     Raises:
-        DataError: when the run fails; the message gives the log and its last line.
+        DataError: when the run fails; the message gives the log and the last line in it that tells of an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"] if ranks > 1 else []
@@ -42,7 +43,11 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
         status = process.wait()
     _processes.discard(process)
     if status:
-        last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
+        lines = log.read_text().splitlines()
+        # several ranks say it each, and the launcher ends with a report of its own
+        last = [
+            line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line) and "ChildFailed" not in line
+        ][-1:]
         raise DataError(f"{log}: the run failed with status {status}" + "".join(f": {line[:300]}" for line in last))
 
 

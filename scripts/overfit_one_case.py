@@ -14,6 +14,8 @@ from demo import bundle as run_bundle
 from shared.data import BTCV_LABELS
 from shared.utils import write_json
 
+BUNDLES = ("abdominal_unetr_cbs", "abdominal_lambda3d_cbs")
+
 
 def main(
     image: str,
@@ -38,6 +40,8 @@ def main(
         spacing: of the grid to train on, in mm.
         resume: go on with a run that was interrupted.
     """
+    if bundle not in BUNDLES:
+        sys.exit(f"--bundle is {bundle}, expected {' or '.join(BUNDLES)}.")
     folder = Path(output_dir).resolve()
     if (folder / "last.pt").is_file() and not resume:
         sys.exit(f"{folder} holds an earlier run. Go on with it (--resume), or choose another --output_dir.")
@@ -45,23 +49,21 @@ def main(
     labels = {"0": "background"} | {str(i): name for name, i in BTCV_LABELS.items()}
     splits = {split: [case] for split in ("training", "validation", "test")}
     write_json(folder / "dataset.json", {"name": "one case", "labels": labels, **splits})
-    options: dict[str, Any] = {
-        "dataset_dir": folder,
-        "output_dir": folder,
-        "ckpt_dir": folder,
-        "spacing": [spacing] * 3,
-    }
-    options |= {"cache": "memory", "num_workers": 0, "max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
+    options: dict[str, Any] = {"dataset_dir": folder, "output_dir": folder, "ckpt_dir": folder}
+    options |= {"spacing": [spacing] * 3, "cache": "memory", "num_workers": 0, "learning_rate": 0.006}
+    options |= {"max_epochs": steps, "val_interval": 100, "warmup_epochs": 50, "save_interval": 50}
     options |= {"augmentation": "[]", "sw_overlap": 0.75}  # nothing but this scan, as it is
     arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
     start = time.monotonic()
-    run_bundle("1/2 Train on this case alone", bundle, ["train", *variants], *arguments)
+    run_bundle("1/2 Train on this case alone", bundle, ["train", *variants], *arguments, "--resume", str(resume))
     minutes = (time.monotonic() - start) / 60
     run_bundle("2/2 Score it on this case", bundle, ["train", "evaluate", *variants], *arguments)
     organs = json.loads((folder / "evaluation" / "summary.json").read_text())["organs"]
     dice = {name: row["dice"]["mean"] for name, row in organs.items()}
     present = [value for value in dice.values() if value is not None]
+    if not present:
+        sys.exit(f"{label}: none of the organs is in it. Is its numbering that of configs/train.json?")
     write_json(folder / "result.json", {"dice": dice, "mean": sum(present) / len(present), "minutes": minutes})
     print(
         f"\nmean Dice over {len(present)} organs {sum(present) / len(present):.3f}; training took {minutes:.1f} minutes"

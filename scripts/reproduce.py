@@ -158,7 +158,8 @@ def organ_table(
         seeds: runs of each column.
         size: `full` as configured, or `demo`: small networks on a coarse grid, for synthetic CT.
         minutes: no run is started after this time.
-        jobs: runs at a time.
+        jobs: runs at a time. All of them use the same GPU; for several, start one command for each with its own
+            CUDA_VISIBLE_DEVICES and `columns`, or let each training take all (`nproc_per_node`).
         threads: of each process.
         nproc_per_node: processes of each training, as for torchrun.
         epochs: length of a training; 0 leaves it as configured.

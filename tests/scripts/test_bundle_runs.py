@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands for Python: prints where it runs and its arguments, and fails when one of them is `--fail`."""
     path = tmp_path / "python"
-    path.write_text('#!/bin/sh\npwd\necho "$@"\ncase "$*" in *--fail*) echo Error: bad label; echo; exit 3;; esac\n')
+    fail = "echo Error: bad label; echo E1122 in api.py; echo =====; exit 3"
+    path.write_text(f'#!/bin/sh\npwd\necho "$@"\ncase "$*" in *--fail*) {fail};; esac\n')
     path.chmod(0o755)
     monkeypatch.setattr(bundle_runs.sys, "executable", str(path))
     return path
@@ -40,7 +41,7 @@ def test_a_run_is_what_a_user_would_type(tmp_path: Path, stub: Path, ranks: int,
     assert command == f"-m {launcher}{arguments}"
 
 
-def test_a_failed_run_gives_its_log_and_last_line(tmp_path: Path, stub: Path) -> None:
+def test_a_failed_run_gives_its_log_and_what_is_wrong(tmp_path: Path, stub: Path) -> None:
     with pytest.raises(DataError, match=r"train.log: the run failed with status 3: Error: bad label$"):
         bundle_run(tmp_path, [], tmp_path / "train.log", {"fail": 1})
 

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def overfit(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    options = {"image": folder / "image.nii.gz", "label": folder / "label.nii.gz", "output_dir": folder / "o"} | options
+    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    command = [sys.executable, str(ROOT / "scripts" / "overfit_one_case.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_one_case_is_trained_scored_and_gone_on_with(tmp_path: Path) -> None:
+    label = np.zeros((24, 24, 24), np.uint8)
+    label[4:20, 4:20, 4:20] = 6
+    for name, volume in (("image", np.where(label, 100, -1000).astype(np.int16)), ("label", label)):
+        nib.save(nib.Nifti1Image(volume, np.diag([6.0, 6, 6, 1])), tmp_path / f"{name}.nii.gz")
+    quick = {"spacing": 6, "bundle": "abdominal_lambda3d_cbs"}
+    first = overfit(tmp_path, steps=2, **quick)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "mean Dice over 1 organs" in first.stdout
+    again = overfit(tmp_path, steps=4, **quick)
+    assert again.returncode == 1
+    assert "Go on with it (--resume)" in again.stderr
+    resumed = overfit(tmp_path, steps=4, resume=True, **quick)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert torch.load(tmp_path / "o" / "last.pt", weights_only=True)["trainer"]["epoch"] == 4
+
+
+def test_an_unknown_bundle_is_named(tmp_path: Path) -> None:
+    result = overfit(tmp_path, bundle="lambda3d")
+    assert result.returncode == 1
+    assert "--bundle is lambda3d, expected abdominal_unetr_cbs or abdominal_lambda3d_cbs." in result.stderr
