@@ -108,9 +108,9 @@ class LambdaLayer(nn.Module):
         self.receptive_field = field
         self.norm = norm
         self.scale = dim_k**-0.5
-        self.query = nn.Linear(hidden_size, num_heads * dim_k, bias=False)
-        self.key = nn.Linear(hidden_size, dim_u * dim_k, bias=False)
-        self.value = nn.Linear(hidden_size, dim_u * self.dim_v, bias=False)
+        # One product instead of three: the tokens are read once, and so is their gradient written.
+        self.sizes = [num_heads * dim_k, dim_u * dim_k, dim_u * self.dim_v]
+        self.qkv = nn.Linear(hidden_size, sum(self.sizes), bias=False)
         self.query_norm = _norm(norm, num_heads, dim_k)
         self.value_norm = _norm(norm, dim_u, self.dim_v)
         self.position = nn.Parameter(torch.empty(dim_k, dim_u, *field))
@@ -120,10 +120,7 @@ class LambdaLayer(nn.Module):
     def forward(self, x_BNC: Tensor, grid: tuple[int, int, int]) -> Tensor:
         if not torch.jit.is_tracing():  # sizes are tensors there
             self._check(x_BNC, grid)
-        # One product instead of three: the tokens are read once, and so is their gradient written.
-        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
-        sizes = [self.num_heads * self.dim_k, self.dim_u * self.dim_k, self.dim_u * self.dim_v]
-        query, key, value = nn.functional.linear(x_BNC, weight).split(sizes, dim=-1)
+        query, key, value = self.qkv(x_BNC).split(self.sizes, dim=-1)
         query_BNhk = self.query_norm(query.unflatten(-1, (self.num_heads, self.dim_k))) * self.scale
         key_BNuk = key.unflatten(-1, (self.dim_u, self.dim_k)).softmax(dim=1)
         value_BNuv = self.value_norm(value.unflatten(-1, (self.dim_u, self.dim_v)))

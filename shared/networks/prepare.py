@@ -19,8 +19,8 @@ def prepare_network(
     """Make a network ready for training: frozen parameters, weights to start from, device, memory layout.
 
     On a CPU the weights of 3D convolutions are laid out with the channels last, the layout that oneDNN works in; this
-    saves the conversion at each of them. A network with instance norm is left as it is: torch has no such layer for
-    this layout and would convert at each of those instead.
+    saves the conversion at each of them. A network with torch's own instance norm is left as it is: it does not know
+    this layout and would convert at each of those instead. (The one in Lambda3D, a subclass, knows it.)
 
     Args:
         network: the network as constructed.

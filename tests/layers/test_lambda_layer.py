@@ -58,10 +58,11 @@ def by_the_definition(layer: LambdaLayer, x: Tensor, grid: tuple[int, int, int],
     B, N, C = x.shape
     h, k, u, v = layer.num_heads, layer.dim_k, layer.dim_u, C // layer.num_heads
     E, middle = layer.position, [r // 2 for r in layer.receptive_field]
-    q = normalised((x @ layer.query.weight.T).view(B, N, h, k), layer.norm, layer.query_norm) / k**0.5
-    K = (x @ layer.key.weight.T).view(B, N, u, k).exp()
+    W_q, W_k, W_v = layer.qkv.weight.split([h * k, u * k, u * v])
+    q = normalised((x @ W_q.T).view(B, N, h, k), layer.norm, layer.query_norm) / k**0.5
+    K = (x @ W_k.T).view(B, N, u, k).exp()
     K = K / K.sum(1, keepdim=True)
-    V = normalised((x @ layer.value.weight.T).view(B, N, u, v), layer.norm, layer.value_norm)
+    V = normalised((x @ W_v.T).view(B, N, u, v), layer.norm, layer.value_norm)
     positions = list(itertools.product(*(range(size) for size in grid)))
     y = []
     for b in range(B):
@@ -155,7 +156,7 @@ def test_samples_do_not_see_each_other(norm: str) -> None:
 def test_heads_differ_in_their_queries_alone() -> None:
     grid, x, layer = (3, 2, 4), tokens((3, 2, 4)), layer_of(3, heads=3, k=4)
     with torch.no_grad():
-        layer.query.weight[4:8] = layer.query.weight[:4]
+        layer.qkv.weight[4:8] = layer.qkv.weight[:4]
     first, second, third = layer(x, grid).chunk(3, dim=-1)
     torch.testing.assert_close(first, second)
     assert not torch.allclose(first, third)

@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import UNETR
 from torch import nn
 
-from shared.networks import prepare_network
+from shared.networks import Lambda3D, prepare_network
 
 
 def unetr(norm_name: str = "batch") -> UNETR:
@@ -52,3 +52,10 @@ def test_layout_on_a_cpu(norm_name: str, channels_last: bool) -> None:
     network(torch.randn(2, 1, 32, 32, 32))
     assert seen.get(8, {True}) == {True}
     assert (False in seen.get(16, ())) == channels_last
+
+
+def test_lambda3d_has_its_channels_last() -> None:
+    network = prepare_network(Lambda3D(1, 3, 8, feature_size=8, hidden_size=24, num_heads=2, num_layers=4))
+    weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv3d) and min(m.weight.shape) > 1]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in weights)
