@@ -26,16 +26,16 @@ def test_one_case_is_trained_scored_and_gone_on_with(tmp_path: Path) -> None:
     label[4:20, 4:20, 4:20] = 6
     for name, volume in (("image", np.where(label, 100, -1000).astype(np.int16)), ("label", label)):
         nib.save(nib.Nifti1Image(volume, np.diag([6.0, 6, 6, 1])), tmp_path / f"{name}.nii.gz")
-    quick = {"spacing": 6, "bundle": "abdominal_lambda3d_cbs"}
-    first = overfit(tmp_path, steps=2, **quick)
+    quick = {"spacing": 6, "bundle": "abdominal_lambda3d_cbs", "steps": 2}
+    first = overfit(tmp_path, **quick)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "mean Dice over 1 organs" in first.stdout
-    again = overfit(tmp_path, steps=4, **quick)
+    again = overfit(tmp_path, **quick)
     assert again.returncode == 1
     assert "Go on with it (--resume)" in again.stderr
-    resumed = overfit(tmp_path, steps=4, resume=True, **quick)
+    resumed = overfit(tmp_path, resume=True, **quick)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert torch.load(tmp_path / "o" / "last.pt", weights_only=True)["trainer"]["epoch"] == 4
+    assert torch.load(tmp_path / "o" / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
 
 
 def test_an_unknown_bundle_is_named(tmp_path: Path) -> None:
