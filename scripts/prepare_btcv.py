@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fire
+from fire.decorators import SetParseFn
 
 from shared.data import (
     BTCV_LABELS,
     check_ct_cases,
     extract_btcv,
     find_btcv,
+    is_unpacked_btcv,
+    option_names,
     organ_table,
     resolve_folders,
     split_cases,
@@ -18,10 +21,12 @@ from shared.data import (
 from shared.utils import flag, show_errors_briefly
 
 
+@SetParseFn(str, "data_dir", "output_dir", "exclude")
 def main(
     data_dir: str,
     output_dir: str,
     seed: int = 0,
+    exclude: str = "",
     overwrite: bool = False,
     workers: int | None = None,
 ) -> None:
@@ -32,25 +37,28 @@ def main(
 
     Args:
         data_dir: the folder with RawData or RawData.zip, or RawData.zip itself, whose labelled cases are unpacked into
-            OUTPUT_DIR; or a folder with imagesTr and labelsTr.
+            OUTPUT_DIR, unless all of them are in RawData beside it; or a folder with imagesTr and labelsTr.
         output_dir: for the datalist, a folder outside of DATA_DIR.
         seed: of the split.
+        exclude: names of cases to leave out, as in 0021,0022.
         overwrite: replace another dataset.json in OUTPUT_DIR.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
     workers = worker_count(workers)
-    overwrite = flag("--overwrite", overwrite)
+    overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
     archive = source / "RawData.zip" if source.is_dir() else source
-    if archive.is_file() and not (source / "RawData").is_dir():
+    if archive.is_file() and not is_unpacked_btcv(archive, source):
+        if (source / "RawData").is_dir():
+            print(f"{source / 'RawData'} is not all of {archive}, which is unpacked into {target}.")
         source = extract_btcv(archive, target, workers)
-    cases = check_ct_cases(source, find_btcv(source), BTCV_LABELS, workers)
+    cases = check_ct_cases(source, find_btcv(source, excluded), BTCV_LABELS, workers)
     splits = split_cases(cases, seed)
-    facts = {"name": "BTCV", "split": f"seed {seed}", "modality": {"0": "CT"}}
+    facts = {"name": "BTCV", "split": f"seed {seed}", "excluded": excluded, "modality": {"0": "CT"}}
     print(organ_table(write_ct_datalist(target, facts, BTCV_LABELS, splits, overwrite=overwrite)))
     print(f"Split by seed {seed}: " + ", ".join(f"{len(part)} {split}" for split, part in splits.items()) + ".")
     if len(cases) != 30:
-        print("BTCV has 30 labelled cases.")
+        print(f"BTCV has 30 labelled cases: {len(cases)} are used, {len(excluded)} were left out with --exclude.")
     print(f"{len(cases)} cases: {target / 'dataset.json'}")
 
 

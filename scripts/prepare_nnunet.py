@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fire
+from fire.decorators import SetParseFn
 
 from shared.data import (
     check_ct_cases,
+    option_names,
     organ_table,
     read_nnunet,
     resolve_folders,
@@ -16,12 +18,14 @@ from shared.data import (
 from shared.utils import flag, show_errors_briefly
 
 
+@SetParseFn(str, "data_dir", "output_dir", "splits", "exclude")
 def main(
     data_dir: str,
     output_dir: str,
     splits: str = "",
     fold: int = 0,
     seed: int = 0,
+    exclude: str = "",
     overwrite: bool = False,
     workers: int | None = None,
 ) -> None:
@@ -38,23 +42,27 @@ def main(
         splits: nnU-Net's splits_final.json; by default the one in DATA_DIR, if there is one.
         fold: which fold of it.
         seed: of the split, as far as the files do not give it.
+        exclude: names of cases to leave out, as in case_001,case_002.
         overwrite: replace another dataset.json in OUTPUT_DIR.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
     workers = worker_count(workers)
-    overwrite = flag("--overwrite", overwrite)
-    facts, labels, cases, test = read_nnunet(source)
+    overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
+    facts, labels, cases, test = read_nnunet(source, excluded)
     own = source / "splits_final.json"
-    found, origin = split_nnunet(cases, test, splits or (own if own.is_file() else None), fold, seed)
+    found, origin = split_nnunet(cases, test, splits or (own if own.is_file() else None), fold, seed, excluded)
     checked = check_ct_cases(source, [case for part in found.values() for case in part], labels, workers)
     ordered = iter(checked)
     found = {split: [next(ordered) for _ in part] for split, part in found.items()}
-    print(organ_table(write_ct_datalist(target, {**facts, "split": origin}, labels, found, overwrite=overwrite)))
+    facts |= {"split": origin, "excluded": excluded}
+    print(organ_table(write_ct_datalist(target, facts, labels, found, overwrite=overwrite)))
     print(f"Split by {origin}: " + ", ".join(f"{len(part)} {split}" for split, part in found.items()) + ".")
     left_out = len(cases) + len(test) - len(checked)
     if left_out:
         print(f"{left_out} cases are in no part of the fold and are left out.")
+    if excluded:
+        print(f"{len(excluded)} cases were left out with --exclude.")
     print(f"{len(checked)} cases: {target / 'dataset.json'}")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fire
+from fire.decorators import SetParseFn
 
 from shared.data import (
     BTCV_LABELS,
     find_totalsegmentator,
     merge_totalsegmentator,
+    option_names,
     organ_table,
     resolve_folders,
     split_totalsegmentator,
@@ -17,11 +19,13 @@ from shared.data import (
 from shared.utils import DataError, flag, show_errors_briefly
 
 
+@SetParseFn(str, "data_dir", "output_dir", "exclude")
 def main(
     data_dir: str,
     output_dir: str,
     min_organs: int = 6,
     seed: int = 0,
+    exclude: str = "",
     overwrite: bool = False,
     workers: int | None = None,
 ) -> None:
@@ -29,8 +33,9 @@ def main(
 
     OUTPUT_DIR then holds labels with a label map for each case, dataset.json, organs.csv and cases.csv. The CT stay
     where they are. Where masks overlap, the organ with the smaller share of voxels in the paper's table wins; how many
-    voxels that concerns is in cases.csv. The split is that of meta.csv; without it a fifth of the cases is for testing
-    and a fifth for validation. An interrupted run goes on where it stopped.
+    voxels that concerns is in cases.csv. The split is that of meta.csv; where that leaves no case for validation, a
+    fifth of its cases for training is. Without the file a fifth of the cases is for testing and a fifth for validation.
+    An interrupted run goes on where it stopped.
 
     Args:
         data_dir: the folder with s0011/ct.nii.gz and s0011/segmentations and the other cases.
@@ -38,23 +43,27 @@ def main(
         min_organs: cases with fewer of the 13 organs are left out (their label maps are written); 6 is the paper's
             rule. An organ is there if it has a voxel.
         seed: of the split, as far as meta.csv does not give it.
-        overwrite: replace another dataset.json in OUTPUT_DIR.
+        exclude: names of cases to leave out, as in s0864,s0865.
+        overwrite: replace another dataset.json in OUTPUT_DIR, and label maps that were made of other files.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     if min_organs not in range(14):
         raise DataError(f"--min_organs is {min_organs}, expected a whole number from 0 to 13.")
     source, target = resolve_folders(data_dir, output_dir)
     workers = worker_count(workers)
-    overwrite = flag("--overwrite", overwrite)
-    every = merge_totalsegmentator(source, find_totalsegmentator(source, target), workers)
+    overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
+    every = merge_totalsegmentator(source, find_totalsegmentator(source, target, excluded), workers, overwrite)
     cases = [case for case in every if len(case.voxels) >= min_organs]
     left_out = [case for case in every if len(case.voxels) < min_organs]
     splits, origin = split_totalsegmentator(source, cases, seed)
-    facts = {"name": "TotalSegmentator", "split": origin, "min_organs": min_organs, "modality": {"0": "CT"}}
+    facts = {"name": "TotalSegmentator", "split": origin, "min_organs": min_organs, "excluded": excluded}
+    facts["modality"] = {"0": "CT"}
     print(organ_table(write_ct_datalist(target, facts, BTCV_LABELS, splits, left_out, overwrite)))
     overlap = sum(case.overlap for case in cases)
     print(f"{overlap} voxels in {sum(case.overlap > 0 for case in cases)} cases were claimed by more than one mask.")
     print(f"{len(left_out)} of {len(every)} cases have fewer than {min_organs} of the organs and are left out.")
+    if excluded:
+        print(f"{len(excluded)} more were left out with --exclude.")
     print(f"Split by {origin}: " + ", ".join(f"{len(part)} {split}" for split, part in splits.items()) + ".")
     print(f"{len(cases)} cases: {target / 'dataset.json'}")
 

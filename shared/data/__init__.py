@@ -1,6 +1,6 @@
 """Datalists, data sets, tables of patches, synthetic volumes and synthetic histology."""
 
-from .btcv import BTCV_LABELS, extract_btcv, find_btcv
+from .btcv import BTCV_LABELS, extract_btcv, find_btcv, is_unpacked_btcv
 from .cached_dataset import cached_dataset
 from .camelyon17 import CAMELYON17_LABELS, CAMELYON17_SPLITS, read_camelyon17
 from .ct_cases import (
@@ -9,6 +9,7 @@ from .ct_cases import (
     check_ct_case,
     check_ct_cases,
     count_organs,
+    option_names,
     organ_table,
     resolve_folders,
     split_cases,
@@ -102,6 +103,7 @@ __all__ = [
     "find_btcv",
     "find_midog",
     "find_totalsegmentator",
+    "is_unpacked_btcv",
     "leaked_slides",
     "list_images",
     "list_inputs",
@@ -114,6 +116,7 @@ __all__ = [
     "midog_domain",
     "midog_patches",
     "midog_settings",
+    "option_names",
     "organ_table",
     "patch_labels",
     "positive_weight",

@@ -8,13 +8,14 @@ import shutil
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
 from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, atomic_path
-from .ct_cases import CtCase
+from .ct_cases import CtCase, match_cases
 from .patches import first_few
 
 BTCV_LABELS: dict[str, int] = {
@@ -44,15 +45,19 @@ _ARRANGEMENTS = (
 _MEMBER = re.compile(r"(?:.*/)?Training/(img|label)/((?:img|label)\d+\.nii\.gz)")
 
 
-def find_btcv(data_dir: str | os.PathLike) -> list[CtCase]:
+def find_btcv(data_dir: str | os.PathLike, exclude: Collection[str] = ()) -> list[CtCase]:
     """The labelled cases of an unpacked BTCV: `img0001.nii.gz` and `label0001.nii.gz` are the case `0001`.
 
     The files are in `img` and `label` in `RawData/Training`, or in `imagesTr` and `labelsTr`. Files go together by the
     number that ends their names, nnU-Net's channel `_0000` left aside. Images for testing have no labels and no part.
 
+    Args:
+        data_dir: the folder above them.
+        exclude: names of cases to be left out.
+
     Raises:
-        DataError: no such folders are there, an image has no label map or a label map no image, or two of them have
-            the same number.
+        DataError: no such folders are there, an image has no label map or a label map no image, two of them have the
+            same number, or a case to be left out is not there.
     """
     root = Path(data_dir)
     found = [(root / a, root / b) for a, b in _ARRANGEMENTS if (root / a).is_dir() and (root / b).is_dir()]
@@ -62,13 +67,10 @@ def find_btcv(data_dir: str | os.PathLike) -> list[CtCase]:
             "RawData/Training/label, or imagesTr and labelsTr."
         )
     images, labels = (_by_number(folder) for folder in found[0])
-    for one, other, folder in ((images, labels, found[0][1]), (labels, images, found[0][0])):
-        missing = [one[number].name for number in one if number not in other]
-        if missing:
-            raise DataError(f"{folder}: lacks the file that belongs to {first_few(missing)}. Unpack the archive again.")
-    if not images:
+    if not images and not labels:
         raise DataError(f"{found[0][0]}: holds no .nii.gz file. Unpack the archive again.")
-    return [CtCase(number, images[number], labels[number]) for number in sorted(images)]
+    numbers = match_cases(root, images, labels, exclude)
+    return [CtCase(number, images[number], labels[number]) for number in numbers]
 
 
 def _by_number(folder: Path) -> dict[str, Path]:
@@ -89,6 +91,33 @@ def _copy(source: IO[bytes], path: Path) -> None:
         shutil.copyfileobj(source, file, 1 << 20)
 
 
+def _members(archive: str | os.PathLike, folder: Path) -> dict[Path, zipfile.ZipInfo]:
+    """Where in a folder the files of the labelled cases belong."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            wanted = [(_MEMBER.fullmatch(info.filename), info) for info in file.infolist()]
+    except (OSError, zipfile.BadZipFile) as e:
+        raise DataError(f"{archive}: cannot be read as a zip file ({e}). Download it again, or remove it.") from e
+    # The paths are made of what fits the pattern alone, so no member can escape from the folder.
+    members = {folder / "RawData" / "Training" / match[1] / match[2]: info for match, info in wanted if match}
+    if not members:
+        raise DataError(f"{archive}: holds no RawData/Training/img/img0001.nii.gz. Expected the RawData.zip of BTCV.")
+    return members
+
+
+def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
+    return path.is_file() and path.stat().st_size == member.file_size
+
+
+def is_unpacked_btcv(archive: str | os.PathLike, data_dir: str | os.PathLike) -> bool:
+    """Whether all labelled cases of `RawData.zip` are in `RawData` in a folder, in full size.
+
+    Raises:
+        DataError: when the archive is no zip file, or holds no BTCV.
+    """
+    return all(_is_there(path, member) for path, member in _members(archive, Path(data_dir)).items())
+
+
 def extract_btcv(archive: str | os.PathLike, output_dir: str | os.PathLike, num_workers: int = 4) -> Path:
     """Unpack the labelled cases of `RawData.zip` below `output_dir`; files that are there in full size are kept.
 
@@ -98,20 +127,11 @@ def extract_btcv(archive: str | os.PathLike, output_dir: str | os.PathLike, num_
     Raises:
         DataError: when it is no zip file, holds no BTCV, or is damaged.
     """
-    try:
-        with zipfile.ZipFile(archive) as file:
-            wanted = [(_MEMBER.fullmatch(info.filename), info) for info in file.infolist()]
-    except (OSError, zipfile.BadZipFile) as e:
-        raise DataError(f"{archive}: cannot be read as a zip file ({e}). Download it again.") from e
-    target = Path(output_dir) / "RawData"
-    # The target is made of the names that fit the pattern alone, so no member can escape from the folder.
-    members = {target / "Training" / match[1] / match[2]: info for match, info in wanted if match}
-    if not members:
-        raise DataError(f"{archive}: holds no RawData/Training/img/img0001.nii.gz. Expected the RawData.zip of BTCV.")
+    members = _members(archive, Path(output_dir))
 
     def extract(path: Path) -> None:
         info = members[path]
-        if path.is_file() and path.stat().st_size == info.file_size:
+        if _is_there(path, info):
             return
         try:
             with zipfile.ZipFile(archive) as file, file.open(info) as source, atomic_path(path) as temporary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, fault_list, write_csv
+from .geometry import check_grid, check_nifti_header
 from .patches import SPLITS, first_few, text_table, write_datalist
 
 PAPER_VOXEL_SHARES: dict[str, float] = {
@@ -88,11 +89,69 @@ def worker_count(workers: int | None) -> int:
     return workers
 
 
+def option_names(option: str) -> list[str]:
+    """The names in an option, `s0864,s0865`, sorted."""
+    return sorted({name.strip() for name in option.split(",")} - {""})
+
+
+def refuse_cases(source: str | os.PathLike, faults: Mapping[str, str], count: int) -> None:
+    """Name the cases that cannot be used, if there are any, and the option that leaves them out.
+
+    Args:
+        source: it begins the message.
+        faults: name of the case → what is wrong.
+        count: of all cases.
+
+    Raises:
+        DataError: with the faults, the first 50 of very many.
+    """
+    if faults:
+        raise DataError(
+            f"{source}: {len(faults)} of {count} cases cannot be used. Mend them, or add them to --exclude: "
+            f"{','.join(sorted(faults))}" + fault_list(list(faults.values()))
+        )
+
+
+def match_cases(
+    source: str | os.PathLike,
+    images: Mapping[str, object],
+    labels: Mapping[str, object],
+    exclude: Collection[str] = (),
+    kinds: tuple[str, str] = ("image", "label map"),
+) -> list[str]:
+    """The names of the cases, sorted, each of which has an image and a label map.
+
+    Args:
+        source: it begins the message.
+        images, labels: name of the case → where it is.
+        exclude: names of cases to be left out.
+        kinds: what the two are called in the message.
+
+    Raises:
+        DataError: when a case has one of the two alone, or a case to be left out is not there.
+    """
+    known = images.keys() | labels.keys()
+    unknown = sorted(set(exclude) - known)
+    if unknown:
+        called = f"Its {len(known)} cases are called as {first_few(sorted(known), 3)}"
+        raise DataError(f"{source}: has no case {first_few(unknown)}. {called}. Correct --exclude.")
+    names = sorted(known - set(exclude))
+    faults = {}
+    for name in names:
+        if name not in labels:
+            faults[name] = f"{images[name]}: has no {kinds[1]}. Unpack it again."
+        elif name not in images:
+            faults[name] = f"{labels[name]}: has no {kinds[0]}. Unpack it again."
+    refuse_cases(source, faults, len(names))
+    return names
+
+
 def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     """A NIfTI volume, of which only the header is read yet.
 
     Raises:
-        DataError: when it is missing, cannot be read, is no NIfTI, or has other than three dimensions.
+        DataError: when it is missing, cannot be read, is no NIfTI, has other than three dimensions, or a grid or voxels
+            that training refuses too.
     """
     try:
         image = nib.load(path)
@@ -102,6 +161,8 @@ def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
         raise DataError(
             f"{path}: {type(image).__name__} of shape {image.shape}. Expected a NIfTI volume of three axes."
         )
+    check_nifti_header(path)
+    check_grid(path, image.shape, image.affine)
     return image
 
 
@@ -129,7 +190,7 @@ def check_same_grid(path: str | os.PathLike, image: nib.Nifti1Image, reference: 
     if not difference <= _TOLERANCE:
         raise DataError(
             f"{path}: its affine differs from that of its image by {difference:.3g}, expected {_TOLERANCE} at most. "
-            "Take both from the same release, or leave the case out."
+            "Take both from the same release."
         )
 
 
@@ -182,7 +243,7 @@ def check_ct_cases(
     """`check_ct_case` for all cases, several at a time.
 
     Raises:
-        DataError: with the first five faults.
+        DataError: with all faults, see `refuse_cases`.
     """
     return map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking")
 
@@ -197,7 +258,7 @@ def map_cases(
     """Apply a function to all cases, several at a time, with progress.
 
     Raises:
-        DataError: after all of them, with the first five of the cases' own.
+        DataError: after all of them, with the cases' own, see `refuse_cases`.
     """
 
     def attempt(case: CtCase) -> Result | DataError:
@@ -208,9 +269,9 @@ def map_cases(
 
     # Threads, because zlib decompresses without holding Python's lock.
     results = thread_map(attempt, cases, max_workers=num_workers, desc=description, unit="case")
-    faults = [str(result) for result in results if isinstance(result, DataError)]
-    if faults:
-        raise DataError(f"{source}: {len(faults)} of {len(cases)} cases cannot be used." + fault_list(faults, 5))
+    pairs = zip(cases, results, strict=True)
+    faults = {case.name: str(result) for case, result in pairs if isinstance(result, DataError)}
+    refuse_cases(source, faults, len(cases))
     return results
 
 
@@ -301,9 +362,8 @@ def write_ct_datalist(
         raise DataError(f"{folder}: no case is left for training. See what the source holds.")
 
     def entry(case: CtCase) -> dict[str, str]:
-        return {
-            k: Path(os.path.relpath(p, folder)).as_posix() for k, p in (("image", case.image), ("label", case.label))
-        }
+        files = {"image": case.image, "label": case.label}
+        return {"case": case.name} | {k: Path(os.path.relpath(p, folder)).as_posix() for k, p in files.items()}
 
     ordered = sorted(labels.items(), key=lambda label: label[1])
     content = {"synthetic": False, **facts, "labels": {"0": "background"} | {str(i): name for name, i in ordered}}

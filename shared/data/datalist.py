@@ -14,16 +14,22 @@ from ..utils import DataError
 from .inputs import case_name
 
 _FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
+DATALIST_REMEDY = "Check `dataset_dir` and `datalist`."
 
 
-def read_json_object(path: Path, expected: str) -> dict[str, Any]:
+def read_json_object(path: Path, expected: str, remedy: str) -> dict[str, Any]:
     """The content of a JSON file.
 
+    Args:
+        path: of the file.
+        expected: what it should be, for the message.
+        remedy: what to do where it is missing.
+
     Raises:
-        DataError: when it is missing, or anything but a JSON object; `expected` says in the message what it should be.
+        DataError: when it is missing, or anything but a JSON object.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Expected {expected}. Check `dataset_dir` and `datalist`.")
+        raise DataError(f"{path}: no such file. Expected {expected}. {remedy}")
     try:
         content = json.loads(path.read_text())
     except ValueError as e:
@@ -72,13 +78,28 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int]) -> None:
         )
 
 
-def _case_names(path: Path, images: list[str]) -> list[str]:
-    """The file's name without extension; where files share it, with the folders in front."""
+def _check_own_names(path: Path, content: Mapping[str, Any]) -> None:
+    """The `case` that entries may have can be a file's name, and stands for one image in all lists."""
+    images: dict[str, Any] = {}
+    lists = [part for part in content.values() if isinstance(part, list)]
+    for entry in (e for part in lists for e in part if isinstance(e, dict) and "case" in e):
+        name, image = entry["case"], entry.get("image")
+        if not isinstance(name, str) or not name.strip(". ") or "/" in name:
+            raise DataError(f"{path}: 'case' is {json.dumps(name)}. Expected what can be a file's name, as \"s0011\".")
+        if images.setdefault(name, image) != image:
+            raise DataError(
+                f"{path}: {images[name]} and {image} are both the case {name}. Give each a name of its own."
+            )
 
-    names = [case_name(i) for i in images]
+
+def _case_names(path: Path, entries: list[dict[str, Any]]) -> list[str]:
+    """The entry's own `case`, or the image file's name without extension; where files share it, with the folders."""
+    images = [entry["image"] for entry in entries]
+    names = [entry.get("case", case_name(i)) for entry, i in zip(entries, images, strict=True)]
     if len(set(names)) < len(names):
         folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
-        names = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
+        longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
+        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         listed = [i for i, n in zip(images, names, strict=True) if n == name]
@@ -122,15 +143,16 @@ def load_datalist(
             case, blank, hyphen or underscore make no difference).
 
     Returns:
-        Dicts with what the entry holds; `image` and `label` are full paths; `case` is a name that no other case of
-        the list has, made from the image's file name.
+        Dicts with what the entry holds; `image` and `label` are full paths; `case` is a name that no other of them
+        has: the entry's own, or made from the image's file name.
 
     Raises:
         DataError: the file is missing or not JSON, the split is missing or empty, an entry names no image or label,
-            a listed file does not exist, a case is listed twice, the labels differ, or the fold is impossible.
+            a listed file does not exist, a case is listed twice, two have one name or a name that cannot be a
+            file's, the labels differ, or the fold is impossible.
     """
     path = Path(path)
-    content = read_json_object(path, _FORMAT)
+    content = read_json_object(path, _FORMAT, DATALIST_REMEDY)
     if labels is not None:
         _check_labels(path, content.get("labels"), labels)
     if (fold is None) != (folds is None):
@@ -142,8 +164,10 @@ def load_datalist(
     for source in sources:
         _check_entries(path, source, content.get(source))
         cases += load_decathlon_datalist(path, data_list_key=source)
-    images = [entry["image"] for source in sources for entry in content[source]]
-    for case, name in zip(cases, _case_names(path, images), strict=True):
+    _check_own_names(path, content)
+    # As they stand in the file: MONAI takes a name for a path where there is a file or folder of that name.
+    entries = [entry for source in sources for entry in content[source]]
+    for case, name in zip(cases, _case_names(path, entries), strict=True):
         case["case"] = name
     missing = check_missing_files(cases, keys=("image", "label"))
     if missing:
@@ -166,7 +190,7 @@ def dataset_info(
     Raises:
         DataError: when the file is missing or not JSON.
     """
-    content = read_json_object(Path(path), _FORMAT)
+    content = read_json_object(Path(path), _FORMAT, DATALIST_REMEDY)
     part = {"split": split, "fold": fold, "folds": folds}
     return {
         "name": str(content.get("name") or Path(path).resolve().parent.name),

@@ -142,7 +142,7 @@ def read_midog(
             the annotations contradict what is known of the data set.
     """
     path = Path(annotations)
-    content = read_json_object(path, _FORMAT)
+    content = read_json_object(path, _FORMAT, "Check --annotations.")
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list) or (key != "annotations" and not content[key]):
             raise DataError(f"{path}: has no list '{key}'. Expected {_FORMAT}. Check --annotations.")
@@ -437,7 +437,7 @@ def claim_folder(
     if strange:
         raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {remedy}")
     if mark.is_file():
-        before = read_json_object(mark, "the settings of an earlier run")
+        before = read_json_object(mark, "the settings of an earlier run", remedy)
         differ = [f"{k} {before.get(k)}" for k, v in settings.items() if before.get(k) != v]
         if differ:
             raise DataError(f"{folder}: holds crops made with other settings: {', '.join(differ)}. {remedy}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..utils import DataError
-from .ct_cases import CtCase, split_cases
+from .ct_cases import CtCase, match_cases, split_cases
 from .datalist import read_json_object
 from .patches import first_few
 
@@ -17,8 +17,14 @@ _FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "s
 _ENDINGS = (".nii.gz", ".nii")
 
 
-def read_nnunet(data_dir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, int], list[CtCase], list[CtCase]]:
+def read_nnunet(
+    data_dir: str | os.PathLike, exclude: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, int], list[CtCase], list[CtCase]]:
     """A raw data set: `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or `NAME.nii.gz`) and `labelsTr/NAME.nii.gz`.
+
+    Args:
+        data_dir: the folder of the data set.
+        exclude: names of cases to be left out.
 
     Returns:
         what a datalist says of the data set (`name` and `modality`), its labels as name → id without the background,
@@ -26,11 +32,12 @@ def read_nnunet(data_dir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
 
     Raises:
         DataError: `dataset.json` cannot be used, the images have several channels or are no NIfTI, there are regions
-            of several labels or a label to be ignored, or an image is missing.
+            of several labels or a label to be ignored, an image or a label map is missing, there are more or fewer
+            cases than `numTraining`, one name is in `labelsTr` and `labelsTs`, or a case to be left out is not there.
     """
     folder = Path(data_dir)
     path = folder / "dataset.json"
-    content = read_json_object(path, _FORMAT)
+    content = read_json_object(path, _FORMAT, "Check --data_dir: the folder of one data set, as Dataset017_BTCV.")
     channels = content.get("channel_names", content.get("modality", {"0": "CT"}))  # version 2, version 1
     if not isinstance(channels, Mapping) or len(channels) != 1:
         raise DataError(f"{path}: the channels are {json.dumps(channels)}. Only images of one channel can be used.")
@@ -39,12 +46,35 @@ def read_nnunet(data_dir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
         raise DataError(
             f"{path}: file_ending is {ending!r}. Only NIfTI can be used: {', '.join(_ENDINGS)}. Convert it."
         )
-    cases = _listed(folder, content["dataset"]) if "dataset" in content else _find(folder, "Tr", ending)
-    if not cases:
-        raise DataError(f"{folder / 'labelsTr'}: holds no {ending} file. Expected the label maps of the data set.")
     facts = {"name": str(content.get("name") or folder.resolve().name)}
     facts["modality"] = {"0": str(*channels.values())}
-    return facts, _labels(path, content.get("labels")), cases, _find(folder, "Ts", ending)
+    return facts, _labels(path, content.get("labels")), *_cases(path, content, ending, exclude)
+
+
+def _cases(
+    path: Path, content: Mapping[str, Any], ending: str, exclude: Collection[str]
+) -> tuple[list[CtCase], list[CtCase]]:
+    """The cases for training, and the labelled ones for testing."""
+    folder, listed = path.parent, content.get("dataset")
+    images, labels = _listed(folder, listed) if isinstance(listed, Mapping) else _find(folder, "Tr", ending)
+    if not labels:
+        raise DataError(f"{folder / 'labelsTr'}: holds no {ending} file. Expected the label maps of the data set.")
+    count = len(images.keys() | labels.keys())
+    test_images, test_labels = _find(folder, "Ts", ending)
+    twice = sorted(labels.keys() & test_labels.keys())
+    if twice:
+        raise DataError(
+            f"{folder}: {first_few(twice)} are in labelsTr and in labelsTs. Expected names of one case each."
+        )
+    images |= {name: image for name, image in test_images.items() if name in test_labels}  # the others are no cases
+    names = match_cases(folder, images, labels | test_labels, exclude)
+    if content.get("numTraining", count) != count:
+        raise DataError(
+            f"{path}: numTraining is {json.dumps(content['numTraining'])}, and {count} cases are there. Unpack the "
+            "data set again, or correct the number."
+        )
+    train, test = ([CtCase(n, images[n], own[n]) for n in names if n in own] for own in (labels, test_labels))
+    return train, test
 
 
 def _labels(path: Path, found: object) -> dict[str, int]:
@@ -65,34 +95,29 @@ def _labels(path: Path, found: object) -> dict[str, int]:
     return labels
 
 
-def _listed(folder: Path, dataset: object) -> list[CtCase]:
-    """The cases where `dataset.json` of version 2 lists the files itself, relative to the folder."""
-    cases = []
-    for name, files in dict(dataset).items() if isinstance(dataset, Mapping) else ():
+def _listed(folder: Path, dataset: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """As `_find`, where `dataset.json` of version 2 lists the files itself, relative to the folder."""
+    found: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    for name, files in dataset.items():
         images = files.get("images") if isinstance(files, Mapping) else None
         if not isinstance(images, list) or len(images) != 1 or not isinstance(files.get("label"), str):
             raise DataError(
                 f"{folder / 'dataset.json'}: the case {name} is {json.dumps(files)}. Expected "
                 '{"images": ["a path"], "label": "a path"}, with one channel.'
             )
-        cases.append(CtCase(name, folder / images[0], folder / files["label"]))
-    return cases
+        found[0][name], found[1][name] = folder / images[0], folder / files["label"]
+    return found
 
 
-def _find(folder: Path, part: str, ending: str) -> list[CtCase]:
-    images = folder / f"images{part}"
-    cases = []
-    for label in sorted((folder / f"labels{part}").glob(f"[!.]*{ending}")):
-        name = label.name.removesuffix(ending)
-        second = images / f"{name}_0001{ending}"
-        if second.is_file():
-            raise DataError(f"{second}: is a second channel. Only images of one channel can be used.")
-        candidates = [images / f"{name}_0000{ending}", images / f"{name}{ending}"]
-        found = [image for image in candidates if image.is_file()]
-        if not found:
-            raise DataError(f"{candidates[0]}: is missing, and {label} belongs to it. Add it, or remove the label map.")
-        cases.append(CtCase(name, found[0], label))
-    return cases
+def _find(folder: Path, part: str, ending: str) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and label maps, each by the name of the case."""
+    found = [sorted((folder / f"{kind}{part}").glob(f"[!.]*{ending}")) for kind in ("images", "labels")]
+    stems, labels = ({path.name.removesuffix(ending): path for path in paths} for paths in found)
+    for stem, path in stems.items():
+        if stem.endswith("_0001") and stem.removesuffix("_0001") in labels:
+            raise DataError(f"{path}: is a second channel. Only images of one channel can be used.")
+    # The Decathlon has no channels, and its names may end as one.
+    return {s if s in labels else s.removesuffix("_0000"): path for s, path in stems.items()}, labels
 
 
 def split_nnunet(
@@ -101,6 +126,7 @@ def split_nnunet(
     splits: str | os.PathLike | None = None,
     fold: int = 0,
     seed: int = 0,
+    exclude: Collection[str] = (),
 ) -> tuple[dict[str, list[CtCase]], str]:
     """Deal out the cases of `read_nnunet`.
 
@@ -114,6 +140,7 @@ def split_nnunet(
         splits: `splits_final.json`, a list of folds `{"train": [...], "val": [...]}`.
         fold: which of them.
         seed: of the choice.
+        exclude: names of cases that folds may have and `cases` lacks.
 
     Returns:
         the splits, and in words where they come from.
@@ -125,7 +152,7 @@ def split_nnunet(
     if splits is None:
         found = split_cases(cases, seed, test_share=share)
         return found | ({"test": list(test)} if test else {}), f"seed {seed}" + (" and labelsTs" if test else "")
-    train, val = _read_fold(Path(splits), fold, {case.name: case for case in cases})
+    train, val = _read_fold(Path(splits), fold, {case.name: case for case in cases}, exclude)
     origin = f"fold {fold} of {Path(splits).name}"
     if test:
         return {"training": train, "validation": val, "test": list(test)}, f"{origin} and labelsTs"
@@ -133,12 +160,16 @@ def split_nnunet(
     return found | {"test": val}, f"{origin} (its val is test); validation is a fifth of its train, seed {seed}"
 
 
-def _read_fold(path: Path, fold: int, cases: Mapping[str, CtCase]) -> tuple[list[CtCase], list[CtCase]]:
+def _read_fold(
+    path: Path, fold: int, cases: Mapping[str, CtCase], exclude: Collection[str]
+) -> tuple[list[CtCase], list[CtCase]]:
     try:
         folds = json.loads(path.read_text())
         if fold < 0:
             raise IndexError("below 0")
-        train, val = ([str(name) for name in folds[fold][part]] for part in ("train", "val"))
+        train, val = (
+            [str(name) for name in folds[fold][part] if str(name) not in exclude] for part in ("train", "val")
+        )
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(
             f"{path}: has no fold {fold} ({type(e).__name__}: {e}). Expected a list of "

@@ -13,7 +13,7 @@ from typing import Any
 from monai.data import check_missing_files
 
 from ..utils import DataError
-from .datalist import read_json_object
+from .datalist import DATALIST_REMEDY, read_json_object
 from .patches import scanner_name
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def load_patches(
             all patches are of one class, `whole_unseen` without `seen_domains`.
     """
     path = Path(path)
-    content = read_json_object(path, _FORMAT)
+    content = read_json_object(path, _FORMAT, DATALIST_REMEDY)
     entries = _entries(path, content, split)
     if whole_unseen:
         if seen_domains is None:
@@ -105,7 +105,7 @@ def patch_labels(path: str | os.PathLike) -> dict[str, int]:
     Raises:
         DataError: when the datalist is missing, not JSON, or does not name these two.
     """
-    found = read_json_object(Path(path), _FORMAT).get("labels")
+    found = read_json_object(Path(path), _FORMAT, DATALIST_REMEDY).get("labels")
     named = isinstance(found, dict) and set(found) == {"0", "1"} and all(isinstance(n, str) for n in found.values())
     if not named or found["0"] == found["1"]:
         raise DataError(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +26,14 @@ from .ct_cases import (
     check_ct_case,
     check_same_grid,
     map_cases,
+    match_cases,
     open_nifti,
     read_voxels,
     split_cases,
 )
 from .patches import first_few
+
+logger = logging.getLogger(__name__)
 
 TOTALSEGMENTATOR_ORGANS = {
     "spleen": "spleen",
@@ -50,24 +54,32 @@ TOTALSEGMENTATOR_ORGANS = {
 
 # From the largest organ to the smallest, those of the same share by number: what comes later lies on top.
 _PAINTED = sorted(TOTALSEGMENTATOR_ORGANS.items(), key=lambda m: (-PAPER_VOXEL_SHARES[m[1]], BTCV_LABELS[m[1]]))
+_KINDS = ("ct.nii.gz", "segmentations")
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def find_totalsegmentator(data_dir: str | os.PathLike, output_dir: str | os.PathLike) -> list[CtCase]:
+def find_totalsegmentator(
+    data_dir: str | os.PathLike, output_dir: str | os.PathLike, exclude: Collection[str] = ()
+) -> list[CtCase]:
     """The cases of a download, with the label maps that `merge_totalsegmentator` is to write.
 
+    Args:
+        data_dir: with a folder for each case.
+        output_dir: for the label maps.
+        exclude: names of cases to be left out.
+
     Raises:
-        DataError: when the folder holds no case.
+        DataError: when the folder holds no case, a case has no CT or no masks, or one to be left out is not there.
     """
     folder = Path(data_dir)
-    images = sorted(folder.glob("*/ct.nii.gz"))
-    if not images:
+    images, masks = ({p.parent.name: p for p in folder.glob(f"*/{kind}")} for kind in _KINDS)
+    if not images and not masks:
         raise DataError(
             f"{folder}: holds no case. Expected a folder for each with ct.nii.gz and segmentations, as in "
             "s0011/ct.nii.gz: the folder that the archive of the CT data set unpacks to."
         )
-    names = [image.parent.name for image in images]
-    return [CtCase(n, i, Path(output_dir) / "labels" / f"{n}.nii.gz") for n, i in zip(names, images, strict=True)]
+    names = match_cases(folder, images, masks, exclude, _KINDS)
+    return [CtCase(name, images[name], Path(output_dir) / "labels" / f"{name}.nii.gz") for name in names]
 
 
 def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
@@ -98,17 +110,29 @@ def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
     return labels, int(np.count_nonzero(contested))
 
 
-def merge_totalsegmentator(data_dir: str | os.PathLike, cases: Sequence[CtCase], num_workers: int = 4) -> list[CtCase]:
+def merge_totalsegmentator(
+    data_dir: str | os.PathLike, cases: Sequence[CtCase], num_workers: int = 4, overwrite: bool = False
+) -> list[CtCase]:
     """Write the label map of each case, with its CT's affine and header, and read it back.
 
     A label map that was made of the very same files is not made again.
+
+    Args:
+        data_dir: it begins the messages.
+        cases: as `find_totalsegmentator` gives them.
+        num_workers: cases worked on at a time.
+        overwrite: replace label maps that were made of other files.
 
     Returns:
         the cases with `voxels` and `overlap`.
 
     Raises:
-        DataError: with the first five faults, after all other cases are done.
+        DataError: before any is written, when a label map is there that was made of other files and `overwrite` is
+            false; after all other cases are done, with the faults.
     """
+    earlier = [] if overwrite else [case for case in cases if case.label.is_file()]
+    if earlier:
+        _check_sources(data_dir, earlier, num_workers)
     return map_cases(data_dir, _merge_case, cases, num_workers, "label maps")
 
 
@@ -125,6 +149,26 @@ def _merge_case(case: CtCase) -> CtCase:
         with atomic_path(case.label) as temporary:
             nib.save(nib.Nifti1Image(labels, ct.affine, header), temporary)
     return replace(check_ct_case(case, BTCV_LABELS), overlap=overlap)
+
+
+def _check_sources(data_dir: str | os.PathLike, cases: Sequence[CtCase], num_workers: int) -> None:
+    """See that the label maps that are there were made of these files, before any of them is replaced."""
+    foreign = map_cases(data_dir, _is_foreign, cases, num_workers, "earlier label maps")
+    names = [case.label.name for case, is_foreign in zip(cases, foreign, strict=True) if is_foreign]
+    if names:
+        raise DataError(
+            f"{cases[0].label.parent}: {len(names)} label maps were made of other files than {data_dir} now holds: "
+            f"{first_few(names)}. Choose another --output_dir, or replace them with --overwrite."
+        )
+
+
+def _is_foreign(case: CtCase) -> bool:
+    """Whether the label map that is there would be made anew."""
+    try:
+        source = _fingerprint(case.image)
+    except DataError:  # nothing will be made of these files
+        return False
+    return _known_overlap(case.label, source) is None
 
 
 def _mask_paths(image: str | os.PathLike) -> list[Path]:
@@ -146,9 +190,10 @@ def _fingerprint(image: Path) -> str:
 
 def _known_overlap(label: Path, source: str) -> int | None:
     """The overlap that the header of a finished label map tells, or None where it is to be made."""
-    if not label.is_file():
+    try:
+        words = open_nifti(label).header["descrip"].item().decode(errors="replace").split()
+    except DataError:  # missing or damaged
         return None
-    words = open_nifti(label).header["descrip"].item().decode(errors="replace").split()
     return int(words[1]) if words[:1] == ["overlap"] and words[2:] == ["source", source] else None
 
 
@@ -157,8 +202,9 @@ def split_totalsegmentator(
 ) -> tuple[dict[str, list[CtCase]], str]:
     """Deal out cases as the column `split` of `meta.csv` says.
 
-    Where that lists no case for validation, a fifth of its training cases is, chosen with the seed; without the file
-    or the column, a fifth of all cases is for testing and a fifth for validation.
+    Where that leaves no case for validation, a fifth of its training cases is, chosen with the seed; without the file
+    or the column, a fifth of all cases is for testing and a fifth for validation. Cases of the file that have no
+    folder, and a split that no case is left of, are warned of.
 
     Returns:
         the splits, and in words where they come from.
@@ -167,11 +213,22 @@ def split_totalsegmentator(
         DataError: `meta.csv` cannot be read, lacks one of the cases, or calls a split something else; or there are too
             few cases.
     """
-    known = _read_meta(Path(data_dir) / "meta.csv", cases)
+    path = Path(data_dir) / "meta.csv"
+    known = _read_meta(path, cases)
     if known is None:
         return split_cases(cases, seed), f"seed {seed}: a fifth for testing, a fifth for validation"
+    gone = sum(not (path.parent / name).is_dir() for name in known)
+    if gone:
+        logger.warning("%s: %d of its %d cases have no folder here: a part of the data set?", path, gone, len(known))
     ordered = sorted(cases, key=lambda case: case.name)
-    splits = {split: [c for c in ordered if known[c.name] == split] for split in _SPLITS.values()}
+    splits = {split: [c for c in ordered if known[c.name] == part] for part, split in _SPLITS.items()}
+    for part, remedy in (
+        ("val", "A fifth of its training cases is for validation."),
+        ("test", "There is no test split."),
+    ):
+        if not splits[_SPLITS[part]]:
+            count = sum(found == part for found in known.values())
+            logger.warning("%s: none of its %d cases of the split %s is used. %s", path, count, part, remedy)
     if splits["validation"]:
         return splits, "meta.csv"
     splits |= {k: v for k, v in split_cases(splits["training"], seed, test_share=0).items() if k != "test"}
@@ -179,7 +236,7 @@ def split_totalsegmentator(
 
 
 def _read_meta(path: Path, cases: Sequence[CtCase]) -> dict[str, str] | None:
-    """Name → split, or None where nothing is said."""
+    """Name → split as the file has it, or None where nothing is said."""
     if not path.is_file():
         return None
     try:
@@ -196,4 +253,4 @@ def _read_meta(path: Path, cases: Sequence[CtCase]) -> dict[str, str] | None:
     strange = sorted({found[case.name] for case in cases} - _SPLITS.keys(), key=str)
     if strange:
         raise DataError(f"{path}: the split of a case is {strange[0]!r}. Expected one of {', '.join(_SPLITS)}.")
-    return {case.name: _SPLITS[found[case.name]] for case in cases}
+    return found

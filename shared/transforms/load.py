@@ -14,13 +14,12 @@ from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 
+from ..data.geometry import check_geometry, check_grid, check_nifti_header
 from ..data.inputs import case_name
 from ..utils import DataError
 
 # Largest difference between two affines, in mm, that is taken for rounding.
 _AFFINE_TOLERANCE = 1e-3
-# Largest cosine between two axes of a grid that are taken for perpendicular.
-_SHEAR_TOLERANCE = 1e-3
 # Largest deviation of the distance between two DICOM slices from the mean one, as a share of it.
 _GAP_TOLERANCE = 0.25
 # Largest distance between a slice's place in the volume and the one in its DICOM header, in pixels.
@@ -131,7 +130,7 @@ class LoadVolumed(LoadImaged):
                 files = _files_of_one_series(path)
                 reader = reader or _SeriesReader(last_slice=files[-1])
             elif path.name.lower().endswith((".nii", ".nii.gz")):
-                _check_nifti_header(path)
+                check_nifti_header(path)
                 reader = reader or _NiftiReader(squeeze_non_spatial_dims=True)
             else:
                 _check_itk_header(path)
@@ -171,17 +170,6 @@ def _files_of_one_series(folder: Path) -> list[str]:
     return next(iter(series.values()))
 
 
-def _check_nifti_header(path: Path) -> None:
-    """The header as it stands in the file: nibabel repairs a spacing ≤ 0 without saying where."""
-    header_class = type(nib.load(path).header)
-    with nib.openers.ImageOpener(path) as file:
-        header = header_class.from_fileobj(file, check=False)
-    rank = int(header["dim"][0])
-    kind = header.get_data_dtype()
-    channels = len(kind.names) if kind.names else 1
-    _check_geometry(path, header["dim"][1 : rank + 1].tolist(), header["pixdim"][1 : min(rank, 3) + 1], channels)
-
-
 def _check_itk_header(path: Path) -> None:
     """The header as it stands in the file: ITK turns a negative spacing into a flip."""
     io = itk.ImageIOFactory.CreateImageIO(os.fspath(path), itk.CommonEnums.IOFileMode_ReadMode)
@@ -194,41 +182,11 @@ def _check_itk_header(path: Path) -> None:
     io.ReadImageInformation()
     axes = range(io.GetNumberOfDimensions())
     spacing = [io.GetSpacing(i) for i in axes][:3]
-    _check_geometry(path, [io.GetDimensions(i) for i in axes], spacing, io.GetNumberOfComponents())
-
-
-def _check_geometry(path: Path, shape: Sequence[int], spacing: Sequence[float], channels: int) -> None:
-    size = " × ".join(str(n) for n in shape)
-    if channels != 1:
-        raise DataError(
-            f"{path}: a colour or multi-channel picture ({size}, {channels} values a voxel), expected a CT volume with "
-            "one value a voxel."
-        )
-    if len(shape) < 3:
-        raise DataError(f"{path}: a {len(shape)}D picture ({size}), expected a 3D volume.")
-    if 0 in shape:
-        raise DataError(f"{path}: an axis is empty ({size} voxels), expected a 3D volume. Export it again.")
-    if any(n != 1 for n in shape[3:]):
-        raise DataError(
-            f"{path}: a {len(shape)}D volume ({size}), expected 3D. Split it, and give one time point or channel."
-        )
-    if not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise DataError(
-            f"{path}: the spacing in its header is {' × '.join(f'{s:g}' for s in spacing)} mm, expected three positive "
-            "numbers. Correct the header, or convert the original again."
-        )
+    check_geometry(path, [io.GetDimensions(i) for i in axes], spacing, io.GetNumberOfComponents())
 
 
 def _check_volume(volume: MetaTensor, path: Path) -> None:
-    matrix = volume.affine.numpy()[:3, :3]
-    spacing = np.linalg.norm(matrix, axis=0)
-    _check_geometry(path, volume.shape[1:], spacing, volume.shape[0])
-    axes = matrix / spacing
-    if np.abs(np.triu(axes.T @ axes, 1)).max() > _SHEAR_TOLERANCE:
-        raise DataError(
-            f"{path}: the axes of its grid are not perpendicular (a tilted gantry?), expected a box-shaped grid. "
-            f"Resample it onto one. Affine:\n{volume.affine.numpy()}"
-        )
+    check_grid(path, volume.shape[1:], volume.affine.numpy(), volume.shape[0])
     if not volume.isfinite().all():
         bad = int((~volume.isfinite()).sum())
         raise DataError(

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import fire
 import nibabel as nib
 import numpy as np
 import pytest
@@ -132,12 +134,12 @@ def test_incomplete_and_strange_folders(tmp_path: Path) -> None:
     write_tree(tmp_path, *TRAINING)
     images, labels = (tmp_path / folder for folder in TRAINING)
     (labels / "label0023.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"label: lacks the file that belongs to img0023.nii.gz"):
+    with pytest.raises(DataError, match=r"add them to --exclude: 0023\n  .*img0023.nii.gz: has no label map"):
         find_btcv(tmp_path)
     (images / "img0023.nii.gz").unlink()
     assert len(find_btcv(tmp_path)) == 29
     (images / "img0022.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"img: lacks the file that belongs to label0022.nii.gz"):
+    with pytest.raises(DataError, match=r"--exclude: 0022\n  .*label0022.nii.gz: has no image"):
         find_btcv(tmp_path)
     (labels / "copy0021.nii.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"2 files have the number 0021"):
@@ -145,6 +147,49 @@ def test_incomplete_and_strange_folders(tmp_path: Path) -> None:
     (labels / "copy0021.nii.gz").rename(labels / "copy.nii.gz")
     with pytest.raises(DataError, match=r"copy.nii.gz has no number"):
         find_btcv(tmp_path)
+
+
+def test_half_an_unpacked_folder_beside_the_archive_is_not_taken(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(tmp_path)
+    shutil.copytree(tmp_path / "tree/RawData", tmp_path / "RawData")
+    script.main(str(tmp_path), str(tmp_path.parent / "whole"), workers=2)
+    assert not (tmp_path.parent / "whole/RawData").exists()
+    assert "is not all of" not in capsys.readouterr().out
+    for folder in TRAINING:
+        for path in sorted((tmp_path / folder).iterdir())[10:]:
+            path.unlink()
+    script.main(str(tmp_path), str(tmp_path.parent / "half"), workers=2)
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'RawData'} is not all of {tmp_path / 'RawData.zip'}, which is unpacked into" in printed
+    assert "30 cases: " in printed
+
+
+def test_a_bad_case_can_be_left_out(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_tree(tmp_path / "data", *TRAINING), tmp_path / "out"
+    (data / TRAINING[1] / "label0021.nii.gz").write_bytes(b"")
+    (data / TRAINING[0] / "img0023.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"--exclude: 0023\n"):
+        script.main(str(data), str(out))
+    with pytest.raises(
+        DataError, match=r"1 of 29 cases cannot be used.*--exclude: 0021\n.*label0021.nii.gz: cannot be read"
+    ):
+        script.main(str(data), str(out), exclude="0023")
+    arguments = ["--data_dir", str(data), "--output_dir", str(out), "--exclude", "0021,0023"]
+    fire.Fire(script.main, command=arguments)
+    assert "BTCV has 30 labelled cases: 28 are used, 2 were left out with --exclude." in capsys.readouterr().out
+    content = json.loads((out / "dataset.json").read_text())
+    assert content["excluded"] == ["0021", "0023"]
+    names = [entry["case"] for split in ("training", "validation", "test") for entry in content[split]]
+    assert sorted(names) == [f"{n:04d}" for n in NUMBERS if n not in (21, 23)]
+
+
+def test_folders_that_look_like_numbers(tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path / "2015", *TRAINING)
+    monkeypatch.chdir(tmp_path)
+    fire.Fire(script.main, command=["--data_dir", "2015", "--output_dir", "2016_01"])
+    assert (tmp_path / "2016_01/dataset.json").is_file()
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ from shared.data import (
     check_ct_cases,
     count_organs,
     load_datalist,
+    option_names,
     organ_table,
     resolve_folders,
     split_cases,
     worker_count,
     write_ct_datalist,
 )
+from shared.data.ct_cases import match_cases
+from shared.transforms import LoadVolumed
 from shared.utils import DataError
 
 LABELS = {"spleen": 1, "tumour": 2, "liver": 3}
@@ -89,7 +92,8 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         check_ct_cases("the source", cases, LABELS)
     assert "the source: 7 of 9 cases cannot be used." in str(error.value)
-    assert "(and 2 more)" in str(error.value)
+    assert str(error.value).count("holds the label 9") == 7  # not the first few alone
+    assert "add them to --exclude: c2,c3,c4,c5,c6,c7,c8\n" in str(error.value)
     assert [case.voxels for case in check_ct_cases("", cases[:2], LABELS)] == [{1: 64}, {1: 64}]
     cases[0].image.unlink()
     cases[1].label.write_bytes(cases[1].label.read_bytes()[:-30])
@@ -101,6 +105,60 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     assert "c1_label.nii.gz: cannot be read" in str(error.value)
     assert "c2_label.nii.gz: Nifti1Image of shape (4, 4, 4, 2)." in str(error.value)
     assert "c3_label.nii.gz: has (4, 4, 3) voxels, expected (4, 4, 4) as in its image" in str(error.value)
+
+
+def patched(path: Path, **header: object) -> None:
+    """A file of ones whose header is not what nibabel would write."""
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    for key, value in ({"sform_code": 1, "vox_offset": 352} | header).items():
+        image.header[key] = value
+    with nib.openers.ImageOpener(path, "wb") as file:
+        file.write(image.header.binaryblock + b"\0" * 4 + bytes([1]) * 64)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({f"srow_{axis}": [0, 0, 0, 0] for axis in "xyz"}, "the spacing in its header is 0 × 0 × 0 mm"),
+        ({"srow_y": [1, 0, 0, 0]}, r"the spacing in its header is 1.41421 × 0 × 1 mm"),
+        ({"srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0]}, "the axes of its grid are not perpendicular"),
+        ({"srow_x": [1, 0, 0.5, 0]}, "the axes of its grid are not perpendicular"),
+        ({"srow_x": [1, 0, np.nan, 0]}, "the spacing in its header is 1 × 1 × nan mm"),
+        ({"pixdim": [1, 1, 0, 1, 0, 0, 0, 0]}, "the spacing in its header is 1 × 0 × 1 mm"),
+    ],
+    ids=["zero", "singular", "parallel axes", "sheared", "NaN", "zero spacing"],
+)
+def test_a_grid_that_training_refuses_is_refused(tmp_path: Path, header: dict[str, object], message: str) -> None:
+    case = CtCase("a", tmp_path / "a.nii.gz", tmp_path / "a_label.nii.gz")
+    for path in (case.image, case.label):  # both alike: comparing them finds nothing
+        patched(path)
+    assert check_ct_case(case, LABELS).voxels == {1: 64}
+    for path in (case.image, case.label):
+        patched(path, **header)
+    with pytest.raises(DataError, match=message):
+        check_ct_case(case, LABELS)
+    with pytest.raises(DataError, match=message):
+        LoadVolumed("image")({"image": case.image})
+
+
+def test_a_coloured_label_map_is_refused(tmp_path: Path) -> None:
+    case = write_pair(tmp_path, "a", np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    with pytest.raises(DataError, match=r"a_label.nii.gz: a colour or multi-channel picture \(4 × 4 × 4, 3 values"):
+        check_ct_case(case, LABELS)
+
+
+def test_pairs_and_what_is_left_out() -> None:
+    images, labels = {"a": "i/a", "b": "i/b", "c": "i/c"}, {"b": "l/b", "c": "l/c", "d": "l/d"}
+    with pytest.raises(DataError) as error:
+        match_cases("the source", images, labels)
+    assert "the source: 2 of 4 cases cannot be used." in str(error.value)
+    assert str(error.value).endswith(
+        "--exclude: a,d\n  i/a: has no label map. Unpack it again.\n  l/d: has no image. Unpack it again."
+    )
+    assert match_cases("", images, labels, option_names("d, a,")) == ["b", "c"]
+    assert option_names("") == []
+    with pytest.raises(DataError, match=r"the source: has no case e\. Its 4 cases are called as a, b, c, .*--exclude"):
+        match_cases("the source", images, labels, ["a", "d", "e"])
 
 
 def test_split_depends_on_names_and_seed_alone() -> None:
@@ -153,9 +211,9 @@ def test_datalist_and_tables(tmp_path: Path) -> None:
         "modality": {"0": "CT"},
         "labels": {"0": "background", "1": "spleen", "2": "tumour", "3": "liver"},
         "training": [
-            {"image": f"../data/c{k}.nii.gz", "label": f"../data/c{k}_label.nii.gz"} for k in (0, 1)
+            {"case": f"c{k}", "image": f"../data/c{k}.nii.gz", "label": f"../data/c{k}_label.nii.gz"} for k in (0, 1)
         ],
-        "validation": [{"image": "../data/c2.nii.gz", "label": "../data/c2_label.nii.gz"}],
+        "validation": [{"case": "c2", "image": "../data/c2.nii.gz", "label": "../data/c2_label.nii.gz"}],
     }  # fmt: skip
     assert len(load_datalist(tmp_path / "out/dataset.json", "training", labels=LABELS)) == 2
     table = list(csv.DictReader((tmp_path / "out/cases.csv").read_text().splitlines()))

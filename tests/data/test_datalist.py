@@ -54,6 +54,25 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
     assert names(load_datalist(path, "test")) == ["s1_ct", "s2_ct"]
 
 
+def test_the_own_name_of_a_case_comes_first(tmp_path: Path) -> None:
+    for s in ("s1", "s2"):
+        (tmp_path / s).mkdir()  # which MONAI would make the name a path of
+        (tmp_path / s / "ct.nii.gz").touch()
+    test = [{"case": s, "image": f"{s}/ct.nii.gz", "label": f"{s}/ct.nii.gz"} for s in ("s1", "s2")]
+    path = write(tmp_path, test=[*test, entry("case9")], excluded=["s3"])
+    assert names(load_datalist(path, "test")) == ["s1", "s2", "case9"]
+    # validation and test may be the same cases, and one name is not for two images
+    path = write(tmp_path, test=test, validation=test)
+    assert names(load_datalist(path, "validation")) == ["s1", "s2"]
+    for changes in (
+        {"validation": [{**entry("case8"), "case": "s2"}]},
+        {"test": [*test, {**entry("case8"), "case": "s2"}]},
+    ):
+        with pytest.raises(DataError, match=r"s2/ct.nii.gz .*case8.nii.gz|case8.nii.gz .*s2/ct.nii.gz") as error:
+            load_datalist(write(tmp_path, **{"test": test} | changes), "test")
+        assert "are both the case s2. Give each a name of its own" in str(error.value)
+
+
 def test_folds_share_out_the_pool_and_leave_the_test_split(tmp_path: Path) -> None:
     path = write(tmp_path)
     pool = {f"case{i}" for i in range(9)}
@@ -90,6 +109,10 @@ def test_info(tmp_path: Path) -> None:
         ({"test": ["imagesTr/case9.nii.gz"]}, "entry 0 of 'test' is .* names no file under 'image'"),
         ({"test": [{"image": "imagesTr/case9.nii.gz"}]}, "names no file under 'label'"),
         ({"test": [entry("case9"), entry("case10"), entry("case9")]}, "2 entries are the case .*case9"),
+        ({"test": [{**entry("case9"), "case": "a"}, {**entry("case9"), "case": "a"}]}, "2 entries are the case a"),
+        ({"test": [{**entry("case9"), "case": "a/b"}]}, "'case' is \"a/b\". Expected what can be a file's name"),
+        ({"test": [{**entry("case9"), "case": ".."}]}, "'case' is \"..\"."),
+        ({"test": [{**entry("case9"), "case": 9}]}, "'case' is 9."),
         ({"test": [entry(f"gone{i}") for i in range(4)]}, r"8 of the 8 files listed in test do not .*gone2\S*, \.\.\."),
         (
             {"labels": {"0": "background", "1": "liver", "2": "right kidney"}},
@@ -114,7 +137,12 @@ def test_at_most_five_missing_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "no such file"), ("{", "not readable as JSON"), ("[1]", "holds a JSON list")]
+    ("content", "message"),
+    [
+        (None, "no such file.* Check `dataset_dir` and `datalist`"),
+        ("{", "not readable as JSON"),
+        ("[1]", "holds a JSON list"),
+    ],
 )
 def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "dataset.json"

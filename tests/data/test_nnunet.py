@@ -18,7 +18,7 @@ from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_nnunet.py"
-VERSION_2 = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 1, "liver": 2}, "numTraining": 10}
+VERSION_2 = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 1, "liver": 2}}
 VERSION_2 |= {"file_ending": ".nii.gz"}
 VERSION_1 = {"name": "Abdomen", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "spleen", "2": "liver"}}
 NAMES = tuple(f"case_{k:03d}" for k in range(10))
@@ -157,7 +157,9 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, change: dict[str, Any], 
 
 
 def test_missing_and_further_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset.json: no such file"):
+    with pytest.raises(
+        DataError, match=r"dataset.json: no such file\. .* Check --data_dir: the folder of one data set"
+    ):
         read_nnunet(tmp_path)
     folder = write_tree(tmp_path, VERSION_2, NAMES[:3])
     (folder / "imagesTr/case_001_0001.nii.gz").write_bytes(b"")
@@ -165,12 +167,63 @@ def test_missing_and_further_files(tmp_path: Path) -> None:
         read_nnunet(folder)
     (folder / "imagesTr/case_001_0001.nii.gz").unlink()
     (folder / "imagesTr/case_002_0000.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"case_002_0000.nii.gz: is missing, and .*case_002.nii.gz belongs to it"):
+    (folder / "labelsTr/case_000.nii.gz").unlink()
+    with pytest.raises(DataError) as error:
         read_nnunet(folder)
+    assert "2 of 3 cases cannot be used." in str(error.value)
+    assert "--exclude: case_000,case_002\n" in str(error.value)
+    assert f"{folder / 'imagesTr/case_000_0000.nii.gz'}: has no label map" in str(error.value)
+    assert f"{folder / 'labelsTr/case_002.nii.gz'}: has no image" in str(error.value)
+    assert [case.name for case in read_nnunet(folder, ["case_000", "case_002"])[2]] == ["case_001"]
+    with pytest.raises(
+        DataError, match=r"has no case case_003\. Its 3 cases are called as case_000, case_001, case_002"
+    ):
+        read_nnunet(folder, ["case_003"])
     for path in (folder / "labelsTr").iterdir():
         path.unlink()
     with pytest.raises(DataError, match=r"labelsTr: holds no .nii.gz file"):
         read_nnunet(folder)
+
+
+def test_number_of_cases(tmp_path: Path) -> None:
+    folder = write_tree(tmp_path, {**VERSION_2, "numTraining": 4}, NAMES[:4])
+    assert len(read_nnunet(folder)[2]) == 4
+    assert len(read_nnunet(folder, NAMES[:1])[2]) == 3
+    for kind in ("images", "labels"):
+        next((folder / f"{kind}Tr").glob("case_003*")).unlink()
+    with pytest.raises(DataError, match=r"dataset.json: numTraining is 4, and 3 cases are there. Unpack the data set"):
+        read_nnunet(folder)
+
+
+def test_a_name_of_one_case_in_both_parts_is_refused(tmp_path: Path) -> None:
+    folder = write_tree(tmp_path, VERSION_2, NAMES[:4])
+    write_case(folder, "case_002", part="Ts")
+    with pytest.raises(DataError, match=r"case_002 are in labelsTr and in labelsTs"):
+        read_nnunet(folder)
+
+
+def test_images_for_testing_need_no_labels_and_names_may_end_as_a_channel(tmp_path: Path) -> None:
+    folder = write_tree(tmp_path, {**VERSION_1, "dataset": "BTCV"}, ["a_0000", "a_0001", "b"], channel="")
+    write_case(folder, "c", part="Ts")
+    write_case(folder, "d", part="Ts")
+    (folder / "labelsTs/c.nii.gz").unlink()
+    _, _, cases, test = read_nnunet(folder)
+    assert [(case.name, case.image.name) for case in cases] == [(n, f"{n}.nii.gz") for n in ("a_0000", "a_0001", "b")]
+    assert [case.name for case in test] == ["d"]
+
+
+def test_a_bad_case_can_be_left_out(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_tree(tmp_path / "data", {**VERSION_2, "numTraining": 10})
+    folds = [{"train": NAMES[:7], "val": NAMES[7:]}]
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    (folder / "labelsTr/case_004.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 10 cases cannot be used.*--exclude: case_004\n"):
+        script.main(str(folder), str(tmp_path / "out"))
+    script.main(str(folder), str(tmp_path / "out"), exclude="case_004,case_009")
+    assert "2 cases were left out with --exclude." in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["excluded"] == ["case_004", "case_009"]
+    assert [entry["case"] for entry in content["test"]] == ["case_007", "case_008"]
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -106,7 +106,12 @@ def test_a_data_set_from_the_archive_to_the_datalist(
         expected = label_map(int(Path(case["image"]).parent.name[1:]))
         assert np.array_equal(np.asanyarray(label.dataobj), expected)
     content = json.loads((out / "dataset.json").read_text())
-    assert content["training"][0] == {"image": "../data/s0000/ct.nii.gz", "label": "labels/s0000.nii.gz"}
+    assert content["training"][0] == {
+        "case": "s0000",
+        "image": "../data/s0000/ct.nii.gz",
+        "label": "labels/s0000.nii.gz",
+    }
+    assert [case["case"] for case in splits["training"]] == names["training"]  # as in cases.csv
     assert content["labels"] == {"0": "background"} | {str(i): name for name, i in BTCV_LABELS.items()}
 
     maps = np.concatenate([label_map(k).ravel() for k in (0, 1, 2, 3, 4, 6)])
@@ -166,7 +171,7 @@ def test_finished_label_maps_are_made_again_only_for_other_files(source: Path, t
     assert state(tmp_path / "out") == before
     write_mask(source / "s0003", "liver", np.zeros(SHAPE, np.uint8))
     (tmp_path / "out/labels/s0001.nii.gz").unlink()
-    again = merge_totalsegmentator(source, cases, 1)
+    again = merge_totalsegmentator(source, cases, 1, overwrite=True)
     after = state(tmp_path / "out")
     changed = [Path(name).name for name in before if before[name][1] != after[name][1]]
     assert changed == ["s0001.nii.gz", "s0003.nii.gz"]
@@ -175,10 +180,70 @@ def test_finished_label_maps_are_made_again_only_for_other_files(source: Path, t
     assert again[1] == first[1]
 
 
+def test_label_maps_of_another_version_are_kept_without_overwrite(
+    source: Path, tmp_path: Path, script: ModuleType
+) -> None:
+    """Version 1 and 2 call different labels by the same case names."""
+    script.main(str(source), str(tmp_path / "out"))
+    before = state(tmp_path / "out")
+    for k in range(1, 8):  # s0007 is new
+        write_case(tmp_path / f"other/s000{k}", label_map(20 + k))
+    with pytest.raises(DataError, match=r"out/labels: 6 label maps were made of other files .*s0001.nii.gz, .*--overw"):
+        script.main(str(tmp_path / "other"), str(tmp_path / "out"))
+    assert state(tmp_path / "out") == before
+    (tmp_path / "out/labels/s0001.nii.gz").write_bytes(b"cut short")
+    script.main(str(tmp_path / "other"), str(tmp_path / "out"), overwrite=True)
+    for k in (1, 7):
+        assert np.array_equal(
+            np.asanyarray(nib.load(tmp_path / f"out/labels/s000{k}.nii.gz").dataobj), label_map(20 + k)
+        )
+
+
+def test_a_case_that_is_not_whole_is_named_and_can_be_left_out(
+    source: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "s0001/ct.nii.gz").unlink()
+    (source / "s0003/segmentations").rename(tmp_path / "segmentations")
+    with pytest.raises(DataError) as error:
+        script.main(str(source), str(tmp_path / "out"))
+    assert "2 of 7 cases cannot be used." in str(error.value)
+    assert "--exclude: s0001,s0003\n" in str(error.value)
+    assert f"{source / 's0001/segmentations'}: has no ct.nii.gz" in str(error.value)
+    assert f"{source / 's0003/ct.nii.gz'}: has no segmentations" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    script.main(str(source), str(tmp_path / "out"), exclude="s0001,s0003")
+    assert "2 more were left out with --exclude." in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["excluded"] == ["s0001", "s0003"]
+    assert not {"s0001", "s0003"} & {e["case"] for split in ("training", "validation", "test") for e in content[split]}
+    with pytest.raises(DataError, match=r"has no case s1\. Its 7 cases are called as s0000, s0001, s0002"):
+        find_totalsegmentator(source, tmp_path / "out", ["s1"])
+
+
+def test_what_meta_csv_has_and_the_folder_lacks_is_said(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = find_totalsegmentator(source, tmp_path)
+    split_totalsegmentator(source, cases)
+    assert caplog.messages == [
+        f"{source / 'meta.csv'}: 1 of its 8 cases have no folder here: a part of the data set?"
+    ]  # fmt: skip
+    caplog.clear()
+    splits, origin = split_totalsegmentator(
+        source, [case for case in cases if case.name not in ("s0001", "s0002", "s0005")]
+    )
+    assert {split: len(part) for split, part in splits.items()} == {"training": 3, "validation": 1, "test": 0}
+    assert origin == "meta.csv; validation is a fifth of its training cases, seed 0"
+    assert [text.partition("meta.csv: ")[2] for text in caplog.messages[1:]] == [
+        "none of its 2 cases of the split val is used. A fifth of its training cases is for validation.",
+        "none of its 2 cases of the split test is used. There is no test split.",
+    ]
+
+
 def test_faults_are_named(source: Path, tmp_path: Path) -> None:
     (source / "s0000/segmentations/spleen.nii.gz").unlink()
     write_mask(source / "s0001", "liver", np.zeros((12, 10, 7), np.uint8))
-    write_mask(source / "s0002", "liver", np.zeros(SHAPE, np.uint8), AFFINE + 0.01)
+    write_mask(source / "s0002", "liver", np.zeros(SHAPE, np.uint8), AFFINE + 0.01 * np.eye(4, k=3))
     write_mask(source / "s0003", "liver", np.full(SHAPE, 2, np.uint8))
     whole = (source / "s0004/segmentations/aorta.nii.gz").read_bytes()
     (source / "s0004/segmentations/aorta.nii.gz").write_bytes(whole[: len(whole) // 2])
