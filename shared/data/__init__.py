@@ -17,6 +17,7 @@ from .ct_cases import (
     write_ct_datalist,
 )
 from .datalist import dataset_info, load_datalist
+from .detection import collate_detections
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
 from .midog import (
@@ -91,6 +92,7 @@ __all__ = [
     "check_ct_cases",
     "check_image_files",
     "claim_folder",
+    "collate_detections",
     "count_midog",
     "count_organs",
     "count_patches",

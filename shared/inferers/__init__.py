@@ -1,5 +1,6 @@
 """From a network's output to a result on the grid of the input."""
 
 from .restore import axis_maps, restore_label_map
+from .suppression import suppress_within_radius
 
-__all__ = ["axis_maps", "restore_label_map"]
+__all__ = ["axis_maps", "restore_label_map", "suppress_within_radius"]

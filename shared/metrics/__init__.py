@@ -9,15 +9,29 @@ from .classification import (
     roc_curve,
     weighted_auc,
 )
+from .detection import (
+    average_precision,
+    best_detection_threshold,
+    bootstrap_detection,
+    detection_f1,
+    match_detections,
+    precision_recall_curve,
+)
 from .segmentation import ClassScores, segmentation_scores
 
 __all__ = [
     "ClassDice",
     "ClassScores",
     "MeanClassDice",
+    "average_precision",
+    "best_detection_threshold",
     "best_threshold",
+    "bootstrap_detection",
     "bootstrap_scores",
     "classification_scores",
+    "detection_f1",
+    "match_detections",
+    "precision_recall_curve",
     "read_threshold",
     "roc_curve",
     "segmentation_scores",

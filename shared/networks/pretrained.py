@@ -25,8 +25,21 @@ _LEGACY_UNUSED = re.compile(r"cls_token$|\.conv3\.|\.norm3\.")
 _NEVER_TRAINED = re.compile(r"\.norm_cross_attn\.|\.cross_attn\.|\.num_batches_tracked$")
 # How the names of the last layer's parameters begin in UNETR and Lambda3D, BasicUNet, and DynUNet.
 SEGMENTATION_HEADS = ("out.", "final_conv.", "output_block.")
+# The same of a RetinaNet, with what its file may hold beyond the levels asked for, and a classifier's last layer.
+DETECTION_HEADS = (
+    "head.classification_head.cls_logits.",
+    "head.regression_head.bbox_reg.",
+    "fpn.layer_blocks.",
+    "fpn.extra_blocks.",
+    "fc.",
+)
 # Under which a network's weights stand in the checkpoints of a larger one.
 _PREFIXES = ("module.", "model.", "network.", "backbone.", "encoder.", "resnet.")
+# Where a ResNet stands in a detector.
+_BODY = "backbone.body."
+# torchvision's detectors before 0.13, and its published weights: convolutions without a block around them.
+_FPN_CONV = re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$")
+_HEAD_CONV = re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$")
 
 
 def load_pretrained(
@@ -36,8 +49,10 @@ def load_pretrained(
 
     The file holds a state dict, alone or under the key `model` or `state_dict`, or is a `.safetensors` file; prefixes
     such as `module.` and `backbone.` are stripped. Legacy UNETR keys are mapped: patch embeddings stored as a linear
-    layer ("perceptron") become the equal convolution, parameters without a place are dropped. A head (`head`) for
-    another number of classes, or one that the file lacks, stays as initialised. Everything else must match.
+    layer ("perceptron") become the equal convolution, parameters without a place are dropped. The older names in
+    torchvision's detectors are mapped, too. A head (`head`) for another number of classes, or one
+    that the file lacks, stays as initialised, one that the network lacks is dropped. The file of a ResNet fills the
+    backbone of a detector, whose other parts stay as initialised. Everything else must match.
 
     Args:
         network: changed in place.
@@ -58,10 +73,17 @@ def load_pretrained(
     other_head = [k for k in source if k.startswith(head) and k in target and source[k].shape != target[k].shape]
     used = {key: value for key, value in source.items() if key in target and key not in other_head}
     missing = [key for key in target if key not in used]
+    part = _BODY if used and all(key.startswith(_BODY) for key in used) else ""
 
-    problems = [f"{key}: not part of the network" for key in dropped if not _LEGACY_UNUSED.search(key)]
+    problems = [
+        f"{key}: not part of the network"
+        for key in dropped
+        if not _LEGACY_UNUSED.search(key) and not key.startswith(head)
+    ]
     problems += [
-        f"{key}: missing in the file" for key in missing if not _NEVER_TRAINED.search(key) and not key.startswith(head)
+        f"{key}: missing in the file"
+        for key in missing
+        if key.startswith(part) and not key.startswith(head) and not _NEVER_TRAINED.search(key)
     ]
     problems += [
         f"{key}: {tuple(value.shape)} in the file, {tuple(target[key].shape)} in the network"
@@ -119,9 +141,12 @@ def _strip_prefixes(
 ) -> dict[str, torch.Tensor]:
     names: dict[str, str] = {}
     for key in source:
-        name = key
-        while name not in target and (prefix := next((p for p in _PREFIXES if name.startswith(p)), None)):
-            name = name.removeprefix(prefix)
+        stripped = [key]
+        while prefix := next((p for p in _PREFIXES if stripped[-1].startswith(p)), None):
+            stripped.append(stripped[-1].removeprefix(prefix))
+        renamed = [_current_name(name) for name in stripped]
+        candidates = [*stripped, *renamed, *(_BODY + name for name in stripped)]
+        name = next((name for name in candidates if name in target), stripped[-1])
         if name in names:
             raise DataError(
                 f"{path}: holds two candidates for {name}: {names[name]} and {key}. Save the weights of the one "
@@ -129,6 +154,12 @@ def _strip_prefixes(
             )
         names[name] = key
     return {name: source[key] for name, key in names.items()}
+
+
+def _current_name(name: str) -> str:
+    """The name in torchvision of today of a parameter of its older detectors; others keep theirs."""
+    name = _FPN_CONV.sub(r"\1.0.\2", name)
+    return _HEAD_CONV.sub(lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", name)  # every other one was a ReLU
 
 
 def _adapt_patch_embedding(
