@@ -11,9 +11,10 @@ def leave_process_group() -> None:
     """Destroy the default process group, where there is one, so that the program can end.
 
     `destroy_process_group` alone does not end gloo's threads as long as a `DistributedDataParallel` holds the group.
-    A thread that has yet to free the tensors of the last collective waits for the interpreter's lock then, and where
-    the interpreter ends before it gets it, the process aborts ("terminate called without an active exception") behind
-    a training that was all right. So give them the time.
+    One of them may still wait for the interpreter's lock, to free the tensors of the last collective. Where the
+    interpreter ends first, the process aborts ("terminate called without an active exception") behind a training that
+    was all right; where the last holder of the group goes first, it waits for that thread forever, lock in hand. So
+    give the threads the time.
     """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -25,7 +25,7 @@ from torch.multiprocessing import spawn
 from shared.handlers import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from shared.losses import ClassWeightedLoss, class_weight_buffers
 from shared.metrics import ClassDice, MeanClassDice
-from shared.utils import DataError
+from shared.utils import DataError, leave_process_group
 
 RULES = [ThresholdClassFreezing, PlateauClassFreezing, ClassBoostStrategy]
 NAN = math.nan
@@ -664,7 +664,7 @@ def two_ranks(rank: int, port: int, folder: str) -> None:
         dice.update([torch.where(label > 0, label, 2), label])
     saved = {"weights": loss.class_weight, "firings": rule.firings, "dice": dice.compute(), "rows": rule.rows()}
     torch.save(saved, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_process_group()
 
 
 @pytest.mark.slow

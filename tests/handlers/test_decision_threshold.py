@@ -103,6 +103,7 @@ def test_one_class() -> None:
 RANK = """
 import importlib.util, sys
 import torch.distributed as dist
+from shared.utils import leave_process_group
 
 rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -114,7 +115,7 @@ own = [slice(0, 13), slice(13, None)][rank]
 evaluator, handler = toy.make(logits[own], labels[own])
 evaluator.run()
 print(handler.content(), evaluator.state.metrics["val_balanced_accuracy"])
-dist.destroy_process_group()
+leave_process_group()
 """
 
 

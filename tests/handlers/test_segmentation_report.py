@@ -225,6 +225,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
 RANK = """
 import importlib.util, os, sys
 import torch.distributed as dist
+from shared.utils import leave_process_group
 
 rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -233,7 +234,7 @@ toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 engine = toy.evaluate(toy.Path(folder) / f"rank{rank}", [[0, 2], [1, 0]][rank])
 print("mean", engine.state.metrics["mean_dice"])
-dist.destroy_process_group()
+leave_process_group()
 """
 
 

@@ -15,6 +15,7 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.layers import FuseStyle, fuse_style, reference_indices
+from shared.utils import leave_process_group
 
 REFERENCES = ("dot", "random", "euclidean", "kl")
 SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
@@ -339,7 +340,7 @@ def train_on_a_rank(rank: int, port: int, folder: str) -> None:
         parallel(torch.randn(4, 2, 9, 9)).square().mean().backward()
         optimizer.step()
     torch.save({"before": before, "after": [p.detach() for p in net.parameters()], "calls": calls}, f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    leave_process_group()
 
 
 @pytest.mark.slow
