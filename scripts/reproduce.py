@@ -114,12 +114,13 @@ def write_table(table: Mapping[str, Any], folder: Path) -> None:
         picture(table).savefig(temporary, dpi=120)
 
 
-def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str) -> str:
+def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str, epochs: int) -> str:
+    length = f" {epochs} epochs." if epochs else ""
     made_up = " These cases are made up: the scores say nothing about real scans." if info["synthetic"] else ""
     return (
         f"Dice on {cases} test cases of {info['name']}, mean ± standard deviation over {seeds} seed(s). "
-        f"★: below {POOR}. Bold: better than the plain network on the same seeds. Poor organs: below {POOR} under the "
-        f"plain network. {NOTES[size]}{made_up}"
+        f"★: below {POOR}. Bold: above the plain network on the same seeds, by however little. Poor organs: below {POOR} "
+        f"in the mean of the network's columns. {NOTES[size]}{length}{made_up}"
     )
 
 
@@ -186,7 +187,7 @@ def organ_table(
     finished, failures = run_all(runs, minutes, jobs)
     if finished:
         info = dataset_info(datalist, "test")
-        table = {"caption": caption(info, len(test), seeds, size), "dataset": info, "size": size, "epochs": epochs}
+        table = {"caption": caption(info, len(test), seeds, size, epochs), "dataset": info, "size": size, "epochs": epochs}
         table |= {"seeds": seeds, "planned_runs": len(runs), "runs": len(finished)}
         table |= summarise(finished, COLUMNS, voxels)
         write_table(table, work)

@@ -57,8 +57,8 @@ def test_a_data_error_of_a_worker_process_is_as_short() -> None:
 
 def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
     code = (
-        "from shared.utils import show_errors_briefly\nshow_errors_briefly()\nimport time\nprint('ready', flush=True)\n"
-        "try:\n    time.sleep(30)\nfinally:\n    print('cleaned up')\n"
+        "from shared.utils import show_errors_briefly\nshow_errors_briefly()\nimport time\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(30)\nfinally:\n    print('cleaned up')\n"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], **options) as process:
