@@ -119,8 +119,8 @@ def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str, epochs: 
     made_up = " These cases are made up: the scores say nothing about real scans." if info["synthetic"] else ""
     return (
         f"Dice on {cases} test cases of {info['name']}, mean ± standard deviation over {seeds} seed(s). "
-        f"★: below {POOR}. Bold: above the plain network on the same seeds, by however little. Poor organs: below {POOR} "
-        f"in the mean of the network's columns. {NOTES[size]}{length}{made_up}"
+        f"★: below {POOR}. Bold: above the plain network on the same seeds, by however little. Poor organs: below "
+        f"{POOR} in the mean of the network's columns. {NOTES[size]}{length}{made_up}"
     )
 
 
@@ -187,8 +187,8 @@ def organ_table(
     finished, failures = run_all(runs, minutes, jobs)
     if finished:
         info = dataset_info(datalist, "test")
-        table = {"caption": caption(info, len(test), seeds, size, epochs), "dataset": info, "size": size, "epochs": epochs}
-        table |= {"seeds": seeds, "planned_runs": len(runs), "runs": len(finished)}
+        table = {"caption": caption(info, len(test), seeds, size, epochs), "dataset": info, "size": size}
+        table |= {"epochs": epochs, "seeds": seeds, "planned_runs": len(runs), "runs": len(finished)}
         table |= summarise(finished, COLUMNS, voxels)
         write_table(table, work)
         print(markdown(table))
