@@ -1,6 +1,7 @@
 """From a network's output to a result on the grid of the input."""
 
+from .detection import DetectionMerger, Detections
 from .restore import axis_maps, restore_label_map
 from .suppression import suppress_within_radius
 
-__all__ = ["axis_maps", "restore_label_map", "suppress_within_radius"]
+__all__ = ["DetectionMerger", "Detections", "axis_maps", "restore_label_map", "suppress_within_radius"]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shared.inferers import DetectionMerger
+from shared.networks import PyramidAnchors
+
+ANCHORS = PyramidAnchors()
+
+
+def output(size: tuple[int, int], figures: list[tuple[float, float, float, int]]) -> torch.Tensor:
+    """What a network would say that finds figures (x, y, score, class) at the anchors around their centres."""
+    rows, columns = (-(-length // 8) for length in size)
+    out = torch.full((6, rows, columns), -20.0)
+    out[2:] = 0
+    for x, y, score, label in figures:
+        row, column = int(y // 8), int(x // 8)  # whose anchor has its centre in the middle of the 8 x 8 pixels
+        out[label, row, column] = np.log(score / (1 - score))
+        out[2:4, row, column] = torch.tensor([(x - 8 * column - 4) / 50, (y - 8 * row - 4) / 50])
+    return out.flatten(1)
+
+
+def test_centres_come_back_in_pixels_of_the_image() -> None:
+    merger = DetectionMerger(ANCHORS)
+    merger.add("a", output((128, 96), [(41.0, 70.5, 0.9, 1)]), [128, 96], origin=(1000, 50), scale=2.0)
+    found = merger.merged("a")
+    np.testing.assert_allclose(found["box"], [[1032, 141, 1132, 241]], atol=1e-3)
+    assert found["score"] == pytest.approx(0.9)
+    assert found["label"].tolist() == [1]
+
+
+def test_a_tile_answers_for_its_core() -> None:
+    merger = DetectionMerger(ANCHORS, radius=3)
+    figures = [(8.0, 40.0, 0.9, 1), (40.0, 40.0, 0.8, 0), (80.0, 40.0, 0.7, 1), (40.0, 80.0, 0.6, 1)]
+    merger.add("a", output((128, 128), figures), [128, 128], core=(40, 0, 64, 64))
+    np.testing.assert_allclose(merger.merged("a")["score"], [0.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("seen", [(95.9, 96.1), (96.1, 95.9), (96.0, 96.0), (92.0, 100.0), (100.0, 92.0), (90.0, 90.0)])
+def test_a_figure_on_a_seam_is_found_once(seen: tuple[float, float]) -> None:
+    """Two tiles hold it, and do not quite agree about where it is, or what."""
+    merger = DetectionMerger(ANCHORS)
+    left, right = output((128, 128), [(seen[0], 40, 0.9, 1)]), output((128, 128), [(seen[1] - 64, 40, 0.8, 0)])
+    merger.add("a", left, [128, 128], core=(-np.inf, -np.inf, 96, np.inf))
+    merger.add("a", right, [128, 128], origin=(64, 0), core=(32, -np.inf, np.inf, np.inf))
+    assert len(merger.merged("a")["score"]) == 1
+
+
+def test_images_are_apart_and_empty_ones_are_fine() -> None:
+    merger = DetectionMerger(ANCHORS, top_k=1)
+    figures = [(40.0, 40.0, 0.6, 1), (80.0, 80.0, 0.7, 0)]
+    merger.add(0, output((128, 128), figures), [128, 128])
+    merger.add(1, output((64, 64), []), [64, 64])
+    np.testing.assert_allclose(merger.merged(0)["score"], [0.7], rtol=1e-5)
+    assert [merger.merged(1)[key].shape for key in ("box", "score", "label")] == [(0, 4), (0,), (0,)]
+    assert merger.merged(2)["box"].shape == (0, 4)
+    merger.clear()
+    assert not len(merger.merged(0)["score"])
