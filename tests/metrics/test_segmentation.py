@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_dice, compute_surface_dice
+from monai.metrics.utils import get_mask_edges
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial.distance import cdist
 from skimage.measure import marching_cubes, mesh_surface_area
 
 from shared.metrics import ClassScores, segmentation_scores
@@ -87,6 +91,56 @@ def test_monai_agrees_where_it_computes_the_same() -> None:
         nsd = compute_surface_dice(p, y, [tolerance], include_background=True, spacing=SPACING, use_subvoxels=True)
         assert scores.nsd == pytest.approx(nsd.item(), rel=1e-5)
         assert scores.dice == pytest.approx(compute_dice(p, y).item())
+
+
+def brute_force(
+    pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], tolerance: float
+) -> tuple[float, float]:
+    """NSD and HD95 out of the distances between all points of two surfaces."""
+    masks = (torch.from_numpy(np.pad(x, 1)) for x in (pred, label))
+    *surfaces, pred_areas, label_areas = get_mask_edges(*masks, crop=False, spacing=spacing)
+    points = [surface.argwhere().numpy() * spacing for surface in surfaces]
+    areas = [a[surface].double().numpy() for a, surface in zip((pred_areas, label_areas), surfaces, strict=True)]
+    apart = cdist(*points)
+    within, hd95 = 0.0, []
+    for distances, area in zip((apart.min(1), apart.min(0)), areas, strict=True):
+        within += area[distances <= tolerance].sum()
+        order = np.argsort(distances)
+        hd95.append(distances[order][np.cumsum(area[order]) >= 0.95 * area.sum()][0])
+    return within / sum(a.sum() for a in areas), max(hd95)
+
+
+ROOMY = (64, 60, 40)
+BALL = ellipsoid(ROOMY, (12, 12, 8), (9, 9, 4))
+STRAY = ellipsoid(ROOMY, (60, 55, 36), (2, 2, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+@pytest.mark.parametrize("spacing", [SPACING, (4.0, 0.7, 0.7)])
+@pytest.mark.parametrize(
+    ("pred", "label", "transforms"),
+    [
+        (np.roll(BALL, 2, 0), BALL, 2),
+        (np.roll(BALL, 2, 0) | STRAY, BALL, 0),
+        (STRAY, BALL, 0),
+        (ellipsoid(ROOMY, (45, 42, 28), (18, 17, 11)), ellipsoid(ROOMY, (14, 13, 9), (13, 12, 8)), 2),
+        (np.random.default_rng(3).random(ROOMY) < 0.02, STRAY, 1),
+        (~ellipsoid(ROOMY, (32, 30, 20), (30, 28, 18)), ellipsoid(ROOMY, (32, 30, 20), (4, 4, 3)), 1),
+    ],
+    ids=["near", "stray", "small", "large and far", "flooded", "around"],
+)
+def test_trees_and_distance_transforms_find_the_shortest_of_all_distances(
+    pred: np.ndarray,
+    label: np.ndarray,
+    transforms: int,
+    spacing: tuple[float, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transform = Mock(wraps=distance_transform_edt)
+    monkeypatch.setattr("shared.metrics.segmentation.distance_transform_edt", transform)
+    scores = one_class(pred, label, spacing, tolerance=3.3)
+    np.testing.assert_allclose(scores[1:3], brute_force(pred, label, spacing, 3.3), rtol=1e-9)
+    assert transform.call_count == transforms
 
 
 def test_each_class_is_scored_as_if_alone() -> None:
