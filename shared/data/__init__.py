@@ -18,6 +18,14 @@ from .ct_cases import (
 )
 from .datalist import dataset_info, load_datalist
 from .detection import collate_detections
+from .detection_writers import (
+    write_detections_csv,
+    write_gallery,
+    write_geojson,
+    write_midog_json,
+    write_overview,
+)
+from .domain_datalist import domain_names
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
 from .midog import (
@@ -36,8 +44,9 @@ from .midog import (
     midog_settings,
     read_midog,
 )
+from .midog_tiles import clipped_boxes, count_regions, midog_region_settings, midog_regions, split_regions
 from .nnunet import read_nnunet, split_nnunet
-from .patch_datalist import domain_names, load_patches, patch_labels, positive_weight
+from .patch_datalist import load_patches, patch_labels, positive_weight
 from .patches import (
     SPLITS,
     check_image_files,
@@ -49,7 +58,10 @@ from .patches import (
     text_table,
     write_datalist,
 )
-from .samplers import DomainBalancedSampler, DomainBatchSampler
+from .region_datalist import TILE_KINDS, load_regions, region_labels, tile_items
+from .region_tiles import RegionTiles, Tile, tile_grid, tile_origins
+from .regions import Region, open_region, tissue_mask
+from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, TileSampler
 from .synthetic_ct import ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
 from .synthetic_histology import (
     IMPOSTER_KINDS,
@@ -80,22 +92,30 @@ __all__ = [
     "PAPER_VOXEL_SHARES",
     "SCANNER_PROFILES",
     "SPLITS",
+    "TILE_KINDS",
+    "TILE_SHARES",
     "TOTALSEGMENTATOR_ORGANS",
     "CtCase",
     "DomainBalancedSampler",
     "DomainBatchSampler",
     "MidogImage",
+    "Region",
+    "RegionTiles",
     "ScannerProfile",
+    "Tile",
+    "TileSampler",
     "cached_dataset",
     "case_name",
     "check_ct_case",
     "check_ct_cases",
     "check_image_files",
     "claim_folder",
+    "clipped_boxes",
     "collate_detections",
     "count_midog",
     "count_organs",
     "count_patches",
+    "count_regions",
     "crop_midog",
     "crop_square",
     "dark_nuclei",
@@ -111,13 +131,17 @@ __all__ = [
     "list_inputs",
     "load_datalist",
     "load_patches",
+    "load_regions",
     "make_synthetic_ct",
     "make_synthetic_histology",
     "merge_masks",
     "merge_totalsegmentator",
     "midog_domain",
     "midog_patches",
+    "midog_region_settings",
+    "midog_regions",
     "midog_settings",
+    "open_region",
     "option_names",
     "organ_table",
     "patch_labels",
@@ -127,16 +151,27 @@ __all__ = [
     "read_nnunet",
     "read_patch_table",
     "read_rgb",
+    "region_labels",
     "render_stains",
     "resolve_folders",
     "scanner_name",
     "split_cases",
     "split_nnunet",
     "split_patches",
+    "split_regions",
     "split_totalsegmentator",
     "synthetic_ct_case",
     "text_table",
+    "tile_grid",
+    "tile_items",
+    "tile_origins",
+    "tissue_mask",
     "worker_count",
     "write_ct_datalist",
     "write_datalist",
+    "write_detections_csv",
+    "write_gallery",
+    "write_geojson",
+    "write_midog_json",
+    "write_overview",
 ]

@@ -3,12 +3,18 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..utils import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# What OpenSlide opens as a slide. Slides in many JPEG files (.vms, .vmu) have to be named: in a folder of theirs, each
+# of these would pass for an image.
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -123,16 +129,19 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
     return [{"image": str(p), "case": name} for p, name in zip(paths, _unique_names(paths), strict=True)]
 
 
-def list_images(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, str]]:
+def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: bool = False) -> list[dict[str, Any]]:
     """The image files that a user means by a path.
 
     Args:
         path: an image file, a folder (with those below it, without hidden ones), a glob pattern, a datalist (`.json`,
             its list `test`), or a list of all these.
+        slides: for detection: whole slides in folders, too, and the size of a pixel where a datalist states it.
 
     Returns:
         One dict an image: `image` and `file`, the full path, and `case`, the path from the folder that all have in
-        common. In the order given, a folder's in alphabetical order; what is found twice is listed once.
+        common. In the order given, a folder's in alphabetical order; what is found twice is listed once. With
+        `slides`, the case has no extension unless two would then be the same, and `mpp` is the µm per pixel that an
+        entry of a datalist, or else the datalist, states, if either does.
 
     Raises:
         DataError: when nothing is given, a path does not exist, or nothing is found in it.
@@ -144,15 +153,38 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
             "'patches/*.png', or a datalist."
         )
     # links are not followed: what they are called is what the user knows
-    found = [os.path.abspath(q) for p in given for q in _find(Path(p).expanduser(), _images_below)]
+    suffixes = IMAGE_SUFFIXES + SLIDE_SUFFIXES * slides
+    below = partial(_images_below, suffixes=suffixes)
+    found = [os.path.abspath(q) for p in given for q in _find(Path(p).expanduser(), below)]
     files = list(dict.fromkeys(found))
     common = os.path.commonpath([os.path.dirname(file) for file in files])
-    return [{"image": file, "file": file, "case": os.path.relpath(file, common)} for file in files]
+    images = [{"image": file, "file": file, "case": os.path.relpath(file, common)} for file in files]
+    return _for_detection(images, [Path(p).expanduser() for p in given]) if slides else images
 
 
-def _images_below(path: Path) -> list[Path]:
+def _images_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     shown = [p for p in sorted(path.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(path).parts)]
-    found = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    found = [p for p in shown if p.suffix.lower() in suffixes and p.is_file()]
     if not found:
-        raise DataError(f"{path}: holds no image. Looked for {', '.join(IMAGE_SUFFIXES)} in it and below it.")
+        raise DataError(f"{path}: holds no image. Looked for {', '.join(suffixes)} in it and below it.")
     return found
+
+
+def _for_detection(images: Sequence[dict[str, Any]], given: Sequence[Path]) -> list[dict[str, Any]]:
+    """The same, with cases by which their results can be called, and `mpp` where a datalist states it."""
+    mpp = {file: value for path in given for file, value in _stated_mpp(path).items()}
+    stems = [os.path.splitext(image["case"])[0] for image in images]
+    counts = Counter(stems)
+    names = [stem if counts[stem] == 1 else image["case"] for image, stem in zip(images, stems, strict=True)]
+    stated = [{"mpp": mpp[image["file"]]} if image["file"] in mpp else {} for image in images]
+    return [image | {"case": name} | more for image, name, more in zip(images, names, stated, strict=True)]
+
+
+def _stated_mpp(path: Path) -> dict[str, float]:
+    """Full path → µm per pixel of the images in a datalist that states it; nothing for another file."""
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    entries = [{"image": entry} if isinstance(entry, str) else entry for entry in content["test"]]
+    stated = {os.path.abspath(path.parent / e["image"]): e.get("mpp") or content.get("mpp") for e in entries}
+    return {file: value for file, value in stated.items() if value is not None}

@@ -440,7 +440,7 @@ def claim_folder(
         before = read_json_object(mark, "the settings of an earlier run", remedy)
         differ = [f"{k} {before.get(k)}" for k, v in settings.items() if before.get(k) != v]
         if differ:
-            raise DataError(f"{folder}: holds crops made with other settings: {', '.join(differ)}. {remedy}")
+            raise DataError(f"{folder}: was filled with other settings: {', '.join(differ)}. {remedy}")
     else:
         write_json(mark, settings)
 

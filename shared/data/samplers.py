@@ -1,55 +1,143 @@
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import ignite.distributed as idist
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
+
+from ..utils import DataError
+from .region_datalist import TILE_KINDS
+
+TILE_SHARES = {"mitotic": 0.5, "non_mitotic": 0.3, "empty": 0.2}
+"""How often tiles around figures, around hard negatives and of other tissue are drawn, by default."""
 
 
 class DomainBalancedSampler(DistributedSampler):
-    """Draws as many patches of each domain as of any other; their order makes every batch balanced too.
+    """Draws as many items of each domain as of any other; their order makes every batch balanced too.
 
-    An epoch is as long as without it: of a large domain a part is drawn, another part each epoch, and patches of a
-    small one come more than once. The order follows `seed` and the epoch's number, which MONAI's engines set. In a
-    distributed run each rank gets a share of its own, balanced likewise.
+    Of a large domain a part is drawn, another part each epoch, and items of a small one come more than once. The
+    order follows `seed` and the epoch's number, which MONAI's engines set. In a distributed run each rank gets a share
+    of its own, balanced likewise.
 
     Args:
         domains: the domain of each item of the data set.
         seed: 0 or more.
         num_replicas, rank: of a distributed run; those of the running one by default.
+        num_samples: draws in an epoch, of all ranks together, rounded up so that domains and ranks have equal parts;
+            by default as many as there are items.
 
     Raises:
-        ValueError: when there is no item.
+        ValueError: when there is no item, or `num_samples` is less than 1.
     """
 
     def __init__(
-        self, domains: Sequence[str], seed: int = 0, num_replicas: int | None = None, rank: int | None = None
+        self,
+        domains: Sequence[str],
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        num_samples: int | None = None,
     ) -> None:
         if not len(domains):
             raise ValueError("there is no item to draw from")
+        total = len(domains) if num_samples is None else num_samples
+        if total < 1:
+            raise ValueError(f"num_samples must be 1 or more, got {num_samples}")
         num_replicas = idist.get_world_size() if num_replicas is None else num_replicas
         rank = idist.get_rank() if rank is None else rank
         super().__init__(domains, num_replicas, rank, seed=seed)
-        members = defaultdict(list)
-        for i, domain in enumerate(domains):
-            members[domain].append(i)
+        members = _members(domains)
         self.members = [torch.tensor(members[domain]) for domain in sorted(members)]
-        per_domain = -(-len(domains) // len(self.members))
+        per_domain = -(-total // len(self.members))
         self.per_domain = -(-per_domain // num_replicas)  # on each rank
         self.num_samples = self.per_domain * len(self.members)
         self.total_size = self.num_samples * num_replicas
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        columns = []
-        for own in self.members:
-            count = self.per_domain * self.num_replicas
-            rounds = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-count // len(own)))]
-            columns.append(torch.cat(rounds)[:count])
+        count = self.per_domain * self.num_replicas
+        columns = [self._draw(own, count, generator) for own in self.members]
         drawn = torch.stack(columns, dim=1)[self.rank :: self.num_replicas]  # a row holds one of each domain
         return iter(drawn.flatten().tolist())
+
+    def _draw(self, own: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """So many of a domain's items, all of them once before one comes again."""
+        rounds = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-count // len(own)))]
+        return torch.cat([own[:0], *rounds])[:count]
+
+
+class TileSampler(DomainBalancedSampler):
+    """Draws items of `tile_items`: balanced over domains as `DomainBalancedSampler`, and by kind within each domain.
+
+    A domain that lacks a kind gives its share to its other kinds in proportion to theirs. So a scanner that has
+    unlabelled images alone is as large a part of every batch as any other, if unlabelled images have a share at all.
+
+    Args:
+        items: the items of the data set, each with `kind` and `domain`.
+        shares: how often each kind comes, in any unit; kinds that are not named never come.
+        num_samples: draws in an epoch, of all ranks together, rounded up so that domains and ranks have equal parts;
+            by default as many as there are items of kinds with a share.
+        seed: 0 or more.
+        num_replicas, rank: of a distributed run; those of the running one by default.
+
+    Raises:
+        DataError: when a share is no kind's, negative or not finite, or no item has a share.
+        ValueError: when `num_samples` is less than 1.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        shares: Mapping[str, float] | None = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        shares = TILE_SHARES if shares is None else shares
+        if not set(shares) <= set(TILE_KINDS) or not all(map(_is_share, shares.values())):
+            raise DataError(
+                f"The shares are {dict(shares)}, expected numbers of 0 or above for {', '.join(TILE_KINDS)}."
+            )
+        drawable = [i for i, item in enumerate(items) if shares.get(item["kind"])]
+        if not drawable:
+            found = ", ".join(sorted({item["kind"] for item in items})) or "none"
+            raise DataError(f"The shares {dict(shares)} leave no tile to draw. The kinds at hand are: {found}.")
+        super().__init__([items[i]["domain"] for i in drawable], seed, num_replicas, rank, num_samples)
+        self.members = [torch.tensor(drawable)[own] for own in self.members]
+        self.kinds = [item["kind"] for item in items]
+        self.shares = shares
+
+    def _draw(self, own: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        pools = _members([self.kinds[i] for i in own.tolist()])
+        shares = torch.tensor([self.shares[kind] for kind in sorted(pools)], dtype=torch.float64)
+        # Each kind gets the whole number below or above its due, and its due on average over the epochs.
+        dues = count * torch.cumsum(shares, 0) / shares.sum()
+        dues[-1] = count
+        ends = (dues + torch.rand((), generator=generator, dtype=torch.float64)).long()
+        counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        drawn = [
+            super(TileSampler, self)._draw(own[pools[kind]], n, generator)
+            for kind, n in zip(sorted(pools), counts, strict=True)
+        ]
+        return torch.cat(drawn)[torch.randperm(count, generator=generator)]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+def _members(names: Sequence[str]) -> dict[str, list[int]]:
+    """The places in a sequence where each name stands."""
+    members = defaultdict(list)
+    for i, name in enumerate(names):
+        members[name].append(i)
+    return members
 
 
 class DomainBatchSampler(Sampler[list[int]]):
@@ -73,9 +161,7 @@ class DomainBatchSampler(Sampler[list[int]]):
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         replicas = idist.get_world_size() if num_replicas is None else num_replicas
         rank = idist.get_rank() if rank is None else rank
-        members = defaultdict(list)
-        for i, domain in enumerate(domains):
-            members[domain].append(i)
+        members = _members(domains)
         batches = [
             members[name][i : i + batch_size]
             for name in sorted(members)

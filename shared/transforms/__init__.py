@@ -1,19 +1,24 @@
-"""Transforms that load volumes and patches, bring label maps back to the native grid and save them, vary stains."""
+"""Transforms that load volumes, patches and tiles, vary stains, and bring label maps back to the native grid."""
 
 from .crop import CropBodyd
 from .load import LoadVolumed
 from .patch import LoadPatchd
 from .preview import save_preview
+from .region import OpenRegiond
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
+from .tile import RandFlipRotateBoxd, RandTiled
 
 __all__ = [
     "CropBodyd",
     "LoadPatchd",
     "LoadVolumed",
+    "OpenRegiond",
+    "RandFlipRotateBoxd",
     "RandStainJitter",
     "RandStainJitterd",
+    "RandTiled",
     "RestoreLabelMapd",
     "SaveSegmentationd",
     "save_preview",

@@ -175,3 +175,35 @@ def test_links_keep_their_names(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / "shown" / name).symlink_to(store)
     assert [item["case"] for item in list_images(tmp_path / "shown")] == ["a.png", "b.png"]
+
+
+def test_slides_are_taken_for_detection_alone(patches: Path) -> None:
+    for name in ("XR/b.svs", "slides/e.MRXS", "slides/e/Data0000.dat", "slides/f.ndpi"):
+        touch(patches / name)
+    assert image_cases(patches / "slides" / "f.ndpi") == ["f.ndpi"]
+    with pytest.raises(DataError, match="holds no image"):
+        list_images(patches / "slides")
+    found = list_images(patches, slides=True)
+    # results are called by the case: without the extension, but for two that would be the same
+    assert [item["case"] for item in found] == [
+        "CS/deep/c",
+        "XR/a",
+        "XR/b.png",
+        "XR/b.svs",
+        "d",
+        "slides/e",
+        "slides/f",
+    ]
+    assert found[1] == {"image": str(patches / "XR/a.JPG"), "file": str(patches / "XR/a.JPG"), "case": "XR/a"}
+    with pytest.raises(DataError, match=r"holds no image\. Looked for .*\.svs"):
+        list_images(patches / "slides" / "e", slides=True)
+
+
+def test_pixel_size_that_a_datalist_states(patches: Path) -> None:
+    path = patches / "dataset.json"
+    test = [{"image": "XR/b.png", "mpp": 0.23}, "CS/deep/c.tiff", {"image": "d.webp", "mpp": None}]
+    path.write_text(json.dumps({"test": test}))
+    assert [item.get("mpp") for item in list_images(path, slides=True)] == [0.23, None, None]
+    path.write_text(json.dumps({"test": test, "mpp": 0.25}))
+    assert [item.get("mpp") for item in list_images([path, patches], slides=True)] == [0.23, 0.25, 0.25, None]
+    assert "mpp" not in list_images(path)[0]

@@ -197,7 +197,7 @@ def test_other_content_is_not_mixed_with(tmp_path: Path, source: tuple[Path, Pat
     (out / "notes.txt").unlink()
     script.patches(**options)
     before = files(out)
-    with pytest.raises(DataError, match="crops made with other settings: size 64"):
+    with pytest.raises(DataError, match="was filled with other settings: size 64"):
         script.patches(**options, size=48)
     with pytest.raises(DataError, match="holds another datalist"):
         script.patches(**options, seed=1)

@@ -104,7 +104,8 @@ def test_other_fields_of_the_source_are_left_out(tmp_path: Path) -> None:
 
 def test_scanners_by_another_of_their_names(tmp_path: Path) -> None:
     path = write(tmp_path, make_content())
-    assert cases(path, "test", ["Aperio CS2"]) == cases(path, "test", ["CS"])
+    for split in SPLITS:
+        assert cases(path, split, ["Aperio CS2"]) == cases(path, split, ["CS"])
 
 
 def test_slides_in_training_and_test_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

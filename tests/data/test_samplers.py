@@ -8,7 +8,8 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from shared.data import DomainBalancedSampler, DomainBatchSampler
+from shared.data import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, TileSampler
+from shared.utils import DataError
 
 DOMAINS = ["XR"] * 50 + ["CS"] * 7 + ["S360"] * 20
 ALL_ORDERS = [DOMAINS, DOMAINS[::-1], [DOMAINS[i] for i in torch.randperm(77, generator=torch.manual_seed(0))]]
@@ -76,9 +77,20 @@ def test_one_domain_is_a_plain_shuffle() -> None:
     assert list(sampler) != list(range(9))
 
 
+def test_the_length_of_an_epoch() -> None:
+    assert len(epoch(DomainBalancedSampler(DOMAINS, num_samples=300), 0)) == 300
+    sampler = DomainBalancedSampler(DOMAINS, num_samples=10)
+    assert Counter(DOMAINS[i] for i in epoch(sampler, 0)) == {"XR": 4, "CS": 4, "S360": 4}  # 10 / 3, rounded up
+    assert {i for number in range(200) for i in epoch(sampler, number)} == set(range(77))
+    ranks = [DomainBalancedSampler(DOMAINS, 0, 2, rank, num_samples=10) for rank in range(2)]
+    assert [len(epoch(rank, 0)) for rank in ranks] == [len(rank) for rank in ranks] == [6, 6]
+
+
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="no item"):
         DomainBalancedSampler([])
+    with pytest.raises(ValueError, match="num_samples must be 1 or more, got 0"):
+        DomainBalancedSampler(DOMAINS, num_samples=0)
     with pytest.raises(ValueError, match="rank"):
         DomainBalancedSampler(DOMAINS, 0, 2, 2)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
@@ -139,3 +151,96 @@ def test_the_loader_gives_the_batches() -> None:
     loader = DataLoader(Dataset(items), batch_sampler=DomainBatchSampler(DOMAINS, 16))
     assert len(loader) == 1 + 2 + 4
     assert [set(batch["domain"]) for batch in loader] == [{"CS"}, *[{"S360"}] * 2, *[{"XR"}] * 4]
+
+
+ITEMS = [
+    {"domain": domain, "kind": kind}
+    for domain, counts in {
+        "XR": {"mitotic": 20, "non_mitotic": 60, "empty": 5},
+        "CS": {"mitotic": 4, "empty": 3},  # no hard negatives
+        "S360": {"mitotic": 30, "non_mitotic": 10, "empty": 5, "unlabelled": 8},
+        "GT450": {"unlabelled": 6},
+    }.items()
+    for kind, count in counts.items()
+    for _ in range(count)
+]
+SHARES = {"mitotic": 5, "non_mitotic": 3, "empty": 2}
+
+
+def drawn_kinds(sampler: TileSampler, numbers: range = range(1)) -> Counter[tuple[str, str]]:
+    return Counter((ITEMS[i]["domain"], ITEMS[i]["kind"]) for number in numbers for i in epoch(sampler, number))
+
+
+def test_kinds_come_by_their_shares_in_every_domain() -> None:
+    assert drawn_kinds(TileSampler(ITEMS, SHARES, num_samples=210)) == {
+        **{(domain, kind): 7 * share for domain in ("XR", "S360") for kind, share in SHARES.items()},
+        ("CS", "mitotic"): 50,  # five sevenths: hard negatives give their share to the others
+        ("CS", "empty"): 20,
+    }
+    default, plain = TileSampler(ITEMS), TileSampler(ITEMS, TILE_SHARES)
+    assert epoch(default, 1) == epoch(plain, 1)
+    assert len(default) == 3 * -(-137 // 3)  # all but the unlabelled items
+
+
+def test_a_small_share_comes_on_average() -> None:
+    counts = drawn_kinds(TileSampler(ITEMS, {"mitotic": 0.9, "empty": 0.1}, num_samples=9), range(200))
+    assert sum(counts.values()) == 1800
+    assert all(abs(counts[domain, "empty"] - 60) < 30 for domain in ("XR", "CS", "S360"))
+
+
+def test_unlabelled_images_come_only_where_they_have_a_share() -> None:
+    assert not any(kind == "unlabelled" or d == "GT450" for d, kind in drawn_kinds(TileSampler(ITEMS, SHARES)))
+    counts = drawn_kinds(TileSampler(ITEMS, SHARES | {"unlabelled": 10}, num_samples=160))
+    assert counts["GT450", "unlabelled"] == 40
+    assert counts["S360", "unlabelled"] == 20
+    assert counts["S360", "mitotic"] == 10
+    assert sum(count for (domain, _), count in counts.items() if domain == "XR") == 40
+
+
+def test_every_batch_of_tiles_is_balanced_over_domains() -> None:
+    drawn = epoch(TileSampler(ITEMS, SHARES, num_samples=99), 3)
+    for i in range(0, 99, 6):
+        counts = Counter(ITEMS[j]["domain"] for j in drawn[i : i + 6])
+        assert set(counts.values()) == {len(drawn[i : i + 6]) // 3}
+    kinds = [ITEMS[i]["kind"] for i in drawn if ITEMS[i]["domain"] == "XR"]
+    assert kinds != sorted(kinds)  # mixed within a domain
+
+
+def test_no_tile_comes_again_before_all_of_its_kind_have() -> None:
+    counts = Counter(epoch(TileSampler(ITEMS, SHARES, num_samples=300), 0))
+    times = {
+        (domain, kind): {counts[i] for i, item in enumerate(ITEMS) if item == {"domain": domain, "kind": kind}}
+        for domain, kind in {(item["domain"], item["kind"]) for item in ITEMS}
+    }
+    assert times["XR", "mitotic"] <= {2, 3}  # 50 of 20
+    assert times["XR", "non_mitotic"] == {0, 1}  # 30 of 60
+    assert times["XR", "empty"] == {4}  # 20 of 5
+    assert max(len(found) for found in times.values()) == 2
+
+
+def test_tiles_follow_seed_and_epoch_and_ranks_share_them() -> None:
+    orders = {(s, e): tuple(epoch(TileSampler(ITEMS, SHARES, seed=s), e)) for s in range(2) for e in range(3)}
+    assert len(set(orders.values())) == 6
+    torch.manual_seed(9)
+    assert tuple(epoch(TileSampler(ITEMS, SHARES, seed=1), 2)) == orders[1, 2]
+    parts = [epoch(TileSampler(ITEMS, SHARES, 60, 1, 2, rank), 2) for rank in range(2)]
+    whole = epoch(TileSampler(ITEMS, SHARES, 60, 1, 1, 0), 2)
+    assert [len(part) for part in parts] == [30, 30]
+    assert Counter(parts[0]) + Counter(parts[1]) == Counter(whole)
+    assert all({ITEMS[i]["domain"] for i in part[j : j + 3]} == {"XR", "CS", "S360"} for part in parts for j in (0, 27))
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"mitosis": 1}, "The shares are {'mitosis': 1}, expected numbers of 0 or above for mitotic, non_mitotic"),
+        ({"mitotic": -1}, "expected numbers of 0 or above"),
+        ({"mitotic": float("nan")}, "expected numbers of 0 or above"),
+        ({"mitotic": "1"}, "expected numbers of 0 or above"),
+        ({"mitotic": 0}, "leave no tile to draw. The kinds at hand are: empty, mitotic, non_mitotic, unlabelled"),
+        ({}, "leave no tile to draw"),
+    ],
+)
+def test_shares_that_cannot_be(shares: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        TileSampler(ITEMS, shares)

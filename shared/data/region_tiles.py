@@ -1,0 +1,168 @@
+"""Overlapping tiles that cover an image, and the data set of those of several images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from .inputs import case_name
+from .regions import Region, open_region, tissue_mask
+
+
+class Tile(NamedTuple):
+    """A square of an image, and the part of it that is nearer to its middle than to its neighbours'.
+
+    Attributes:
+        x, y: top left corner in pixels of the grid.
+        core: `(x1, y1, x2, y2)` in pixels of the tile. x1 and y1 belong to it, x2 and y2 do not; towards the image's
+            border it has no end (±inf).
+    """
+
+    x: int
+    y: int
+    core: tuple[float, float, float, float]
+
+
+def tile_origins(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin, so that they cover all pixels of a line and overlap by `overlap` at least.
+
+    The last one ends with the line, unless the line is shorter than a tile: then there is one, at 0.
+
+    Raises:
+        ValueError: when the length or the tile is not positive, or the overlap not from 0 to below the tile.
+    """
+    if length < 1 or not 0 <= overlap < tile:
+        raise ValueError(f"length must be positive and 0 <= overlap < tile, got {length}, {overlap} and {tile}.")
+    last = max(length - tile, 0)
+    return [*range(0, last, tile - overlap), last]
+
+
+def tile_grid(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
+    """Tiles that cover an image, row by row from the top left.
+
+    Every point lies in the core of one tile and no other, at least half of the overlap away from the tile's edges,
+    unless they are the image's.
+
+    Args:
+        size: width and height of the image.
+        tile: side of a tile.
+        overlap: of neighbours, in pixels, at least.
+
+    Raises:
+        ValueError: see `tile_origins`.
+    """
+    columns, rows = (_cores(tile_origins(length, tile, overlap), tile) for length in size)
+    return [Tile(x, y, (x1, y1, x2, y2)) for y, y1, y2 in rows for x, x1, x2 in columns]
+
+
+def _cores(origins: Sequence[int], tile: int) -> list[tuple[int, float, float]]:
+    """Origin, and where its core begins and ends: in the middle of what it shares with the next."""
+    borders = [-math.inf, *((a + tile + b) / 2 for a, b in pairwise(origins)), math.inf]
+    return [(x, borders[i] - x, borders[i + 1] - x) for i, x in enumerate(origins)]
+
+
+class RegionTiles(Dataset):
+    """The tiles of images of any size, read one by one by whoever asks: in the workers of a DataLoader, too.
+
+    An item holds
+    * `image`: uint8, (3, tile_size, tile_size), white beyond the image;
+    * `region`: the index of its region, and `case`: `"name x,y"`;
+    * `origin`: (x, y) of the tile's corner in pixels of the file, and `scale`: pixels of the file a pixel of the tile;
+    * `core`: as in `Tile`;
+    * `domain` and `slide`, where the region has them;
+    * where the region has `box` and `label`, those of the boxes whose centre lies in the tile, in pixels of the tile
+      and clipped to it: float32 (n, 4) and int64 (n,). Tiles overlap, so that a box may be in several.
+
+    Args:
+        regions: each with `image`, a path or a `Region`, and what else is named above (`box` in pixels of the file);
+            `case` is their name, by default the file's.
+        tile_size: side of a tile in pixels.
+        overlap: of neighbouring tiles, in pixels of a tile, at least.
+        transform: what an item goes through.
+        scale: pixels of the file a pixel of a tile, for all regions or for each.
+        min_tissue: tiles with less tissue than this share are left out; a region without any has no tiles. By 0,
+            every tile is there; above, every region is first read as `tissue_mask` says.
+
+    Attributes:
+        tiles: pairs of the index of a region and a `Tile`, of a grid in pixels of a tile; region after region.
+
+    Raises:
+        DataError: a file cannot be opened; when an item is read, it cannot be decoded.
+        ValueError: when a scale is not positive or their number is not that of the regions, or see `tile_origins`.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Mapping[str, Any]],
+        tile_size: int = 512,
+        overlap: int = 64,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        scale: float | Sequence[float] = 1.0,
+        min_tissue: float = 0.0,
+    ) -> None:
+        self.regions = [dict(region) for region in regions]
+        self.tile_size = tile_size
+        self.transform = transform
+        self.scales = [float(s) for s in (scale if isinstance(scale, Sequence) else [scale] * len(self.regions))]
+        if len(self.scales) != len(self.regions) or not all(0 < s < math.inf for s in self.scales):
+            raise ValueError(f"scale must be positive, one for all or one for each region, got {scale}.")
+        self.tiles: list[tuple[int, Tile]] = []
+        for i, (entry, factor) in enumerate(zip(self.regions, self.scales, strict=True)):
+            region = open_region(entry["image"], entry.get("mpp"))
+            width, height = (math.ceil(length / factor) for length in region.size)
+            grid = tile_grid((width, height), tile_size, overlap)
+            if min_tissue > 0:
+                grid = _with_tissue(region, grid, tile_size, factor, min_tissue)
+            self.tiles += [(i, tile) for tile in grid]
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """Of each tile what is known without reading it: `domain` and `slide`, where its region has them."""
+        known = [{key: entry[key] for key in ("domain", "slide") if key in entry} for entry in self.regions]
+        return [known[i] for i, _ in self.tiles]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, index: int) -> Any:
+        i, tile = self.tiles[index]
+        entry, scale = self.regions[i], self.scales[i]
+        x, y = tile.x * scale, tile.y * scale
+        region = open_region(entry["image"], entry.get("mpp"))
+        pixels = region.read(x, y, self.tile_size, self.tile_size, scale)
+        item = {
+            "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+            "region": i,
+            "origin": (x, y),
+            "core": tile.core,
+            "scale": scale,
+            "case": f"{entry.get('case') or case_name(region.path)} {x:g},{y:g}",
+            **{key: entry[key] for key in ("domain", "slide") if key in entry},
+        }
+        if "box" in entry and "label" in entry:
+            item |= _boxes_within(entry, x, y, scale, self.tile_size)
+        return self.transform(item) if self.transform else item
+
+
+def _boxes_within(entry: Mapping[str, Any], x: float, y: float, scale: float, size: int) -> dict[str, torch.Tensor]:
+    boxes = torch.as_tensor(entry["box"], dtype=torch.float64).reshape(-1, 4)
+    boxes = (boxes - torch.tensor([x, y, x, y], dtype=torch.float64)) / scale
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    within = ((centres >= 0) & (centres < size)).all(dim=1)
+    labels = torch.as_tensor(entry["label"], dtype=torch.int64).reshape(-1)
+    return {"box": boxes[within].clamp(0, size).float(), "label": labels[within]}
+
+
+def _with_tissue(region: Region, grid: Sequence[Tile], size: int, scale: float, share: float) -> list[Tile]:
+    mask, mask_scale = tissue_mask(region)
+    ratio = scale / mask_scale  # pixels of the mask a pixel of the grid
+
+    def part(start: int, length: int) -> slice:
+        return slice(min(int(start * ratio), length - 1), math.ceil((start + size) * ratio))
+
+    return [tile for tile in grid if mask[part(tile.y, len(mask)), part(tile.x, mask.shape[1])].mean() >= share]

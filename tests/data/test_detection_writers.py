@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from shared.data import (
+    detection_writers,
+    write_detections_csv,
+    write_gallery,
+    write_geojson,
+    write_midog_json,
+    write_overview,
+)
+from shared.data.regions import Region
+from shared.metrics import MitoticCount
+
+NAMES = ("non_mitotic", "mitotic")
+COUNT = MitoticCount(1, (100.0, 50.0, 900.0, 650.0), 2.0, 0.75, False, True)
+
+
+def detections(*rows: tuple[float, float, float, int], side: float = 50.0) -> dict[str, np.ndarray]:
+    """Squares of 50 pixels, from middle x and y, score and class."""
+    table = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    box = np.hstack([table[:, :2] - side / 2, table[:, :2] + side / 2])
+    return {"box": box.astype(np.float32), "score": table[:, 2].astype(np.float32), "label": table[:, 3].astype(int)}
+
+
+FOUND = detections(
+    (1000, 500, 0.875, 1), (600, 600, 0.75, 0), (6500, 2000, 0.640625, 1), (25, 4000, 0.25, 1), (9, 9, 0.1, 0)
+)
+
+
+def test_midog_json_is_that_of_the_container(tmp_path: Path) -> None:
+    """To the byte. The file was typed by hand from what `process.py` of the container writes: see its `json.dump`.
+
+    Its points, at 0.25 µm: (1000, 500), (6500, 2000) and (25, 4000) px are (250, 125), (1625, 500) and (6.25, 1000) µm.
+    The threshold is 0.64, the container's own.
+    """
+    write_midog_json(tmp_path / "a.json", FOUND, mpp=0.25, threshold=0.64)
+    golden = Path(__file__).with_name("midog_container.json")
+    assert (tmp_path / "a.json").read_bytes() == golden.read_bytes()
+    write_midog_json(tmp_path / "none.json", detections(), mpp=0.25, threshold=0.64)
+    assert json.loads((tmp_path / "none.json").read_text()) == {
+        "type": "Multiple points",
+        "points": [],
+        "version": {"major": 1, "minor": 0},
+    }
+
+
+def test_midog_millimetres_are_those_of_itk(tmp_path: Path) -> None:
+    """The container asks ITK, which reads the resolution from the TIFF file."""
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    image.save(tmp_path / "a.tiff", dpi=(25400 / 0.23, 25400 / 0.23))
+    opened = itk.imread(str(tmp_path / "a.tiff"))
+    place = np.asarray(itk.origin(opened)) + np.multiply(itk.spacing(opened), [1234.5, 678.25])
+    region = Region(tmp_path / "a.tiff")
+    assert region.mpp is not None
+    write_midog_json(tmp_path / "a.json", detections((1234.5, 678.25, 0.5, 1)), region.mpp, 0.5)
+    (point,) = json.loads((tmp_path / "a.json").read_text())["points"]
+    assert point["point"] == pytest.approx([*place, 0], rel=1e-5)
+
+
+def test_geojson_for_qupath(tmp_path: Path) -> None:
+    write_geojson(tmp_path / "a.geojson", FOUND, 0.64, NAMES, COUNT, "made up")
+    content = json.loads((tmp_path / "a.geojson").read_text())
+    assert content["type"] == "FeatureCollection"
+    area, *figures = content["features"]
+    assert [f["type"] for f in content["features"]] == ["Feature"] * 4
+    assert [f["properties"]["objectType"] for f in content["features"]] == ["annotation"] + ["detection"] * 3
+    assert [f["properties"]["classification"]["name"] for f in figures] == ["mitotic", "non-mitotic", "mitotic"]
+    colours = {f["properties"]["classification"]["name"]: f["properties"]["classification"]["color"] for f in figures}
+    assert all(len(c) == 3 and all(0 <= v <= 255 and isinstance(v, int) for v in c) for c in colours.values())
+    assert colours["mitotic"] != colours["non-mitotic"]
+    assert [f["properties"]["measurements"] for f in figures] == [{"score": s} for s in (0.875, 0.75, 0.640625)]
+    # closed rings, GeoJSON (RFC 7946, section 3.1.6)
+    ring = [[975, 475], [1025, 475], [1025, 525], [975, 525], [975, 475]]
+    assert figures[0]["geometry"] == {"type": "Polygon", "coordinates": [ring]}
+    assert area["geometry"]["coordinates"] == [[[100, 50], [900, 50], [900, 650], [100, 650], [100, 50]]]
+    assert area["properties"]["name"] == "mitotic count: 1 mitotic figure in 2 mm²"
+    assert area["properties"]["isLocked"] is True
+    measured = {"mitotic figures": 1, "area mm^2": 2.0, "share of tissue": 0.75}
+    assert area["properties"]["measurements"] == measured
+    assert area["properties"]["metadata"] == {"warning": "made up"}
+
+    write_geojson(tmp_path / "a.geojson", detections(), 0.5)
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
+    write_geojson(tmp_path / "a.geojson", detections(), 0.5, count=COUNT._replace(tissue=None))
+    (area,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert area["properties"]["measurements"] == {"mitotic figures": 1, "area mm^2": 2.0}
+    assert "metadata" not in area["properties"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (COUNT._replace(count=12), "12 mitotic figures in 2 mm²"),
+        (COUNT._replace(whole_image=True, area_mm2=0.065536), "1 mitotic figure in 0.0655 mm² (the whole image)"),
+        (
+            COUNT._replace(count=0, whole_image=True, enough_tissue=False),
+            "0 mitotic figures in 2 mm² (the whole image, little tissue)",
+        ),
+    ],
+)
+def test_count_in_words(count: MitoticCount, text: str) -> None:
+    assert detection_writers.count_text(count) == text
+
+
+def test_csv_holds_all_detections(tmp_path: Path) -> None:
+    write_detections_csv(tmp_path / "a.csv", FOUND, 0.64, NAMES)
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    assert rows[0] == {
+        **{"x": "1000.0", "y": "500.0", "x1": "975.0", "y1": "475.0", "x2": "1025.0", "y2": "525.0"},
+        **{"class": "mitotic", "score": "0.875", "above_threshold": "1"},
+    }
+    assert [row["above_threshold"] for row in rows] == ["1", "1", "1", "0", "0"]
+    assert [row["class"] for row in rows] == ["mitotic", "non_mitotic", "mitotic", "mitotic", "non_mitotic"]
+    write_detections_csv(tmp_path / "a.csv", detections(), 0.64)
+    assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y,x1,y1,x2,y2,class,score,above_threshold"]
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> Region:
+    """1600 × 1000 pixels; the grey value of a square of 100 tells where it is."""
+    squares = (np.arange(10)[:, None] * 16 + np.arange(16)).astype(np.uint8)
+    grey = squares.repeat(100, axis=0).repeat(100, axis=1)
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "a.png")
+    return Region(tmp_path / "a.png", mpp=0.25)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_overview(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
+    found = detections((250, 250, 0.9, 1), (1550, 950, 0.7, 1), (650, 250, 0.8, 0), (850, 850, 0.2, 1))
+    write_overview(tmp_path / "o.png", region, found, 0.5, COUNT, "slide 1", "made up")
+    with Image.open(tmp_path / "o.png") as picture:
+        assert picture.width > 1400
+    axes = drawn[0].axes[0]
+    rings = [c for c in axes.collections if isinstance(c, PathCollection)]
+    assert rings[0].get_offsets().tolist() == [[650, 250]]  # non-mitotic
+    assert rings[2].get_offsets().tolist() == [[250, 250], [1550, 950]]
+    assert len(np.unique(rings[2].get_edgecolors(), axis=0)) == 2  # by score
+    (outline,) = [p for p in axes.patches if isinstance(p, Rectangle)]
+    assert outline.get_bbox().extents.tolist() == list(COUNT.outline)
+    assert axes.images[0].get_array()[200, 200, 0] == region.read(229, 229, 1, 1)[0, 0, 0]
+    texts = [t.get_text() for t in drawn[0].legends[0].get_texts()]
+    assert texts == ["mitotic (2)", "non-mitotic (1)", "area of the count: 1 mitotic figure in 2 mm²"]
+    assert drawn[0].get_suptitle() == "slide 1\nmade up"
+    write_overview(tmp_path / "o.png", region, detections(), 1.0)
+    assert drawn[1].get_suptitle() == ""
+
+
+def test_gallery_shows_the_best_first(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
+    places = [(100.0 * i + 50, 450.0, 0.9 - i / 20, 1) for i in range(16)] + [(50.0, 50.0, 0.99, 0)]
+    write_gallery(tmp_path / "g.png", region, detections(*places[::-1]), 0.5, "slide 1", "made up")
+    shown = [axes for axes in drawn[0].axes if axes.images]
+    assert len(shown) == 16
+    for i, axes in enumerate(shown):
+        picture = np.asarray(axes.images[0].get_array())
+        assert picture.shape == (96, 96, 3)
+        assert picture[48, 48, 0] == 4 * 16 + i
+        assert axes.get_title().split("\n") == [f"{0.9 - i / 20:.3f}", f"{100 * i + 50}, 450"]
+        (box,) = [p for p in axes.patches if isinstance(p, Rectangle)]
+        assert box.get_bbox().extents.tolist() == [100 * i + 25, 425, 100 * i + 75, 475]
+    colours = [tuple(axes.patches[0].get_edgecolor()) for axes in shown]
+    assert colours == [colours[0]] * 9 + [colours[-1]] * 7  # to 0.5, and below
+    assert colours[0] != colours[-1]
+    assert drawn[0].get_suptitle() == "slide 1\nmade up"
+
+
+def test_gallery_of_many_and_of_none(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
+    write_gallery(tmp_path / "g.png", region, detections(*[(i, i, i / 100, 1) for i in range(40)]), 0.5)
+    shown = [axes for axes in drawn[0].axes if axes.images]
+    assert [axes.get_title().split("\n")[0] for axes in shown] == [f"{i / 100:.3f}" for i in range(39, 15, -1)]
+    write_gallery(tmp_path / "g.png", region, detections((5, 5, 0.9, 0)), 0.5)
+    assert not [axes for axes in drawn[1].axes if axes.images]
+    assert drawn[1].axes[0].texts[0].get_text() == "none"
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path: Path, region: Region) -> None:
+    nan = detections((5, 5, np.nan, 1))
+    for write in (
+        lambda path: write_midog_json(path, nan, 0.25, 0.5),
+        lambda path: write_geojson(path, detections((np.nan, 5, 0.9, 1)), 0.5),
+        lambda path: write_gallery(path, region, {**nan, "box": nan["box"][:0]}, 0.5),
+    ):
+        with pytest.raises((ValueError, IndexError)):
+            write(tmp_path / "out" / "a.png")
+        assert list((tmp_path / "out").iterdir()) == [] if (tmp_path / "out").exists() else True
