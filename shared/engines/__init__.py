@@ -1,5 +1,16 @@
-"""Engines that run a network over cases."""
+"""Engines that run a network over cases, and those of a detector."""
 
-from .case_evaluator import CaseEvaluator, FaultTolerantDataset, collate_readable
+from .case_evaluator import CaseEvaluator, FaultTolerantDataset, collate_readable, collate_regions, prepare_region
+from .detection import DetectionEvaluator, DetectionTrainer, MeanImageLoss, prepare_detection_batch
 
-__all__ = ["CaseEvaluator", "FaultTolerantDataset", "collate_readable"]
+__all__ = [
+    "CaseEvaluator",
+    "DetectionEvaluator",
+    "DetectionTrainer",
+    "FaultTolerantDataset",
+    "MeanImageLoss",
+    "collate_readable",
+    "collate_regions",
+    "prepare_detection_batch",
+    "prepare_region",
+]

@@ -58,6 +58,19 @@ def collate_readable(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**batch, "failures": failures}
 
 
+def collate_regions(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A batch of what a `FaultTolerantDataset` gives of regions, which no tensor can hold: a list for each key."""
+    return {key: [item[key] for item in items] for key in items[0]}
+
+
+def prepare_region(
+    batch: Mapping[str, Any], device: torch.device | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Any, None]:
+    """The one region of a batch, for `RegionInferer`, which brings tiles of it to the network's device; no target."""
+    (region,) = batch[CommonKeys.IMAGE]
+    return region, None
+
+
 class CaseEvaluator(SupervisedEvaluator):
     """An evaluator that takes the cases one at a time and, when one fails, goes on with the others.
 
@@ -67,7 +80,8 @@ class CaseEvaluator(SupervisedEvaluator):
 
     Args:
         device: where the network is.
-        val_data_loader: one case a batch.
+        val_data_loader: one case a batch. Of regions, by `collate_regions`, with `prepare_batch=prepare_region`, a
+            `RegionInferer`, and `decollate=False`.
         network: the network.
         keep_going: False stops at the first failure.
         progress: show a progress bar over the cases.
@@ -132,9 +146,11 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _note_padding(self, case: str, image: torch.Tensor) -> None:
         """Note a volume that the window is larger than."""
-        shape = image.shape[2:]
         window = getattr(self.inferer, "roi_size", None)
-        if isinstance(window, (list, tuple)) and any(n < w for n, w in zip(shape, window, strict=True)):
+        if not isinstance(window, (list, tuple)):
+            return
+        shape = image.shape[2:]
+        if any(n < w for n, w in zip(shape, window, strict=True)):
             logger.info(
                 "%s: %s voxels after preprocessing, smaller than the window of %s: padded, and the result cropped back",
                 case,

@@ -10,6 +10,10 @@ from .class_reweighting import (
 )
 from .classification_report import ClassificationReport, classification_table
 from .decision_threshold import DecisionThreshold
+from .detection_report import DetectionReport, detection_table
+from .detection_threshold import DetectionThreshold
+from .region_detections import RegionDetections
+from .save_detections import SaveDetections
 from .save_predictions import SavePredictions
 from .seed_epochs import SeedEpochs
 from .segmentation_report import SegmentationReport, summary_table
@@ -24,7 +28,11 @@ __all__ = [
     "ClassReweighting",
     "ClassificationReport",
     "DecisionThreshold",
+    "DetectionReport",
+    "DetectionThreshold",
     "PlateauClassFreezing",
+    "RegionDetections",
+    "SaveDetections",
     "SavePredictions",
     "SeedEpochs",
     "SegmentationReport",
@@ -35,5 +43,6 @@ __all__ = [
     "TrainingCurves",
     "TrainingReport",
     "classification_table",
+    "detection_table",
     "summary_table",
 ]

@@ -12,13 +12,27 @@ import monai
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..metrics import bootstrap_scores, classification_scores, roc_curve
 from ..metrics.classification import COUNTS, SCORES
 from ..utils import DataError, atomic_path, flag, writable_folder, write_csv, write_json
+from .domain_report import (
+    ALL,
+    add_warnings,
+    distribution_note,
+    domain_label,
+    line_style,
+    number,
+    report_title,
+    score_columns,
+    score_rows,
+    slide_remarks,
+    summarise_domains,
+    with_interval,
+    with_values,
+)
 from .segmentation_report import synthetic_warnings
 
 logger = logging.getLogger(__name__)
@@ -26,12 +40,9 @@ logger = logging.getLogger(__name__)
 PREDICTION_COLUMNS = ("case", "domain", "slide", "label", "probability", "predicted", "in_distribution")
 SCORE_COLUMNS = (
     *("domain", "distribution", "patches", "slides", "positive"),
-    *(name for score in SCORES for name in (score, f"{score}_low", f"{score}_high")),
+    *score_columns(SCORES),
     *(*COUNTS, "threshold"),
 )
-IN, OUT, ALL = "in distribution", "out of distribution", "all"
-# A note is due where an interval rests on fewer than this share of the resamples.
-MANY_LEFT_OUT = 0.05
 
 
 class Patch(NamedTuple):
@@ -91,18 +102,9 @@ def _part(patches: Sequence[Patch], threshold: float, bootstrap: int, seed: int)
         "patches": len(patches),
         "slides": len(set(slides)),
         "positive": sum(label),
-        **{name: {"value": None if math.isnan(values[name]) else values[name], **intervals[name]} for name in SCORES},
+        **with_values(values, intervals, SCORES),
         **{name: values[name] for name in COUNTS},
     }
-
-
-def _mean_scores(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean over domains of each score, each domain weighing the same; without those where it is undefined."""
-    means: dict[str, Any] = {"domains": len(parts)}
-    for name in SCORES:
-        values = [part[name]["value"] for part in parts if part[name]["value"] is not None]
-        means[name] = float(np.mean(values)) if values else None
-    return means
 
 
 def _notes(class_names: Sequence[str], threshold: float, adapted: bool, known: bool) -> list[str]:
@@ -118,11 +120,7 @@ def _notes(class_names: Sequence[str], threshold: float, adapted: bool, known: b
         f"F1: mean, in the harmonic sense, of sensitivity and of the share of correct ones among those called "
         f"{positive}.",
         "Brackets: 95 % interval, from drawing whole slides anew; few slides make it unreliable.",
-        *(
-            ["In distribution: domains (scanners) that the network was trained on. Out of distribution: all others."]
-            if known
-            else ["What domains (scanners) the network was trained on is not known, so none is marked in or out."]
-        ),
+        distribution_note(known),
         *(
             ["Batch norm was adapted to each domain's images, without their labels, before they were classified."]
             if adapted
@@ -139,15 +137,7 @@ def _remarks(name: str, part: Mapping[str, Any], class_names: Sequence[str]) -> 
     ):
         if count == 0:
             return [f"{name} has no {missing} patches: its {lost} are undefined, left blank and out of means."]
-    if part["slides"] == 1:
-        return [f"{name} has patches from a single slide: no intervals."]
-    left_out = max(part[score]["resamples_left_out"] for score in SCORES)
-    if left_out > MANY_LEFT_OUT * part["resamples"]:
-        return [
-            f"{name} has too few slides for good intervals: {left_out} of {part['resamples']} resamples lack a class "
-            "and are left out."
-        ]
-    return []
+    return slide_remarks(name, part, SCORES, "patches", "a class")
 
 
 def summarise_patches(
@@ -164,24 +154,12 @@ def summarise_patches(
 ) -> dict[str, Any]:
     """What `summary.json` holds, see `ClassificationReport`."""
     dataset, record = dict(dataset or {}), dict(record or {})
-    names = sorted({p.domain for p in patches})
-    members: dict[str, list[str]] = {}
-    if train_domains is not None:
-        members[IN] = [name for name in names if name in train_domains]
-        members[OUT] = [name for name in names if name not in train_domains]
-        names = members[IN] + members[OUT]
-    members[ALL] = names
 
     def part(chosen: Sequence[str]) -> dict[str, Any]:
         own = [p for p in patches if p.domain in chosen]
         return {**_part(own, threshold, bootstrap, seed), "resamples": bootstrap}
 
-    domains = {
-        name: {"distribution": "" if train_domains is None else "in" if name in members[IN] else "out", **part([name])}
-        for name in names
-    }
-    groups = {group: part(chosen) for group, chosen in members.items() if chosen}
-    means = {group: _mean_scores([domains[n] for n in members[group]]) for group in groups}
+    domains, groups, means = summarise_domains((p.domain for p in patches), train_domains, part, SCORES)
     remarks = [text for name, entry in domains.items() for text in _remarks(name, entry, class_names)]
     return {
         "dataset": dataset,
@@ -206,22 +184,8 @@ def summarise_patches(
 
 
 def _title(summary: Mapping[str, Any]) -> str:
-    data, all_of_them = summary["dataset"], summary["pooled_patches"][ALL]
-    parts = (
-        str(data.get("name") or "evaluation"),
-        data.get("split"),
-        *(f"{all_of_them[key]} {key if all_of_them[key] != 1 else key[:-1]}" for key in ("patches", "slides")),
-    )
-    return ", ".join(part for part in parts if part)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _with_interval(entry: Mapping[str, Any]) -> str:
-    interval = "" if entry["interval"] is None else "[{:.3f}, {:.3f}]".format(*entry["interval"])
-    return f"{_number(entry['value']):>5} {interval:14}"
+    pooled = summary["pooled_patches"][ALL]
+    return report_title(summary["dataset"], {key: pooled[key] for key in ("patches", "slides")})
 
 
 def classification_table(summary: Mapping[str, Any]) -> str:
@@ -231,13 +195,13 @@ def classification_table(summary: Mapping[str, Any]) -> str:
     width = max(len(name) for name in (*rows, *means))
 
     def line(name: str, entry: Mapping[str, Any]) -> str:
-        scores = f"{_with_interval(entry['accuracy'])}  {_with_interval(entry['balanced_accuracy'])}"
-        others = "  ".join(f"{_number(entry[s]['value']):>5}" for s in ("auc", "f1", "sensitivity", "specificity"))
+        scores = f"{with_interval(entry['accuracy'])}  {with_interval(entry['balanced_accuracy'])}"
+        others = "  ".join(f"{number(entry[s]['value']):>5}" for s in ("auc", "f1", "sensitivity", "specificity"))
         return f"{name:{width}}  {entry.get('distribution', ''):3}  {entry['patches']:>7}  {scores}  {others}"
 
     def mean_line(name: str, entry: Mapping[str, Any]) -> str:
-        accuracies = "  ".join(f"{_number(entry[s]):>5}{'':15}" for s in ("accuracy", "balanced_accuracy"))
-        others = "  ".join(f"{_number(entry[s]):>5}" for s in ("auc", "f1", "sensitivity", "specificity"))
+        accuracies = "  ".join(f"{number(entry[s]):>5}{'':15}" for s in ("accuracy", "balanced_accuracy"))
+        others = "  ".join(f"{number(entry[s]):>5}" for s in ("auc", "f1", "sensitivity", "specificity"))
         return f"{name:{width}}  {'':12}  {accuracies}  {others}"
 
     lines = [
@@ -251,33 +215,21 @@ def classification_table(summary: Mapping[str, Any]) -> str:
 
 def _score_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of `scores.csv`."""
-    groups = {
-        name: {**part, "distribution": {IN: "in", OUT: "out"}.get(name, "")}
-        for name, part in summary["pooled_patches"].items()
-    }
-    rows = []
-    for name, part in {**summary["domains"], **groups}.items():
-        row = {"domain": name, "threshold": summary["threshold"]["value"]}
-        row |= {key: part[key] for key in ("distribution", "patches", "slides", "positive", *COUNTS)}
-        for score in SCORES:
-            values = (part[score]["value"], *(part[score]["interval"] or (None, None)))
-            columns = (score, f"{score}_low", f"{score}_high")
-            row |= {c: None if v is None else round(v, 4) for c, v in zip(columns, values, strict=True)}
-        rows.append(row)
-    return rows
+    copied = ("patches", "slides", "positive", *COUNTS)
+    rows = score_rows(summary["domains"], summary["pooled_patches"], copied, SCORES)
+    return [{**row, "threshold": summary["threshold"]["value"]} for row in rows]
 
 
 def _draw_curves(axes: Axes, patches: Sequence[Patch], summary: Mapping[str, Any]) -> None:
     """ROC curve of each domain, with a dot at the threshold."""
     for i, (name, part) in enumerate(summary["domains"].items()):
-        where = f" ({part['distribution']})" if part["distribution"] else ""
-        style = {"color": colormaps["tab10"](i % 10), "linestyle": "--" if part["distribution"] == "out" else "-"}
+        style, label = line_style(i, part), domain_label(name, part)
         if part["auc"]["value"] is None:
-            axes.plot([], [], **style, label=f"{name}{where}: one class only")
+            axes.plot([], [], **style, label=f"{label}: one class only")
             continue
         own = [p for p in patches if p.domain == name]
         curve = roc_curve([p.probability for p in own], [p.label for p in own])
-        axes.plot(*curve, **style, linewidth=1.5, label=f"{name}{where}: AUC {part['auc']['value']:.3f}")
+        axes.plot(*curve, **style, linewidth=1.5, label=f"{label}: AUC {part['auc']['value']:.3f}")
         axes.plot(
             1 - part["specificity"]["value"],
             part["sensitivity"]["value"],
@@ -315,8 +267,7 @@ def _draw_matrix(axes: Axes, name: str, part: Mapping[str, Any], class_names: Se
     axes.set_yticks([0, 1], class_names, fontsize=7, rotation=90, va="center")
     axes.set_xlabel("called", fontsize=8)
     axes.set_ylabel("true", fontsize=8)
-    where = f" ({part['distribution']})" if part["distribution"] else ""
-    axes.set_title(textwrap.fill(f"{name}{where}", 22), fontsize=9)
+    axes.set_title(textwrap.fill(domain_label(name, part), 22), fontsize=9)
 
 
 def _figure(patches: Sequence[Patch], summary: Mapping[str, Any]) -> Figure:
@@ -334,9 +285,7 @@ def _figure(patches: Sequence[Patch], summary: Mapping[str, Any]) -> Figure:
     for axes, (name, part) in zip(grid, domains.items(), strict=False):
         _draw_matrix(axes, name, part, summary["class_names"], summary["threshold"]["value"])
     figure.suptitle(_title(summary))
-    if summary["warnings"]:
-        figure.text(0.01, 0.01, " ".join(summary["warnings"]), color="tab:red", fontsize=9)
-        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
+    add_warnings(figure, summary["warnings"])
     return figure
 
 

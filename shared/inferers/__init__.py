@@ -1,7 +1,8 @@
 """From a network's output to a result on the grid of the input."""
 
 from .detection import DetectionMerger, Detections
+from .region import RegionInferer
 from .restore import axis_maps, restore_label_map
 from .suppression import suppress_within_radius
 
-__all__ = ["DetectionMerger", "Detections", "axis_maps", "restore_label_map", "suppress_within_radius"]
+__all__ = ["DetectionMerger", "Detections", "RegionInferer", "axis_maps", "restore_label_map", "suppress_within_radius"]

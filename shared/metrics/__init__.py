@@ -17,12 +17,14 @@ from .detection import (
     match_detections,
     precision_recall_curve,
 )
+from .mitotic_count import MitoticCount, mitotic_count
 from .segmentation import ClassScores, segmentation_scores
 
 __all__ = [
     "ClassDice",
     "ClassScores",
     "MeanClassDice",
+    "MitoticCount",
     "average_precision",
     "best_detection_threshold",
     "best_threshold",
@@ -31,6 +33,7 @@ __all__ = [
     "classification_scores",
     "detection_f1",
     "match_detections",
+    "mitotic_count",
     "precision_recall_curve",
     "read_threshold",
     "roc_curve",

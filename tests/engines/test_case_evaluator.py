@@ -12,7 +12,7 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 
-from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_readable
+from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_readable, collate_regions, prepare_region
 from shared.networks import fusestyle_resnet
 from shared.utils import DataError
 
@@ -184,3 +184,39 @@ def test_volume_smaller_than_the_window_is_noted(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         make_evaluator(["fine"], [], inferer=SlidingWindowInferer((4, 8, 4))).run()
     assert "a: 4 × 4 × 4 voxels after preprocessing, smaller than the window of 4 × 8 × 4: padded" in caplog.text
+
+
+def test_what_is_no_tensor_reaches_the_inferer() -> None:
+    class Region:  # neither stacked nor moved to a device
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    def open_region(d: dict[str, Any]) -> dict[str, Any]:
+        if d["case"] == "b":
+            raise DataError("b: cannot be read.")
+        return {**d, "image": Region(d["case"])}
+
+    seen: list[tuple[str, Any]] = []
+
+    def inferer(region: Region, network: torch.nn.Module) -> str:
+        return region.name * 2
+
+    dataset = FaultTolerantDataset([{"case": case} for case in "abc"], mt.Lambda(open_region))
+    evaluator = CaseEvaluator(
+        torch.device("cpu"),
+        DataLoader(dataset, batch_size=1, collate_fn=collate_regions),
+        Network(),
+        prepare_batch=prepare_region,
+        inferer=inferer,
+        decollate=False,
+        progress=False,
+    )
+
+    def keep(engine: Any) -> None:
+        if engine.state.batch:
+            seen.append((engine.state.batch["case"][0], engine.state.output["pred"]))
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    with pytest.raises(DataError, match=r"^1 of 3 cases failed:\n  b: b: cannot be read\.$"):
+        evaluator.run()
+    assert seen == [("a", "aa"), ("c", "cc")]

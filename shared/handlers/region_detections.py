@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ignite.distributed as idist
+import numpy as np
+from ignite.engine import Engine
+
+from ..inferers import DetectionMerger
+from ..networks import PyramidAnchors
+from ..utils import DataError
+
+
+class Findings(NamedTuple):
+    """What was detected in some regions, and what is there: as `shared.metrics.detection_f1` takes them, by region.
+
+    Attributes:
+        points: (n, 2), centres in pixels of the image.
+        scores: (n,), from high to low.
+        classes: (n,).
+        true_points: (m, 2).
+        true_classes: (m,).
+    """
+
+    points: list[np.ndarray]
+    scores: list[np.ndarray]
+    classes: list[np.ndarray]
+    true_points: list[np.ndarray]
+    true_classes: list[np.ndarray]
+
+    def of(self, chosen: Sequence[int]) -> Findings:
+        """Those of some regions."""
+        return Findings(*([column[i] for i in chosen] for column in self))
+
+
+class RegionDetections:
+    """Collects what a detector finds in the tiles of regions while an engine, or one on each rank, goes through them.
+
+    A region counts once, wherever its tiles are worked on, and whether or not a sampler repeats some of them: what
+    all ranks detected is put together before one detection is kept of those that lie close together. A region of
+    which no tile was looked at counts as well, without a detection.
+
+    Args:
+        regions: as `shared.data.load_regions` gives them, with `box` and `label`.
+        anchors: as the network has them.
+        suppress_radius, score_threshold, top_k: see `DetectionMerger`.
+
+    Raises:
+        ValueError: when a region has no boxes, not even an empty list of them.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Mapping[str, Any]],
+        anchors: PyramidAnchors,
+        suppress_radius: float = 25.0,
+        score_threshold: float = 0.05,
+        top_k: int = 300,
+    ) -> None:
+        unlabelled = [region.get("case") for region in regions if "box" not in region]
+        if unlabelled:
+            raise ValueError(f"{unlabelled[0]} has no boxes: a region that nobody annotated cannot be scored")
+        self.regions = list(regions)
+        self.merger = DetectionMerger(anchors, suppress_radius, score_threshold, top_k)
+
+    def clear(self) -> None:
+        self.merger.clear()
+
+    def add(self, engine: Engine) -> None:
+        """Take in a batch of `shared.data.RegionTiles` that a `DetectionEvaluator` has worked on.
+
+        Raises:
+            DataError: when the network's output is not finite.
+        """
+        batch, output = engine.state.batch, engine.state.output["pred"]
+        for i, values in enumerate(output):
+            if not values.isfinite().all():
+                raise DataError(
+                    f"{batch['case'][i]}: the network gives no number here. Its weights are damaged, or overflow in "
+                    "half precision: try another checkpoint, or --amp false."
+                )
+            place = (batch["origin"][i], batch["core"][i], float(batch["scale"][i]))
+            self.merger.add(int(batch["region"][i]), values, batch["image"].shape[-2:], *place)
+
+    def findings(self) -> Findings:
+        """Of all regions, in their order, from all ranks; to be called on all of them together."""
+        parts = defaultdict(list)
+        for of_rank in idist.all_gather(dict(self.merger.parts)):
+            for region, tiles in of_rank.items():
+                parts[region] += tiles
+        self.merger.parts = parts
+        columns = []
+        for i, region in enumerate(self.regions):
+            found = self.merger.merged(i)
+            true_points = _centres(np.asarray(region["box"], dtype=np.float64).reshape(-1, 4))
+            true_classes = np.asarray(region["label"], dtype=np.int64).reshape(-1)
+            columns.append((_centres(found["box"]), found["score"], found["label"], true_points, true_classes))
+        return Findings(*map(list, zip(*columns, strict=True)))
+
+
+def _centres(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) to (n, 2)."""
+    return (boxes[:, :2] + boxes[:, 2:]) / 2

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+
+from ..data.detection_writers import (
+    MITOTIC,
+    centres,
+    count_text,
+    write_detections_csv,
+    write_gallery,
+    write_geojson,
+    write_midog_json,
+    write_overview,
+)
+from ..data.regions import Region, tissue_mask
+from ..metrics import mitotic_count
+from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from ..utils import DataError, flag, writable_folder, write_csv, write_json
+from .classification_report import check_classes
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".json", ".geojson", ".csv", "_overview.png", "_gallery.png")
+SUMMARY = ("summary.csv", "summary.json")
+COLUMNS = (
+    "case",
+    "file",
+    "status",
+    "width",
+    "height",
+    "mpp",
+    "mitotic",
+    "non_mitotic",
+    "candidates",
+    "mitotic_count",
+    "count_area_mm2",
+    "whole_image",
+    "tissue_share",
+    "enough_tissue",
+    "reason",
+)
+
+
+class SaveDetections:
+    """Write what a detector finds in each image of an inference.
+
+    Attach it to a `CaseEvaluator` with `decollate=False`, whose batches are of `shared.engines.collate_regions`, one
+    image each: `engine.state.batch` holds its `image`, a `Region`, its `case` and its `file`, and
+    `engine.state.output["pred"]` the detections, as `RegionInferer` gives them.
+
+    For each image it writes to `output_dir`, each file whole or not at all:
+
+    * `CASE.json`: the candidates for mitotic figures, as the MIDOG challenge takes them, see `write_midog_json`;
+    * `CASE.geojson`: all figures from the threshold on, and the area of the mitotic count, for QuPath;
+    * `CASE.csv`: all detections;
+    * `CASE_overview.png` and `CASE_gallery.png`: to look at.
+
+    Files of an earlier inference are removed when the image's turn comes: should it fail, they must not pass for this
+    one's. A failure in writing is one of this image alone. At the end `summary.csv` and `summary.json` hold for each
+    image the figures, the mitotic count with its area, and the reason where it failed; the latter also the settings,
+    what the network was trained on, and a `warning` where that was synthetic data or is unknown.
+
+    Args:
+        output_dir: folder of the files.
+        threshold: a detection is a figure from this score on, in [0, 1].
+        class_names: of class 0 and class 1, the mitotic figures.
+        record: what the weights were trained on, see `shared.networks.read_model_record`; None or empty: unknown.
+        area_mm2, aspect, min_tissue: see `shared.metrics.mitotic_count`.
+        adapted: whether batch norm was adapted to the images, for the record.
+
+    Raises:
+        ValueError: when the threshold or the class names are out of range.
+        DataError: when the folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        threshold: float = 0.5,
+        class_names: Sequence[str] = ("non_mitotic", "mitotic"),
+        record: Mapping[str, Any] | None = None,
+        area_mm2: float = 2.0,
+        aspect: float = 4 / 3,
+        min_tissue: float = 0.5,
+        adapted: bool = False,
+    ) -> None:
+        self.class_names = check_classes(threshold, class_names)
+        self.output_dir = writable_folder(output_dir)
+        self.threshold = float(threshold)
+        self.record = dict(record or {})
+        self.count_options = {"area_mm2": float(area_mm2), "aspect": float(aspect), "min_tissue": float(min_tissue)}
+        mitotic_count([], (1, 1), 1.0, **self.count_options)  # wrong options stop here, and not after the first image
+        self.adapted = flag("adapted", adapted)
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._remove)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._save)  # where a failure is the case's own
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+        for name in SUMMARY:
+            (self.output_dir / name).unlink(missing_ok=True)
+
+    def _paths(self, case: str) -> list[Path]:
+        return [self.output_dir / f"{case}{ending}" for ending in ENDINGS]
+
+    def _remove(self, engine: Engine) -> None:
+        for path in self._paths(engine.state.batch["case"][0]):
+            path.unlink(missing_ok=True)
+
+    def _save(self, engine: Engine) -> None:
+        batch, found = engine.state.batch, engine.state.output[CommonKeys.PRED]
+        case, file, region = batch["case"][0], batch["file"][0], batch[CommonKeys.IMAGE][0]
+        if f"{case}.json" in SUMMARY:
+            raise DataError(f"{file}: its results would be called like the summary, {case}.json. Rename the image.")
+        try:
+            row = self._write(case, region, found)
+        except BaseException:
+            self._remove(engine)
+            raise
+        self.rows.append({"case": case, "file": file, "status": "done", **row})
+
+    def _write(self, case: str, region: Region, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        midog, geojson, table, overview, gallery = self._paths(case)
+        figure = found["score"] >= self.threshold
+        mitotic = figure & (found["label"] == MITOTIC)
+        mask, mask_scale = tissue_mask(region)
+        count = mitotic_count(
+            centres(found)[mitotic], region.size, region.mpp, tissue=mask, tissue_scale=mask_scale, **self.count_options
+        )
+        warning = self._warning()
+        write_midog_json(midog, found, region.mpp, self.threshold)
+        write_geojson(geojson, found, self.threshold, self.class_names, count, warning)
+        write_detections_csv(table, found, self.threshold, self.class_names)
+        write_overview(overview, region, found, self.threshold, count, case, warning)
+        write_gallery(gallery, region, found, self.threshold, case, warning)
+        logger.info(
+            "%s: %d of %d detections are mitotic figures; %s in the densest area; written to %s",
+            case,
+            mitotic.sum(),
+            len(figure),
+            count_text(count),
+            self.output_dir,
+        )
+        return {
+            "width": region.size[0],
+            "height": region.size[1],
+            "mpp": region.mpp,
+            "mitotic": int(mitotic.sum()),
+            "non_mitotic": int((figure & ~mitotic).sum()),
+            "candidates": len(figure),
+            "mitotic_count": count.count,
+            "count_area_mm2": round(count.area_mm2, 6),
+            "whole_image": count.whole_image,
+            "tissue_share": count.tissue,
+            "enough_tissue": count.enough_tissue,
+        }
+
+    def _warning(self) -> str | None:
+        if not self.record:
+            return UNKNOWN_WARNING
+        return SYNTHETIC_WARNING if self.record.get("synthetic") else None
+
+    def _finish(self, engine: Engine) -> None:
+        warning = self._warning()
+        failed = [{"case": case, "reason": reason} for case, reason in getattr(engine, "failures", [])]
+        content = {
+            **({"warning": warning} if warning else {}),
+            "threshold": self.threshold,
+            "classes": list(self.class_names),
+            "model": self.record or None,
+            "adapted_batch_norm": self.adapted,
+            "mitotic_count": self.count_options,
+            "images": self.rows,
+            "failed": failed,
+        }
+        write_csv(self.output_dir / "summary.csv", self.rows + [{**f, "status": "failed"} for f in failed], COLUMNS)
+        write_json(self.output_dir / "summary.json", content)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import openslide
+import torch
+from monai.inferers import Inferer
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..data.region_tiles import RegionTiles
+from ..data.regions import Region
+from ..networks.anchors import PyramidAnchors
+from ..utils import DataError
+from .detection import DetectionMerger, Detections
+
+_FEW_TILES = 16  # read before worker processes would have started
+
+
+class RegionInferer(Inferer):
+    """Finds the figures in an image of any size, in bounded memory.
+
+    Overlapping tiles that cover all tissue go through the network in batches, read by worker processes while it runs;
+    `DetectionMerger` makes one list of what is found in them. Where the image's pixels measure something else than
+    those that the network was trained on, the tiles are resampled to these. Tiles beyond the border, and images that
+    are smaller than one, are filled up with white; what is found there is left out (but for the strip of a few pixels
+    that `DetectionMerger` allows for).
+
+    It takes `Region`s, and images at hand: uint8 tensors (3, H, W) or (1, 3, H, W). The network has to be in eval mode,
+    as the engines see to; mixed precision is that of the caller's `torch.autocast`.
+
+    Args:
+        anchors: as the network has them.
+        tile_size: side of a tile, in pixels as the network sees them.
+        overlap: of neighbouring tiles, in the same; best as wide as a figure and what has to be seen around it.
+        batch_size: tiles a batch.
+        num_workers: processes that read tiles; 0 reads between the batches. Images with fewer than 17 tiles, and where
+            processes are not forked those that are decoded whole, are read without.
+        transform: of an item with `image`, uint8 (3, tile_size, tile_size), to what the network takes; as in training.
+        mpp: µm per pixel that the network was trained with.
+        mpp_tolerance: an image whose pixels are larger or smaller by this share at most is not resampled: scanners
+            with the same magnification differ by as much, and networks are trained on them as they are.
+        min_tissue: tiles with a smaller share of tissue are left out, see `tissue_mask`; 0 takes all, glass too.
+        suppress_radius: in pixels as the network sees them: of detections that are no further apart, whatever their
+            classes, the best is kept. 25, at 0.25 µm, are those of the MIDOG challenge's reference.
+        score_threshold: detections with a lower score are left out.
+        top_k: how many a tile has at most.
+        input_mpp: µm per pixel of images at hand, which do not say it themselves.
+        progress: show a bar over the tiles of an image, when they take more than a few seconds.
+
+    Raises:
+        ValueError: when a number is out of range; when called, for another input, or as `DetectionMerger`.
+        DataError: when called: the image cannot be read, or does not say how large its pixels are.
+
+    Example::
+
+        inferer = RegionInferer(PyramidAnchors(), transform=normalise)
+        found = inferer(Region("a.svs"), network.eval())  # {"box": (n, 4), "score": (n,), "label": (n,)}
+    """
+
+    def __init__(
+        self,
+        anchors: PyramidAnchors,
+        tile_size: int = 512,
+        overlap: int = 64,
+        batch_size: int = 6,
+        num_workers: int = 0,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        mpp: float = 0.25,
+        mpp_tolerance: float = 0.15,
+        min_tissue: float = 0.01,
+        suppress_radius: float = 25.0,
+        score_threshold: float = 0.05,
+        top_k: int = 300,
+        input_mpp: float | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 <= overlap < tile_size or batch_size < 1 or mpp <= 0 or min(mpp_tolerance, suppress_radius) < 0:
+            raise ValueError(
+                f"expected 0 <= overlap < tile_size, got {overlap} and {tile_size}; batch_size and mpp above 0, got "
+                f"{batch_size} and {mpp}; mpp_tolerance and suppress_radius of 0 or more, got {mpp_tolerance} and "
+                f"{suppress_radius}."
+            )
+        self.anchors = anchors
+        self.tile_size = tile_size
+        self.overlap = overlap
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.transform = transform
+        self.mpp = mpp
+        self.mpp_tolerance = mpp_tolerance
+        self.min_tissue = min_tissue
+        self.suppress_radius = suppress_radius
+        self.score_threshold = score_threshold
+        self.top_k = top_k
+        self.input_mpp = input_mpp
+        self.progress = progress
+
+    def scale(self, region: Region) -> float:
+        """Pixels of the file to one of the network.
+
+        Raises:
+            DataError: when the file does not say how large its pixels are.
+        """
+        if region.mpp is None:
+            raise DataError(
+                f"{region.path}: does not say how many µm a pixel measures, and figures are found at one scale alone, "
+                f"{self.mpp:g} µm. Give it with --mpp, as 0.25 for a 40x scanner or 0.5 for a 20x one."
+            )
+        ratio = self.mpp / region.mpp
+        return 1.0 if max(ratio, 1 / ratio) <= 1 + self.mpp_tolerance else ratio
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Region | Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Detections:
+        """The detections in an image.
+
+        Args:
+            inputs: the image.
+            network: gives (B, K + 4, anchors) for a batch of tiles.
+            args, kwargs: more that the network takes.
+
+        Returns:
+            `box` (n, 4) float32, x1, y1, x2, y2 in pixels of the image, which it may overhang, their middles do not;
+            `score` (n,) float32, descending; `label` (n,) int64.
+        """
+        region = _ImageInMemory(inputs, self.input_mpp) if isinstance(inputs, Tensor) else inputs
+        scale = self.scale(region)
+        name = str(region.path)
+        tiles = RegionTiles(
+            [{"image": region, "case": name}],
+            self.tile_size,
+            self.overlap,
+            transform=self.transform,
+            scale=scale,
+            min_tissue=self.min_tissue,
+        )
+        merger = DetectionMerger(self.anchors, self.suppress_radius * scale, self.score_threshold, self.top_k)
+        device = _device_of(network)
+        loader = DataLoader(
+            tiles,
+            self.batch_size,
+            num_workers=self._workers(region, len(tiles)),
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+        )
+        with tqdm(
+            total=len(tiles), desc=name[-40:], unit="tile", leave=False, delay=3, disable=not self.progress
+        ) as bar:
+            for batch in loader:
+                output = network(batch["image"].to(device, non_blocking=True), *args, **kwargs)
+                for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
+                    merger.add(
+                        name, one, batch["image"].shape[2:], origin, _own(core, origin, scale, region.size), scale
+                    )
+                bar.update(len(output))
+        return merger.merged(name)
+
+    def _workers(self, region: Region, tiles: int) -> int:
+        decoded_in_each = region.in_memory and multiprocessing.get_start_method() != "fork"
+        if tiles <= _FEW_TILES or decoded_in_each:
+            return 0
+        if region.in_memory:
+            region.read(0, 0, 1, 1)  # decodes it: the processes share it
+        return self.num_workers
+
+
+class _ImageInMemory(Region):
+    """An image that is at hand, in place of a file."""
+
+    def __init__(self, image: Tensor, mpp: float | None) -> None:
+        image = image[0] if image.ndim == 4 and len(image) == 1 else image
+        if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
+            raise ValueError(
+                f"an image at hand must be uint8 (3, height, width), got {image.dtype} {tuple(image.shape)}."
+            )
+        self.path = "the image"
+        self.size = (image.shape[2], image.shape[1])
+        self.mpp = mpp
+        self.in_memory = True
+        self._image = openslide.ImageSlide(Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()))
+
+    def _open(self) -> openslide.ImageSlide:
+        return self._image
+
+
+def _device_of(network: Callable) -> torch.device:
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    first = next(parameters, None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Images in one tensor, everything else in lists."""
+    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
+    return batch | {"image": torch.stack([torch.as_tensor(image) for image in batch["image"]])}
+
+
+def _own(
+    core: Sequence[float], origin: Sequence[float], scale: float, size: Sequence[int]
+) -> tuple[float, float, float, float]:
+    """A tile's core, in its pixels, without what lies beyond the image."""
+    x, y = origin
+    x1, y1, x2, y2 = core
+    return (
+        max(x1, -x / scale),
+        max(y1, -y / scale),
+        min(x2, (size[0] - x) / scale),
+        min(y2, (size[1] - y) / scale),
+    )

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader
+from PIL import Image
+
+from shared.data.regions import Region
+from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_regions, prepare_region
+from shared.handlers import SaveDetections, save_detections
+from shared.transforms import OpenRegiond
+from shared.transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from shared.utils import DataError
+
+NAMES = ("non_mitotic", "mitotic")
+RECORD = {"name": "MIDOG", "synthetic": False}
+ENDINGS = (".csv", ".geojson", ".json", "_gallery.png", "_overview.png")
+PINK = (225, 160, 200)
+
+
+class Inferer:
+    """Finds a mitotic figure for each 100 pixels of the image's width, one that is not, and a doubtful one."""
+
+    def __call__(self, region: Region, network: Any) -> dict[str, np.ndarray]:
+        if region.size[0] == 300:
+            raise RuntimeError("out of memory")
+        x = np.arange(50, region.size[0], 100.0)
+        box = np.column_stack([x - 25, 0 * x, x + 25, 0 * x + 50])
+        extra = np.array([[10, 60, 60, 110], [60, 60, 110, 110]])
+        score, label = np.full(len(x), 0.9), np.ones(len(x), int)
+        return {
+            "box": np.vstack([box, extra]).astype(np.float32),
+            "score": np.append(score, [0.8, 0.3]).astype(np.float32),
+            "label": np.append(label, [0, 1]),
+        }
+
+
+def images(folder: Path, **widths: int) -> list[dict[str, str]]:
+    """Files of these widths and a height of 120 pixels; 0 makes one that is no image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = []
+    for name, width in widths.items():
+        file = folder / f"{name}.png"
+        if width:
+            Image.fromarray(np.full((120, width, 3), PINK, np.uint8)).save(file)
+        else:
+            file.write_text("no image")
+        data.append({"case": name, "file": str(file), "image": str(file)})
+    return data
+
+
+def infer(output_dir: Path, data: list[dict[str, str]], **kwargs: Any) -> CaseEvaluator:
+    options = {"threshold": 0.5, "class_names": NAMES, "record": RECORD, "area_mm2": 0.001, **kwargs}
+    evaluator = CaseEvaluator(
+        torch.device("cpu"),
+        DataLoader(FaultTolerantDataset(data, OpenRegiond(mpp=0.25)), batch_size=1, collate_fn=collate_regions),
+        torch.nn.Identity(),
+        prepare_batch=prepare_region,
+        inferer=Inferer(),
+        val_handlers=[SaveDetections(output_dir, **options)],
+        decollate=False,
+        progress=False,
+    )
+    evaluator.run()
+    return evaluator
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def summary(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def test_files_of_each_image_and_the_summary(tmp_path: Path) -> None:
+    data = images(tmp_path / "in", a=400, b=200)
+    data[1]["case"] = "XR/b"
+    infer(tmp_path / "out", data)
+    expected = [f"{case}{ending}" for case in ("a", "XR/b") for ending in ENDINGS]
+    assert written(tmp_path / "out") == sorted([*expected, "summary.csv", "summary.json"])
+    points = json.loads((tmp_path / "out" / "a.json").read_text())["points"]
+    assert [p["name"] for p in points] == ["mitotic figure"] * 4 + ["non-mitotic figure"]
+    assert points[1]["point"] == pytest.approx([0.0375, 0.00625, 0])
+    features = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    assert len(features) == 1 + 4 + 1
+    assert "metadata" not in features[0]["properties"]
+
+    rows, content = summary(tmp_path / "out")
+    assert [(r["case"], r["file"], r["status"], r["reason"]) for r in rows] == [
+        (d["case"], d["file"], "done", "") for d in data
+    ]
+    # 0.001 mm² are 16,000 px: 146 × 110, room for one figure or, at a distance of 100 px, for two
+    assert [(r["mitotic"], r["non_mitotic"], r["candidates"], r["mitotic_count"]) for r in rows] == [
+        ("4", "1", "6", "2"),
+        ("2", "1", "4", "2"),
+    ]
+    assert (rows[0]["width"], rows[0]["height"], rows[0]["mpp"]) == ("400", "120", "0.25")
+    assert (rows[0]["count_area_mm2"], rows[0]["whole_image"], rows[0]["tissue_share"]) == ("0.001", "False", "1.0")
+    images_written = content.pop("images")
+    assert [image["mitotic_count"] for image in images_written] == [2, 2]
+    assert content == {
+        "threshold": 0.5,
+        "classes": list(NAMES),
+        "model": RECORD,
+        "adapted_batch_norm": False,
+        "mitotic_count": {"area_mm2": 0.001, "aspect": 4 / 3, "min_tissue": 0.5},
+        "failed": [],
+    }
+
+
+def test_a_small_image_is_counted_as_a_whole(tmp_path: Path) -> None:
+    infer(tmp_path / "out", images(tmp_path / "in", a=400), area_mm2=2)
+    (row,), _ = summary(tmp_path / "out")
+    assert (row["mitotic_count"], row["whole_image"], row["count_area_mm2"]) == ("4", "True", "0.003")
+
+
+def test_images_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^2 of 4 cases failed:\n  b: .*cannot be read.*\n  c: .*out of memory"):
+        infer(tmp_path / "out", images(tmp_path / "in", a=100, b=0, c=300, d=100))
+    rows, content = summary(tmp_path / "out")
+    assert [(r["case"], r["status"]) for r in rows] == [("a", "done"), ("d", "done"), ("b", "failed"), ("c", "failed")]
+    assert "out of memory" in rows[3]["reason"]
+    assert [failed["case"] for failed in content["failed"]] == ["b", "c"]
+    assert [name for name in written(tmp_path / "out") if name[0] in "bc"] == []
+
+
+def test_results_of_an_earlier_run_do_not_stand_for_images_that_fail(tmp_path: Path) -> None:
+    data = images(tmp_path / "in", a=100, b=100, c=100)
+    infer(tmp_path / "out", data)
+    images(tmp_path / "in", a=0, b=300)
+    (tmp_path / "out" / "a_notes.txt").touch()
+    with pytest.raises(DataError, match="2 of 2 cases failed"):
+        infer(tmp_path / "out", data[:2])
+    # of the image that was not given this time, and what is not ours
+    assert written(tmp_path / "out") == ["a_notes.txt", *(f"c{e}" for e in ENDINGS), "summary.csv", "summary.json"]
+    assert summary(tmp_path / "out")[1]["images"] == []
+
+
+def test_a_failure_in_writing_is_the_image_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = save_detections.write_gallery
+
+    def full(path: Path, *args: Any) -> None:
+        if path.name.startswith("a"):
+            raise OSError("no space left on device")
+        draw(path, *args)
+
+    monkeypatch.setattr(save_detections, "write_gallery", full)
+    with pytest.raises(DataError, match=r"1 of 2 cases failed:\n  a: OSError: no space left on device"):
+        infer(tmp_path / "out", images(tmp_path / "in", a=100, b=100))
+    assert written(tmp_path / "out") == [*(f"b{e}" for e in ENDINGS), "summary.csv", "summary.json"]
+
+
+def test_an_image_called_like_the_summary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"summary\.png: .*like the summary.*Rename"):
+        infer(tmp_path / "out", images(tmp_path / "in", summary=100))
+
+
+@pytest.mark.parametrize(
+    ("record", "warning"), [({"synthetic": True}, SYNTHETIC_WARNING), (None, UNKNOWN_WARNING), (RECORD, None)]
+)
+def test_what_the_network_was_trained_on_is_said(tmp_path: Path, record: Any, warning: str | None) -> None:
+    infer(tmp_path / "out", images(tmp_path / "in", a=100), record=record)
+    assert summary(tmp_path / "out")[1].get("warning") == warning
+    area = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"][0]["properties"]
+    assert area.get("metadata", {}).get("warning") == warning
+    for name in ("overview", "gallery"):
+        with Image.open(tmp_path / "out" / f"a_{name}.png") as picture:
+            red = np.asarray(picture.convert("RGB")).astype(int)[:60]
+        assert ((red[..., 0] > 180) & (red[..., 1:].max(axis=-1) < 80)).any() == (warning is not None)
+
+
+def test_running_again_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        evaluator = infer(tmp_path / "out", images(tmp_path / "in", a=100))
+    assert "a: 1 of 3 detections are mitotic figures; 1 mitotic figure in" in caplog.text
+    first = (tmp_path / "out" / "summary.json").read_bytes()
+    evaluator.run()
+    assert (tmp_path / "out" / "summary.json").read_bytes() == first
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
+        SaveDetections(tmp_path, threshold=2)
+    with pytest.raises(ValueError, match="class_names must be two names"):
+        SaveDetections(tmp_path, class_names=["mitotic"])
+    with pytest.raises(ValueError, match="'area_mm2': -1"):
+        SaveDetections(tmp_path, area_mm2=-1)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        SaveDetections(tmp_path / "file" / "folder")
