@@ -1,0 +1,305 @@
+"""The detection bundle's configs at work on small made-up regions: train, resume, evaluate, infer, two ranks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imread
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+from shared.data import load_regions
+from shared.utils import write_json
+from shared.utils.errors import data_error_message
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle"
+COLOURS = {"XR": (225, 190, 215), "S360": (235, 200, 205), "CS": (200, 150, 190)}
+SPLITS = {"training": range(3), "validation": range(3, 5), "test": range(5, 7)}
+SIZE = (192, 144)
+MPP = 0.25
+
+
+def region(rng: np.random.Generator, colour: tuple[int, ...]) -> tuple[Image.Image, list[list[int]], list[int]]:
+    """A dark bar (mitotic) and a dark disc on a ground of the scanner's colour."""
+    width, height = SIZE
+    pixels = rng.normal(colour, 6, (height, width, 3))
+    y, x = np.mgrid[:height, :width]
+    boxes, labels = [], []
+    for label, left in ((1, 0), (0, 96)):
+        cx, cy = left + rng.integers(25, 71), rng.integers(25, height - 25)
+        shape = (abs(x - cx) < 5) & (abs(y - cy) < 20) if label else np.hypot(x - cx, y - cy) < 11
+        pixels[shape] -= (110, 120, 60)
+        boxes.append([int(v) for v in (cx - 25, cy - 25, cx + 25, cy + 25)])
+        labels.append(label)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), boxes, labels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Regions of three annotated scanners, seven slides each, and of one that nobody annotated."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    lists: dict[str, list[dict[str, Any]]] = {name: [] for name in (*SPLITS, "unlabelled")}
+    for scanner, colour in COLOURS.items():
+        for split, slides in SPLITS.items():
+            for slide in slides:
+                image, boxes, labels = region(rng, colour)
+                where = {"image": f"{scanner}_{slide}.png", "domain": scanner, "slide": f"{scanner}_{slide}"}
+                image.save(folder / where["image"])
+                lists[split].append({**where, "box": boxes, "label": labels})
+    for slide in range(2):
+        name = f"GT450_{slide}.png"
+        region(rng, (210, 180, 220))[0].save(folder / name)
+        lists["unlabelled"].append({"image": name, "labelled": False, "domain": "GT450", "slide": name})
+    head = {"name": "bars", "synthetic": True, "labels": {"0": "non_mitotic", "1": "mitotic"}, "box_mode": "xyxy"}
+    write_json(folder / "dataset.json", {**head, "mpp": MPP, **lists})
+    return folder
+
+
+SMALL = {"network_def#backbone": "resnet10", "network_def#channels": 32}
+QUICK = {"max_epochs": 2, "learning_rate": 0.001, "batch_size": 4, "tile_size": 96, "val_tile_size": 128}
+QUICK |= {"train_domains": ["XR", "CS"], "empty_tiles_per_region": 1}
+
+
+def workflow(configs: list[str], folder: Path, data: Path, small: bool = True, **options: Any) -> ConfigWorkflow:
+    places = {"output_dir": str(folder), "num_workers": 0, "amp": False, "device": "$torch.device('cpu')"}
+    if configs[0] == "train":
+        places |= {"dataset_dir": str(data), "ckpt_dir": str(folder)}
+    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, *["variants/demo"] * small]]
+    flow = ConfigWorkflow(config_file=files, logging_file=False, **places | (SMALL if small else {}) | options)
+    seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
+    flow.parser["initialize"] = seed  # and not what changes how this process ends
+    flow.initialize()
+    return flow
+
+
+def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 0, **options: Any) -> dict[str, Any]:
+    flow = workflow(["train", *(f"variants/{v}" for v in variants)], folder, data, **QUICK | options)
+    if stop:
+        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
+    flow.run()
+    flow.finalize()
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def _interrupt(engine: Engine) -> None:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, data, max_epochs=10)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def message(error: BaseException) -> str:
+    return data_error_message(error) or ""
+
+
+def test_training_leaves_what_it_promises(trained: Path) -> None:
+    for name in ("last.pt", "best.pt", "model.pt", "model.json", "threshold.json", "training.csv"):
+        assert (trained / name).is_file(), name
+    assert imread(trained / "training.png").std() > 0.02
+    assert list((trained / "tensorboard").iterdir())
+    record = json.loads((trained / "model.json").read_text())
+    assert record["synthetic"] is True
+    assert record["train_domains"] == ["CS", "XR"]
+    assert record["labels"] == {"non_mitotic": 0, "mitotic": 1}
+    assert (record["tile_size"], record["train_tile_size"]) == (128, 96)
+    threshold = json.loads((trained / "threshold.json").read_text())
+    assert 0 < threshold["threshold"] < 1
+    assert threshold["domains"] == ["CS", "XR"]
+    history = rows(trained / "training.csv")
+    assert [row["epoch"] for row in history] == [str(i) for i in range(1, 11)]
+    best = max(history, key=lambda row: float(row["val_ap"]))
+    assert (int(best["epoch"]), float(best["val_ap"])) == (record["epoch"], record["val_ap"])
+    assert float(history[-1]["val_loss"]) < 0.5 * float(history[0]["val_loss"])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path) -> None:
+    whole = train(tmp_path / "whole", data)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, data, stop=whole["trainer"]["epoch_length"] + 2)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1
+    resumed = train(tmp_path, data, resume=True)
+    assert resumed.keys() == whole.keys()
+    for key in ("model", "optimizer"):
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0, msg=key)
+    for key in ("lr_scheduler", "report", "trainer", "evaluator"):
+        assert resumed[key] == whole[key], key
+    names = [folder / "threshold.json" for folder in (tmp_path, tmp_path / "whole")]
+    assert names[0].read_text() == names[1].read_text()
+
+
+def test_the_held_out_scanner_steers_nothing(tmp_path: Path, data: Path) -> None:
+    """Its regions may be anything: weights, threshold and history stay the same."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    for path in other.glob("S360_*.png"):
+        Image.new("RGB", SIZE, (255, 0, 0)).save(path)
+    first, second = (train(tmp_path / name, source, max_epochs=1) for name, source in (("a", data), ("b", other)))
+    torch.testing.assert_close(first["model"], second["model"], rtol=0, atol=0)
+    assert first["report"] == second["report"]
+
+
+@pytest.mark.parametrize("variant", ["no_fusestyle", "mixstyle", "stain_jitter", "domain_adversarial", "pretrained"])
+def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant: str) -> None:
+    options: dict[str, Any] = {"pretrained": str(trained / "model.pt")} if variant == "pretrained" else {}
+    content = train(tmp_path, data, (variant,), max_epochs=1, **options)
+    assert np.isfinite(content["report"]["rows"][0]["train_loss"])
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["unlabelled_domains"] == (["GT450"] if variant == "domain_adversarial" else [])
+    assert bool(content["loss"]) == (variant == "domain_adversarial")
+    if variant == "pretrained":
+        before = torch.load(trained / "model.pt", weights_only=True)
+        frozen = [key for key in before if "running" in key or ".bn" in key]
+        assert frozen
+        for key in frozen:
+            assert torch.equal(content["model"][key], before[key]), key
+
+
+@pytest.mark.slow
+def test_the_full_size_networks_train(tmp_path: Path, data: Path) -> None:
+    options = {"batch_size": 2, "tile_size": 64, "tiles_per_epoch": 2, "max_epochs": 1}
+    for variants in ((), ("group_norm",)):
+        flow = workflow(
+            ["train", *(f"variants/{v}" for v in variants)],
+            tmp_path / "_".join(["all", *variants]),
+            data,
+            small=False,
+            **QUICK | options,
+        )
+        flow.run()
+        assert np.isfinite(flow.parser.get_parsed_content("report").rows[0]["val_loss"])
+
+
+def test_tiles_of_a_batch_are_balanced(tmp_path: Path, data: Path) -> None:
+    flow = workflow(["train"], tmp_path, data, **QUICK)
+    for batch in flow.parser.get_parsed_content("train#dataloader"):
+        assert sorted(batch["domain"]) == ["CS", "CS", "XR", "XR"]
+        assert batch["image"].shape == (4, 3, 96, 96)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_evaluation_knows_the_scanners(tmp_path: Path, data: Path, trained: Path, adapted: bool) -> None:
+    options = {"ckpt_dir": str(trained), "adapt_batch_norm": adapted, "bootstrap": 20}
+    workflow(["train", "evaluate"], tmp_path, data, **options).run()
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert {name: row["distribution"] for name, row in summary["domains"].items()} == {
+        "CS": "in",
+        "S360": "out",
+        "XR": "in",
+    }
+    found = {row["domain"]: row for row in rows(tmp_path / "evaluation" / "scores.csv")}
+    # two slides of each, a mitotic figure on each
+    assert all(int(found[scanner]["tp"]) + int(found[scanner]["fn"]) == 2 for scanner in COLOURS)
+    for name in ("report.png", "gallery.png"):
+        assert imread(tmp_path / "evaluation" / name).std() > 0.02
+
+
+def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained: Path) -> None:
+    workflow(["train", "evaluate"], tmp_path, data, ckpt_dir=str(trained), bootstrap=20).run()
+    weights = str(trained / "model.pt")
+    workflow(["inference"], tmp_path / "out", data, input=str(data / "dataset.json"), ckpt_path=weights).run()
+    evaluated = rows(tmp_path / "evaluation" / "detections.csv")
+    assert evaluated
+    for entry in load_regions(data / "dataset.json", "test"):
+        own = [row for row in evaluated if row["image"] == entry["case"]]
+        found = rows(tmp_path / "out" / f"{Path(entry['image']).stem}.csv")
+        assert [row["class"] for row in found] == [row["class"] for row in own]
+        for name in ("x", "y", "score"):
+            np.testing.assert_allclose(*([float(r[name]) for r in part] for part in (found, own)), atol=0.02)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "synthetic" in summary["warning"]
+    assert len(summary["images"]) == 6
+    assert len(list((tmp_path / "out").glob("*.geojson"))) == 6
+
+
+def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, data: Path, trained: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("XR_5.png", "CS_5.png"):
+        shutil.copy(data / name, folder)
+    (folder / "broken.png").write_bytes((data / "XR_6.png").read_bytes()[:3000])
+    flow = workflow(
+        ["inference"], tmp_path / "out", data, input=str(folder), ckpt_path=str(trained / "model.pt"), mpp=MPP
+    )
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "1 of 3 cases failed" in message(error.value)
+    assert "broken.png" in message(error.value)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.geojson")) == ["CS_5.geojson", "XR_5.geojson"]
+
+
+def test_an_image_must_say_how_large_its_pixels_are(tmp_path: Path, data: Path, trained: Path) -> None:
+    flow = workflow(["inference"], tmp_path, data, input=str(data / "XR_5.png"), ckpt_path=str(trained / "model.pt"))
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "Give it with --mpp" in message(error.value)
+    assert not (tmp_path / "XR_5.csv").exists()
+
+
+def command_line(configs: list[str], *launcher: str, small: bool = True, **options: Any) -> list[str]:
+    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, *["variants/demo"] * small]]
+    flags = [part for key, value in ((SMALL if small else {}) | options).items() for part in (f"--{key}", str(value))]
+    return [sys.executable, *launcher, "-m", "monai.bundle", "run", "--config_file", str(files), *flags]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [None, "domain_adversarial"])
+def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, variant: str | None) -> None:
+    """Five training slides and four validated ones a scanner pair leave uneven parts for the ranks."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    options = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 0, "amp": False}
+    overlays = [f"variants/{variant}"] * bool(variant)
+    result = run(command_line(["train", "multi_gpu_train", *overlays], *launcher, **options | QUICK))
+    assert result.returncode == 0, result.stderr[-3000:]
+    history = rows(tmp_path / "training.csv")
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    configs = ["train", "evaluate"]
+    alone = run(command_line(configs, **options | {"output_dir": tmp_path / "alone", "bootstrap": 20}))
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    result = run(
+        command_line([*configs, "multi_gpu_evaluate"], *launcher, **options | {"output_dir": tmp_path, "bootstrap": 20})
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    tables = [(folder / "evaluation" / "scores.csv").read_text() for folder in (tmp_path, tmp_path / "alone")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"train_domains": "['Leica']"}, "Leica"),
+        ({"datalist": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"tile_shares": "{'mitotic': -1}"}, "shares"),
+    ],
+)
+def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path, options: dict[str, Any], expected: str) -> None:
+    result = run(command_line(["train"], dataset_dir=data, output_dir=tmp_path, ckpt_dir=tmp_path, **options))
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "last.pt").exists()
