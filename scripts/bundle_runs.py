@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,19 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
             line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line) and "ChildFailed" not in line
         ][-1:]
         raise DataError(f"{log}: the run failed with status {status}" + "".join(f": {line[:300]}" for line in last))
+
+
+def at_least(least: int, **values: Any) -> None:
+    """Raise a `DataError` that names the option unless all values are whole numbers from `least` on."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise DataError(f"--{name} is {value}, expected a whole number of {least} or above.")
+
+
+def known(name: str, values: Sequence[Any], choices: Sequence[str]) -> None:
+    """Raise a `DataError` that names the option unless there are values, each one of the choices."""
+    if strange := [str(value) for value in values if value not in choices] or ["empty"] * (not values):
+        raise DataError(f"--{name} is {', '.join(strange)}, expected {', '.join(choices)}.")
 
 
 def file_digests(files: Iterable[Path]) -> dict[str, str]:

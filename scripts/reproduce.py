@@ -1,4 +1,4 @@
-"""Reproduce the paper's table with the bundles, on the paper's data or on synthetic data; resumable."""
+"""Reproduce the papers' tables with the bundles, on the papers' data or on synthetic data; resumable."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
-from bundle_runs import bundle_run, check_settings, file_digests, kept_run, run_all, spread
+from bundle_runs import at_least, bundle_run, check_settings, file_digests, kept_run, known, run_all, spread
 from demo import count_firings
+from detection_table import detection_table
 from dice_table import POOR, Column, markdown, picture, summarise
 
 from shared.data import BTCV_LABELS, dataset_info, load_datalist
@@ -124,17 +125,6 @@ def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str, epochs: 
     )
 
 
-def _at_least(least: int, **values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DataError(f"--{name} is {value}, expected a whole number of {least} or above.")
-
-
-def _known(name: str, values: Sequence[Any], known: Sequence[str]) -> None:
-    if strange := [str(value) for value in values if value not in known] or ["empty"] * (not values):
-        raise DataError(f"--{name} is {', '.join(strange)}, expected {', '.join(known)}.")
-
-
 def organ_table(
     dataset_dir: str,
     output_dir: str,
@@ -167,10 +157,10 @@ def organ_table(
         columns: some of them, separated by commas.
     """
     names = columns.split(",") if isinstance(columns, str) else list(columns)
-    _known("columns", names, list(COLUMNS))
-    _known("size", [size], list(SIZES))
-    _at_least(1, seeds=seeds, jobs=jobs, threads=threads, nproc_per_node=nproc_per_node)
-    _at_least(0, epochs=epochs)
+    known("columns", names, list(COLUMNS))
+    known("size", [size], list(SIZES))
+    at_least(1, seeds=seeds, jobs=jobs, threads=threads, nproc_per_node=nproc_per_node)
+    at_least(0, epochs=epochs)
     if not isinstance(minutes, int | float) or not minutes > 0:
         raise DataError(f"--minutes is {minutes}, expected a number above 0.")
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
@@ -199,4 +189,4 @@ def organ_table(
 
 if __name__ == "__main__":
     show_errors_briefly()
-    fire.Fire({"organ_table": organ_table})
+    fire.Fire({"organ_table": organ_table, "detection_table": detection_table})

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import detection_table as module
+import pytest
+from detection_table import METHODS, SCORES, detection_table
+from matplotlib.image import imread
+from PIL import Image
+
+from shared.utils import DataError, write_json
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
+    for split, entries in lists.items():
+        for scanner in ("XR", "CS", "S360"):
+            name = f"{scanner}_{split}.png"
+            Image.new("RGB", (8, 8)).save(folder / name)
+            entries.append({"image": name, "box": [[0, 0, 4, 4]], "label": [1], "domain": scanner, "slide": name})
+    head = {"name": "dots", "synthetic": True, "labels": {"0": "non_mitotic", "1": "mitotic"}, "box_mode": "xyxy"}
+    write_json(folder / "dataset.json", head | lists)
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Mapping[str, Any], list[str]]]:
+    """A bundle that trains at once; FuseStyle gains 0.1 on S360 with seed 0 and loses 0.3 with seed 1."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    calls = []
+
+    def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str, Any], ranks: int = 1) -> None:
+        folder: Path = options["output_dir"]
+        method, seed = folder.parent.name, options["seed"]
+        calls.append((f"{method} {folder.name}", log.stem, options, configs))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "last.pt").touch()
+        if os.environ.get("FAIL") == method:
+            raise DataError(f"{log}: the run failed")
+        gain = {"fusestyle": (0.1, -0.3)}.get(method, (0, 0))[seed]
+        f1 = {"XR": 0.8, "CS": 0.7, "S360": 0.5 + gain + 0.02 * seed}
+        domains = {name: {score: {"value": value} for score in SCORES} for name, value in f1.items()}
+        if method == "mixstyle":
+            domains["CS"]["f1"]["value"] = None
+        write_json(folder / "evaluation" / "summary.json", {"domains": domains})
+
+    monkeypatch.setattr(module, "bundle_run", bundle_run)
+    return calls
+
+
+def test_a_gain_is_that_of_the_same_seed(tmp_path: Path, data: Path, started: list) -> None:
+    detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), seeds=2, size="demo")
+    assert [(run, step) for run, step, *_ in started] == [
+        (f"{name} seed{seed}", step) for seed in (0, 1) for name in METHODS for step in ("train", "evaluate")
+    ]
+    assert all(options["train_domains"] == ["XR", "CS"] for _, step, options, _ in started if step == "train")
+    content = json.loads((tmp_path / "out" / "detection_table.json").read_text())
+    assert content["runs"] == content["planned_runs"] == 2 * len(METHODS)
+    rows = {(r["method"], r["domain"]): r for r in content["rows"] if r["score"] == "f1"}
+    assert (rows["none", "S360"]["mean"], rows["none", "S360"]["gain"]) == (0.51, None)
+    gain = rows["fusestyle", "S360"]["gain"]
+    assert (gain["mean"], gain["std"], gain["n"]) == (-0.1, 0.2828, 2)
+    assert ("mixstyle", "CS") not in rows  # undefined in both runs
+    text = (tmp_path / "out" / "detection_table.md").read_text()
+    assert "| fusestyle | 0.700 ± 0.000 | 0.410 ± 0.269 (gain -0.100 ± 0.283) | 0.800 ± 0.000 |" in text
+    assert "Made-up data" in text
+    assert imread(tmp_path / "out" / "detection_table.png").std() > 0.02
+
+
+def test_a_run_is_trained_as_its_method_says(tmp_path: Path, data: Path, started: list) -> None:
+    detection_table(str(data), str(tmp_path / "out"), "XR,CS", seeds=1, methods="jitter", epochs=2)
+    (_, _, options, configs), (*_, evaluation) = started
+    assert options["max_epochs"] == 2
+    assert configs == [
+        "configs/train.json",
+        "configs/variants/pretrained.json",
+        "configs/variants/no_fusestyle.json",
+        "configs/variants/stain_jitter.json",
+    ]
+    assert "configs/evaluate.json" in evaluation
+
+
+def test_what_is_finished_is_kept_and_a_failure_is_told(
+    tmp_path: Path, data: Path, started: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"seeds": 1, "size": "demo", "methods": ("none", "fusestyle")}
+    monkeypatch.setenv("FAIL", "fusestyle")
+    with pytest.raises(DataError, match="1 run"):
+        detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), **options)
+    monkeypatch.delenv("FAIL")
+    started.clear()
+    detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), **options)
+    assert [(run, step) for run, step, *_ in started] == [("fusestyle seed0", "train"), ("fusestyle seed0", "evaluate")]
+    assert started[0][2]["resume"] == "true"
+    with pytest.raises(DataError, match="differs from this one in max_epochs"):
+        detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), epochs=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": "magic"}, "--methods is magic"),
+        ({"train_domains": "Leica"}, "Leica"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"minutes": 0}, "--minutes is 0"),
+    ],
+)
+def test_wrong_options(tmp_path: Path, data: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        detection_table(str(data), str(tmp_path / "out"), **{"train_domains": "XR", **options})
