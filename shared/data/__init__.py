@@ -60,7 +60,7 @@ from .patches import (
 )
 from .region_datalist import TILE_KINDS, load_regions, region_labels, tile_items
 from .region_tiles import RegionTiles, Tile, tile_grid, tile_origins
-from .regions import Region, open_region, tissue_mask
+from .regions import Region, open_region, tissue_mask, tissue_share
 from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, TileSampler
 from .synthetic_ct import ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
 from .synthetic_histology import (
@@ -166,6 +166,7 @@ __all__ = [
     "tile_items",
     "tile_origins",
     "tissue_mask",
+    "tissue_share",
     "worker_count",
     "write_ct_datalist",
     "write_datalist",

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .inputs import case_name
-from .regions import Region, open_region, tissue_mask
+from .regions import Region, open_region, tissue_mask, tissue_share
 
 
 class Tile(NamedTuple):
@@ -75,6 +75,7 @@ class RegionTiles(Dataset):
     * `origin`: (x, y) of the tile's corner in pixels of the file, and `scale`: pixels of the file a pixel of the tile;
     * `core`: as in `Tile`;
     * `domain` and `slide`, where the region has them;
+    * `tissue`, with `min_tissue`: whether the tile has so much;
     * where the region has `box` and `label`, those of the boxes whose centre lies in the tile, in pixels of the tile
       and clipped to it: float32 (n, 4) and int64 (n,). Tiles overlap, so that a box may be in several.
 
@@ -85,8 +86,9 @@ class RegionTiles(Dataset):
         overlap: of neighbouring tiles, in pixels of a tile, at least.
         transform: what an item goes through.
         scale: pixels of the file a pixel of a tile, for all regions or for each.
-        min_tissue: tiles with less tissue than this share are left out; a region without any has no tiles. By 0,
-            every tile is there; above, every region is first read as `tissue_mask` says.
+        min_tissue: tiles with less tissue than this share are left out, so that a region may have none. Of a TIFF
+            without a pyramid all are there, because to see where its tissue is takes longer than to read the tiles:
+            their `tissue` tells. By 0, every tile is there, and nothing is looked for.
 
     Attributes:
         tiles: pairs of the index of a region and a `Tile`, of a grid in pixels of a tile; region after region.
@@ -108,6 +110,7 @@ class RegionTiles(Dataset):
         self.regions = [dict(region) for region in regions]
         self.tile_size = tile_size
         self.transform = transform
+        self.min_tissue = min_tissue
         self.scales = [float(s) for s in (scale if isinstance(scale, Sequence) else [scale] * len(self.regions))]
         if len(self.scales) != len(self.regions) or not all(0 < s < math.inf for s in self.scales):
             raise ValueError(f"scale must be positive, one for all or one for each region, got {scale}.")
@@ -116,7 +119,7 @@ class RegionTiles(Dataset):
             region = open_region(entry["image"], entry.get("mpp"))
             width, height = (math.ceil(length / factor) for length in region.size)
             grid = tile_grid((width, height), tile_size, overlap)
-            if min_tissue > 0:
+            if min_tissue > 0 and (region.in_memory or region.coarsest() >= 4):
                 grid = _with_tissue(region, grid, tile_size, factor, min_tissue)
             self.tiles += [(i, tile) for tile in grid]
 
@@ -144,6 +147,9 @@ class RegionTiles(Dataset):
             "case": f"{entry.get('case') or case_name(region.path)} {x:g},{y:g}",
             **{key: entry[key] for key in ("domain", "slide") if key in entry},
         }
+        if self.min_tissue > 0:
+            width, height = (math.ceil((length - at) / scale) for length, at in zip(region.size, (x, y), strict=True))
+            item["tissue"] = tissue_share(pixels[:height, :width]) >= self.min_tissue
         if "box" in entry and "label" in entry:
             item |= _boxes_within(entry, x, y, scale, self.tile_size)
         return self.transform(item) if self.transform else item

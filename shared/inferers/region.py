@@ -44,7 +44,7 @@ class RegionInferer(Inferer):
         mpp: µm per pixel that the network was trained with.
         mpp_tolerance: an image whose pixels are larger or smaller by this share at most is not resampled: scanners
             with the same magnification differ by as much, and networks are trained on them as they are.
-        min_tissue: tiles with a smaller share of tissue are left out, see `tissue_mask`; 0 takes all, glass too.
+        min_tissue: tiles with a smaller share of tissue are left out, see `RegionTiles`; 0 takes all, glass too.
         suppress_radius: in pixels as the network sees them: of detections that are no further apart, whatever their
             classes, the best is kept. 25, at 0.25 µm, are those of the MIDOG challenge's reference.
         score_threshold: detections with a lower score are left out.
@@ -153,13 +153,13 @@ class RegionInferer(Inferer):
         with tqdm(
             total=len(tiles), desc=name[-40:], unit="tile", leave=False, delay=3, disable=not self.progress
         ) as bar:
-            for batch in loader:
-                output = network(batch["image"].to(device, non_blocking=True), *args, **kwargs)
-                for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
-                    merger.add(
-                        name, one, batch["image"].shape[2:], origin, _own(core, origin, scale, region.size), scale
-                    )
-                bar.update(len(output))
+            for count, batch in loader:
+                if batch:
+                    output = network(batch["image"].to(device, non_blocking=True), *args, **kwargs)
+                    for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
+                        own = _own(core, origin, scale, region.size)
+                        merger.add(name, one, batch["image"].shape[2:], origin, own, scale)
+                bar.update(count)
         return merger.merged(name)
 
     def _workers(self, region: Region, tiles: int) -> int:
@@ -196,10 +196,15 @@ def _device_of(network: Callable) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Images in one tensor, everything else in lists."""
-    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
-    return batch | {"image": torch.stack([torch.as_tensor(image) for image in batch["image"]])}
+def _collate(items: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, Any]]:
+    """How many tiles there are, and of those that do not turn out to be glass the images in one tensor, the rest in
+    lists; nothing where all are.
+    """
+    chosen = [item for item in items if item.get("tissue", True)]
+    if not chosen:
+        return len(items), {}
+    batch: dict[str, Any] = {key: [item[key] for item in chosen] for key in chosen[0]}
+    return len(items), batch | {"image": torch.stack([torch.as_tensor(image) for image in batch["image"]])}
 
 
 def _own(

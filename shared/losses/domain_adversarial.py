@@ -57,10 +57,10 @@ def labelled_loss(
 class DomainAdversarialLoss(nn.Module):
     """A detector's loss, and against it a classifier that tries to tell the domains apart by the backbone's features.
 
-    Domain-adversarial training (Ganin et al., JMLR 2016;17(59), arXiv 1505.07818), as the reference method of the MIDOG
-    challenge has it (Wilm et al., arXiv 2108.11269): the classifier learns to name the scanner from the average of a
-    stage's features over space, and the reversed gradient teaches the backbone features that do not tell. Images
-    without labels, too, teach it that; they take no part in the detector's loss.
+    Domain-adversarial training (Ganin et al., JMLR 2016;17(59), arXiv 1505.07818), the idea of the MIDOG challenge's
+    reference method (Wilm et al., arXiv 2108.11269), with a classifier of our own: two linear layers learn to name the
+    scanner from the average of a stage's features over space, and the reversed gradient teaches the backbone features
+    that do not tell. Images without labels, too, teach it that; they take no part in the detector's loss.
 
     The features are those that leave the stage in training, behind FuseStyle if there is one; a hook on the network
     keeps them from the forward pass to the loss. Where no gradient is asked for, in a validation, this is the
@@ -71,8 +71,8 @@ class DomainAdversarialLoss(nn.Module):
     initial weights are the same on all of them.
 
     The loss is the detector's plus the classifier's cross-entropy. `weight` acts on the reversed gradient alone, so
-    that the classifier keeps up with the network (as in section 5.2.2 of Ganin et al.). It is constant and small: 0.1
-    is what Chen et al. (CVPR 2018, arXiv 1803.03243) adapt a detector with, which is to keep what its backbone has
+    that the classifier keeps up with the network (so did Ganin et al. in their experiments). It is constant and small:
+    0.1 is what Chen et al. (CVPR 2018, arXiv 1803.03243) adapt a detector with, which is to keep what its backbone has
     learned; a ramp, as Ganin et al. have it, would need to know how long the training is.
 
     Args:

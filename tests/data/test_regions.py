@@ -402,6 +402,7 @@ def test_items(image: np.ndarray, tmp_path: Path) -> None:
         "domain": "XR",
         "slide": "7.tif",
     }
+    assert tiles.data == 12 * [{"domain": "XR", "slide": "7.tif"}] + 13 * [{}]
     small = tiles[12]
     assert set(small) == {"image", "region", "origin", "core", "scale", "case"}
     assert small["case"] == "b 0,0"
@@ -503,23 +504,49 @@ def test_tissue_is_neither_glass_nor_black(glass: tuple[int, int, int], border: 
         assert mask[~tissue].mean() < 0.05  # what it is wider
 
 
+def tissue_in(tile: Any, scale: float) -> float:
+    """The share of a tile of 100 pixels that is tissue of `make_slide`."""
+    x1, y1, x2, y2 = ((start + side) * scale for side in (0, 100) for start in tile[:2])
+    return max(0, min(x2, 500) - max(x1, 250)) * max(0, min(y2, 400) - max(y1, 200)) / (100 * scale) ** 2
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_tiles_without_tissue_are_left_out(scale: float, tmp_path: Path) -> None:
-    region = {"image": str(write_tiled(tmp_path / "slide.tif", make_slide()))}
+@pytest.mark.parametrize("kind", ["pyramid", "png"])
+def test_tiles_without_tissue_are_left_out(kind: str, scale: float, tmp_path: Path) -> None:
+    region = {"image": str(WRITERS[kind](tmp_path, make_slide()))}
     everything = RegionTiles([region, region], 100, 20, scale=scale)
     some = RegionTiles([region, region], 100, 20, scale=scale, min_tissue=0.1)
     kept = set(some.tiles)
     assert kept < set(everything.tiles)
     for i, tile in everything.tiles:
-        x1, y1, x2, y2 = ((start + side) * scale for side in (0, 100) for start in tile[:2])
-        share = max(0, min(x2, 500) - max(x1, 250)) * max(0, min(y2, 400) - max(y1, 200)) / (100 * scale) ** 2
+        share = tissue_in(tile, scale)
         if share > 0.15 or share == 0:
             assert ((i, tile) in kept) == (share > 0.15)
-    tissue = {"image": str(write_picture(tmp_path / "tissue.png", make_slide()[200:400, 250:500]))}
-    for share in (0.1, 1.0):
-        assert len(RegionTiles([tissue], 64, 16, min_tissue=share)) == len(RegionTiles([tissue], 64, 16))
     empty = {"image": str(write_picture(tmp_path / "empty.png", make_slide()[:190]))}
     assert len(RegionTiles([empty], 100, 20, min_tissue=0.01)) == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_tiles_without_tissue_are_marked_where_there_is_no_pyramid(scale: float, tmp_path: Path) -> None:
+    region = {"image": str(WRITERS["tiled"](tmp_path, make_slide()))}
+    tiles = RegionTiles([region], 100, 20, scale=scale, min_tissue=0.1)
+    assert tiles.tiles == RegionTiles([region], 100, 20, scale=scale).tiles
+    found = [item["tissue"] for item in tiles]
+    assert True in found
+    for tissue, (_, tile) in zip(found, tiles.tiles, strict=True):
+        share = tissue_in(tile, scale)
+        if share > 0.12 or share == 0:
+            assert tissue == (share > 0.12)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_tissue_alone(kind: str, tmp_path: Path) -> None:
+    """All tiles stay, also where most of a tile lies beyond the image."""
+    tissue = {"image": str(WRITERS[kind](tmp_path, make_slide()[200:360, 250:490]))}
+    for size in (64, 480):
+        found = RegionTiles([tissue], size, 16, min_tissue=1.0)
+        assert found.tiles == RegionTiles([tissue], size, 16).tiles
+        assert all(item["tissue"] for item in found)
 
 
 @pytest.mark.parametrize("name", ["example1.png", "example2.png"])
@@ -529,4 +556,6 @@ def test_real_tissue(name: str) -> None:
     mask, scale = tissue_mask(Region(REAL / name))
     assert (mask.shape, scale) == ((1024, 1024), 1.0)
     assert 0.9 < mask.mean() < 0.99  # its lumina and clefts are none
-    assert len(RegionTiles([{"image": REAL / name}], 256, 64, min_tissue=0.05)) == 25
+    tiles = RegionTiles([{"image": REAL / name}], 256, 64, min_tissue=0.05)
+    assert len(tiles) == 25
+    assert all(item["tissue"] for item in tiles)

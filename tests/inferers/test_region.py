@@ -180,7 +180,7 @@ def test_an_image_of_unknown_resolution_is_refused(tmp_path: Path) -> None:
         infer(picture(64, 64, []), mpp=None)
 
 
-def test_glass_is_passed_over() -> None:
+def test_glass_is_passed_over(tmp_path: Path) -> None:
     image = picture(400, 100, [(30.5, 50.5, 200, 255)])
     image[:, 100:] = 250  # glass, and a speck on it
     image[45:56, 365:376] = 100
@@ -195,6 +195,11 @@ def test_glass_is_passed_over() -> None:
         torch.from_numpy(image).permute(2, 0, 1), every
     )
     assert every.sizes == [5] * 7 + [1]  # 12 × 3 tiles
+    # of a TIFF without a pyramid it shows when they are read
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(64, 64), photometric="rgb")
+    in_tiles = DiscFinder()
+    assert len(inferer(Region(tmp_path / "a.tif", 0.25), in_tiles)["score"]) == 1
+    assert 0 < len(in_tiles.sizes) < 18
     nothing = inferer(torch.full((3, 100, 100), 250, dtype=torch.uint8), network)
     assert [nothing[key].shape for key in ("box", "score", "label")] == [(0, 4), (0,), (0,)]
 
