@@ -40,7 +40,8 @@ class RegionInferer(Inferer):
         batch_size: tiles a batch.
         num_workers: processes that read tiles; 0 reads between the batches. Images with fewer than 17 tiles, and where
             processes are not forked those that are decoded whole, are read without.
-        transform: of an item with `image`, uint8 (3, tile_size, tile_size), to what the network takes; as in training.
+        image_mean, image_std: of the channels, scaled to 0 to 1, as in training: the network gets float32, scaled,
+            less the mean, by the standard deviation. None: it gets uint8.
         mpp: µm per pixel that the network was trained with.
         mpp_tolerance: an image whose pixels are larger or smaller by this share at most is not resampled: scanners
             with the same magnification differ by as much, and networks are trained on them as they are.
@@ -58,7 +59,7 @@ class RegionInferer(Inferer):
 
     Example::
 
-        inferer = RegionInferer(PyramidAnchors(), transform=normalise)
+        inferer = RegionInferer(PyramidAnchors(), image_mean=[0.5] * 3, image_std=[0.2] * 3)
         found = inferer(Region("a.svs"), network.eval())  # {"box": (n, 4), "score": (n,), "label": (n,)}
     """
 
@@ -69,7 +70,8 @@ class RegionInferer(Inferer):
         overlap: int = 64,
         batch_size: int = 6,
         num_workers: int = 0,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
         mpp: float = 0.25,
         mpp_tolerance: float = 0.15,
         min_tissue: float = 0.01,
@@ -91,7 +93,8 @@ class RegionInferer(Inferer):
         self.overlap = overlap
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.transform = transform
+        self.image_mean = image_mean
+        self.image_std = image_std
         self.mpp = mpp
         self.mpp_tolerance = mpp_tolerance
         self.min_tissue = min_tissue
@@ -137,7 +140,6 @@ class RegionInferer(Inferer):
             [{"image": region, "case": name}],
             self.tile_size,
             self.overlap,
-            transform=self.transform,
             scale=scale,
             min_tissue=self.min_tissue,
         )
@@ -155,12 +157,22 @@ class RegionInferer(Inferer):
         ) as bar:
             for count, batch in loader:
                 if batch:
-                    output = network(batch["image"].to(device, non_blocking=True), *args, **kwargs)
+                    images = self._normalized(batch["image"].to(device, non_blocking=True))
+                    output = network(images, *args, **kwargs)
                     for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
                         own = _own(core, origin, scale, region.size)
                         merger.add(name, one, batch["image"].shape[2:], origin, own, scale)
                 bar.update(count)
         return merger.merged(name)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        # Here and not tile by tile in the workers: a quarter of the bytes to send, and one operation for a batch.
+        if self.image_mean is None or self.image_std is None:
+            return images
+        mean, std = (
+            images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.image_mean, self.image_std)
+        )
+        return (images / 255 - mean) / std
 
     def _workers(self, region: Region, tiles: int) -> int:
         decoded_in_each = region.in_memory and multiprocessing.get_start_method() != "fork"

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
+_BLOCK = 1024  # points decided upon together; all pairs among them, half a million at most, are in memory
+
 
 def suppress_within_radius(points: ArrayLike, scores: ArrayLike, radius: float) -> np.ndarray:
     """One detection where several lie close together: the one of the highest score.
@@ -33,11 +35,33 @@ def suppress_within_radius(points: ArrayLike, scores: ArrayLike, radius: float) 
         raise ValueError("points and scores must be finite, some are NaN or infinite.")
     if not 0 <= radius < np.inf:
         raise ValueError(f"radius must be a finite number of at least 0, got {radius}.")
+    order = np.argsort(-scores, kind="stable")
+    points = points[order]
     tree = cKDTree(points)
     undecided = np.ones(len(points), dtype=bool)
     kept = []
-    for i in np.argsort(-scores, kind="stable").tolist():
-        if undecided[i]:
-            kept.append(i)
-            undecided[tree.query_ball_point(points[i], radius)] = False
-    return np.array(kept, dtype=np.int64)
+    for start in range(0, len(points), _BLOCK):
+        block = start + np.flatnonzero(undecided[start : start + _BLOCK])
+        if len(block):
+            within = cKDTree(points[block])
+            block = block[_first_come(len(block), within.query_pairs(radius, output_type="ndarray"))]
+            near = cKDTree(points[block]).sparse_distance_matrix(tree, radius, output_type="ndarray")
+            undecided[near["j"]] = False
+            kept.append(block)
+    return order[np.concatenate(kept)] if kept else order
+
+
+def _first_come(count: int, pairs: np.ndarray) -> np.ndarray:
+    """Which of so many are kept, (count,), if the second of a pair (i, j), i < j, gives way where the first is kept.
+
+    All who wait for no one before them are kept at once, and then those who are near them go: a few rounds.
+    """
+    kept, undecided = np.zeros(count, dtype=bool), np.ones(count, dtype=bool)
+    while undecided.any():
+        free = undecided.copy()
+        free[pairs[:, 1]] = False
+        kept |= free
+        undecided &= ~free
+        undecided[pairs[free[pairs[:, 0]], 1]] = False
+        pairs = pairs[undecided[pairs].all(axis=1)]
+    return kept

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform
-from PIL import Image
 from torch import Tensor
 
-from ..data.regions import Region, open_region
+from ..data.regions import Region, open_region, tissue_share
 
 _PLACES = 32  # random places that the best of is taken, where no figure says where
 
@@ -106,7 +105,7 @@ class RandTiled(MapTransform, Randomizable):
         best = None
         for x, y in fewest[: self.attempts]:
             pixels = region.read(x, y, self.tile_size, self.tile_size)
-            tissue = 1.0 if anything else _tissue_share(pixels)
+            tissue = 1.0 if anything else tissue_share(pixels)
             if best is None or tissue > best[0]:
                 best = (tissue, (x, y), pixels)
             if tissue >= self.min_tissue:
@@ -117,13 +116,6 @@ class RandTiled(MapTransform, Randomizable):
 def _inside(points: Sequence[float] | np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Centres of boxes that overhang the region may lie outside; the pixel next to them is as good."""
     return np.clip(points, 0, np.asarray(size) - 0.5)
-
-
-def _tissue_share(pixels: np.ndarray) -> float:
-    """The share of an image that has colour, as `shared.data.tissue_mask` understands it."""
-    colours = np.asarray(Image.fromarray(pixels).reduce(8), np.float32)
-    brightest, least = colours.max(-1), colours.min(-1)
-    return float(((brightest - least >= 0.07 * brightest) & (brightest >= 40)).mean())
 
 
 class RandFlipRotateBoxd(MapTransform, RandomizableTransform):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 from torch import nn
 
 from shared.layers import FuseStyle
@@ -29,7 +30,10 @@ def parsed(*names: str) -> ConfigParser:
 
 def test_training_and_inference_see_tiles_alike() -> None:
     train, inference = load("train"), load("inference")
-    assert train["normalization"] == inference["tile_transform"]["transforms"]
+    image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    normalization = Compose(parsed("train").get_parsed_content("normalization"))
+    inferer = parsed("inference").get_parsed_content("inferer")
+    torch.testing.assert_close(inferer._normalized(image[None])[0], normalization({"image": image})["image"])
     for key in ("anchors", "score_threshold", "top_k", "suppress_radius"):
         assert train[key] == inference[key]
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from monai.transforms import NormalizeIntensity, ScaleIntensityRange
 from PIL import Image
 from scipy import ndimage
 from torch.utils.data import get_worker_info
 
+from shared.data.region_tiles import RegionTiles
 from shared.data.regions import Region
 from shared.inferers import RegionInferer
 from shared.networks import PyramidAnchors
@@ -226,11 +228,12 @@ def test_what_is_found_beyond_the_image_is_left_out() -> None:
         assert points.max(axis=0) == pytest.approx(high, abs=1e-5)
 
 
-def test_tiles_are_read_by_worker_processes() -> None:
+def test_tiles_are_read_by_worker_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tile is marked with the process that read it."""
+    read = RegionTiles.__getitem__
 
-    def mark(item: dict[str, Any]) -> dict[str, Any]:
-        worker = get_worker_info()
+    def mark(tiles: RegionTiles, index: int) -> dict[str, Any]:
+        item, worker = read(tiles, index), get_worker_info()
         item["image"][0, 0, 0] = 0 if worker is None else 1 + worker.id
         return item
 
@@ -239,12 +242,29 @@ def test_tiles_are_read_by_worker_processes() -> None:
             readers.update(x[:, 0, 0, 0].tolist())
             return torch.full((len(x), 6, 64), -20.0)
 
+    monkeypatch.setattr(RegionTiles, "__getitem__", mark)
     for size, workers, expected in (((230, 170), 2, {1, 2}), ((230, 170), 0, {0}), ((64, 64), 2, {0})):
         readers: set[int] = set()
-        options = {"batch_size": 2, "num_workers": workers, "transform": mark, "progress": False}
+        options = {"batch_size": 2, "num_workers": workers, "progress": False}
         inferer = RegionInferer(ANCHORS, 64, 32, input_mpp=0.25, **options)
         inferer(torch.from_numpy(picture(*size, [])).permute(2, 0, 1), Readers())
         assert readers == expected
+
+
+def test_the_network_gets_what_the_transforms_of_training_make() -> None:
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.full((len(x), 6, 64), -20.0)
+
+    RegionInferer(ANCHORS, 64, 32, image_mean=mean, image_std=std, input_mpp=0.25, min_tissue=0)(image, network)
+    scaled = ScaleIntensityRange(0.0, 255.0, 0.0, 1.0)(image)
+    expected = NormalizeIntensity(mean, std, channel_wise=True)(scaled)
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0][0], torch.as_tensor(expected))
 
 
 def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,287 @@
+"""Measure what detection in a region costs beside the network: suppression, reading, merging, and the peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import tifffile
+import torch
+from monai.bundle import ConfigParser
+from monai.data.box_utils import batched_nms
+from torch import Tensor, nn
+from tqdm import trange
+
+from shared.data import Region, RegionTiles, make_synthetic_histology, read_rgb
+from shared.inferers import RegionInferer, suppress_within_radius
+from shared.networks import fusestyle_retinanet
+from shared.utils import write_json
+
+CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
+RADIUS, IOU = 25.0, 0.4  # of the suppression, in pixels; of the challenge's reference inference, for one tile
+# The first is to be reached at least, the others at most.
+AIMS = {
+    "time batched_nms / suppress_within_radius": 100.0,
+    "time outside the network / sequential read": 1.5,
+    "memory large / small": 1.1,
+    "memory of a worker large / small": 1.1,
+}
+
+
+def quartiles(name: str, values: np.ndarray) -> dict[str, Any]:
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    met = median >= AIMS[name] if name.startswith("time batched_nms") else median <= AIMS.get(name, np.inf)
+    aim = f"   aim {AIMS[name]}: {'met' if met else 'missed'}" if name in AIMS else ""
+    print(f"{name:<44} {median:.3f} ({low:.3f} to {high:.3f}){aim}")
+    return {"median": float(median), "quartiles": [float(low), float(high)]}
+
+
+def made_up_candidates(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes of 50 px, about four for each cell, as neighbouring anchors give them; scores and two classes."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.rand(-(-count // 4), 2, generator=generator) * torch.tensor([7000.0, 5000.0])
+    centres = cells.repeat(4, 1)[:count] + 6 * torch.randn(count, 2, generator=generator)
+    boxes = torch.cat([centres - 25, centres + 25], dim=1)
+    return boxes, torch.rand(count, generator=generator), torch.randint(2, (count,), generator=generator)
+
+
+def suppression(candidates: int, rounds: int) -> dict[str, Any]:
+    """Our suppression against MONAI's: once the latter, it takes so long. And what the two keep."""
+    boxes, scores, classes = made_up_candidates(candidates)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    start = time.perf_counter()
+    theirs = set(batched_nms(boxes, scores, classes, IOU).tolist())
+    slow = time.perf_counter() - start
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        ours = suppress_within_radius(centres.numpy(), scores.numpy(), RADIUS)
+        seconds.append(time.perf_counter() - start)
+    # With the classes together, as ours has them, what is left of the difference is the shape: a circle or an IoU.
+    one_class = set(batched_nms(boxes, scores, torch.zeros_like(classes), IOU).tolist())
+    kept = set(ours.tolist())
+    counts = {
+        "ours": len(kept),
+        "batched_nms": len(theirs),
+        "both": len(kept & theirs),
+        "ours alone": len(kept - theirs),
+        "batched_nms alone": len(theirs - kept),
+        "batched_nms without classes": len(one_class),
+        "both, without classes": len(kept & one_class),
+    }
+    print(f"of {candidates} candidates are kept: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
+    name = "time batched_nms / suppress_within_radius"
+    result = {"candidates": candidates, "radius": RADIUS, "iou": IOU, "kept": counts}
+    return {**result, "seconds_batched_nms": slow, name: quartiles(name, slow / np.array(seconds))}
+
+
+def make_region(path: Path, width: int, height: int, tissue: list[np.ndarray]) -> Path:
+    """A tiled TIFF of 0.25 µm a pixel in JPEG, as scanners write it: pictures of tissue side by side."""
+    side = len(tissue[0])
+    choice = np.random.default_rng(0).integers(len(tissue), size=(-(-height // side), -(-width // side)))
+    pixels = np.concatenate([np.concatenate([tissue[i] for i in row], axis=1) for row in choice])[:height, :width]
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="jpeg",
+        compressionargs={"level": 90},
+        resolution=(40000, 40000),
+        resolutionunit="CENTIMETER",
+    )
+    return path
+
+
+def made_up_tissue(folder: Path) -> list[np.ndarray]:
+    make_synthetic_histology(folder, slides=3, patches_per_slide=2, tiles_per_slide=1, processes=1)
+    tiles = json.loads((folder / "tiles.json").read_text())
+    return [np.asarray(read_rgb(folder / entry["image"])) for entry in tiles["training"]]
+
+
+class Stub(nn.Module):
+    """In place of a network: sleeps for each tile, then finds about forty figures in it, the same in every one."""
+
+    def __init__(self, inferer: RegionInferer, milliseconds: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        anchors = len(inferer.anchors([inferer.tile_size] * 2))
+        logits = -5.8 + 1.2 * torch.randn(2, anchors, generator=generator)
+        self.output = torch.cat([logits, 0.1 * torch.randn(4, anchors, generator=generator)])
+        self.milliseconds = milliseconds
+        self.seconds = 0.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        start = time.perf_counter()
+        time.sleep(self.milliseconds / 1000 * len(image))
+        self.seconds += time.perf_counter() - start
+        return self.output.expand(len(image), -1, -1)
+
+
+class Clock(nn.Module):
+    """A network, and the time that it takes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seconds = 0.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        start = time.perf_counter()
+        output = self.network(image)
+        if image.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - start
+        return output
+
+
+def bundle_inferer(num_workers: int | None = None) -> RegionInferer:
+    """As inference.json has it."""
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "inference.json"))
+    parser["record"] = {}
+    if num_workers is not None:
+        parser["num_workers"] = num_workers
+    inferer = parser.get_parsed_content("inferer")
+    inferer.progress = False
+    return inferer
+
+
+def timed(inferer: RegionInferer, region: Region, network: Stub | Clock) -> tuple[float, float]:
+    """Seconds of the whole region, and those of the network."""
+    network.seconds = 0.0
+    start = time.perf_counter()
+    inferer(region, network)
+    return time.perf_counter() - start, network.seconds
+
+
+def sequential_read(inferer: RegionInferer, region: Region) -> float:
+    """Seconds to read the same tiles one after the other, and do nothing with them."""
+    settings = {"scale": inferer.scale(region), "min_tissue": inferer.min_tissue}
+    tiles = RegionTiles([{"image": region, "case": "a"}], inferer.tile_size, inferer.overlap, **settings)
+    start = time.perf_counter()
+    for i, tile in tiles.tiles:
+        scale = tiles.scales[i]
+        region.read(tile.x * scale, tile.y * scale, inferer.tile_size, inferer.tile_size, scale)
+    return time.perf_counter() - start
+
+
+def outside_the_network(region: Region, milliseconds: float, rounds: int, num_workers: int | None) -> dict[str, Any]:
+    inferer = bundle_inferer(num_workers)
+    network = Stub(inferer, milliseconds)
+    plain, whole, own = [], [], []
+    for i in trange(rounds, unit="round"):
+        for what in ("read", "infer")[:: 1 if i % 2 else -1]:  # neither always comes first
+            if what == "read":
+                plain.append(sequential_read(inferer, region))
+            else:
+                seconds, of_network = timed(inferer, region, network)
+                whole.append(seconds)
+                own.append(of_network)
+    name = "time outside the network / sequential read"
+    return {
+        "size": list(region.size),
+        "num_workers": inferer.num_workers,
+        "network_milliseconds_a_tile": milliseconds,
+        "seconds_sequential_read": float(np.median(plain)),
+        "seconds_region": float(np.median(whole)),
+        "seconds_network": float(np.median(own)),
+        name: quartiles(name, (np.array(whole) - own) / plain),
+    }
+
+
+def share_outside(region: Region, backbone: str, device: str, rounds: int, num_workers: int | None) -> dict[str, Any]:
+    """The share of the time in which the network, a real one, does not run; on a GPU in mixed precision."""
+    network = Clock(fusestyle_retinanet(backbone).to(device).eval())
+    inferer = bundle_inferer(num_workers)
+    shares = []
+    for _ in trange(rounds + 1, unit="round"):
+        with torch.autocast(device, enabled=device == "cuda"):
+            seconds, of_network = timed(inferer, region, network)
+        shares.append(1 - of_network / seconds)
+    name = "share of the time outside the network"
+    return {"device": device, "backbone": backbone, name: quartiles(name, np.array(shares[1:]))}
+
+
+def peak_memory(path: str, num_workers: int) -> None:
+    """Print the peak memory in bytes of this process and of the largest of its workers, for a region of a stub's."""
+    inferer = bundle_inferer(num_workers)
+    inferer(Region(path), Stub(inferer, 0.0))
+    # Not ru_maxrss, which a process inherits from the one that has started it.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(int(status["VmHWM"].split()[0]) * 1024, worker * 1024)
+
+
+def memory(paths: list[Path], num_workers: int) -> dict[str, Any]:
+    """Peak memory of a small and of a large region, each in a process of its own."""
+    # Or glibc keeps large blocks that were freed, another number of them in every run.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "peak_memory"]
+    peaks = []
+    for path in paths:
+        arguments = [*command, str(path), str(num_workers)]
+        done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        peaks.append([int(number) for number in done.stdout.split()[-2:]])
+    (small, small_worker), (large, large_worker) = peaks
+    ratios = {"memory large / small": large / small}
+    if small_worker:
+        ratios["memory of a worker large / small"] = large_worker / small_worker
+    sizes = [list(Region(path).size) for path in paths]
+    return {"sizes": sizes, "bytes": peaks} | {n: quartiles(n, np.array([ratio])) for n, ratio in ratios.items()}
+
+
+def main(
+    output: str = "",
+    candidates: int = 10_000,
+    width: int = 7000,
+    height: int = 5000,
+    sides: tuple[int, int] = (2000, 8000),
+    milliseconds: float = 5.0,
+    rounds: int = 7,
+    num_workers: int | None = None,
+    backbone: str = "",
+    device: str = "",
+) -> None:
+    """Time the suppression, then inference in a made-up region with a stub for the network; then the peak memory.
+
+    The inferer is the bundle's. The aims that are printed hold for the default sizes.
+
+    Args:
+        output: JSON file for the result.
+        candidates: boxes for the suppression.
+        width, height: of the region in pixels.
+        sides: of the two square regions whose peak memory is compared.
+        milliseconds: that the stub takes for a tile.
+        rounds: measurements of each.
+        num_workers: processes that read tiles; by default the bundle's.
+        backbone: with its name, the share of the time outside of a real network is measured too; by default where
+            there is a GPU, with resnet50.
+        device: cpu or cuda; cuda where there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = backbone or ("resnet50" if device == "cuda" else "")
+    result = {"suppression": suppression(candidates, rounds)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tissue = made_up_tissue(folder / "tissue")
+        region = Region(make_region(folder / "region.tif", width, height, tissue))
+        result["region"] = outside_the_network(region, milliseconds, rounds, num_workers)
+        if backbone:
+            result["network"] = share_outside(region, backbone, device, rounds, num_workers)
+        squares = [make_region(folder / f"{side}.tif", side, side, tissue) for side in sides]
+        result["memory"] = memory(squares, result["region"]["num_workers"])
+    if output:
+        write_json(Path(output), result)
+
+
+if __name__ == "__main__":
+    fire.Fire({"peak_memory": peak_memory, "run": main} if "peak_memory" in sys.argv[1:2] else main)
