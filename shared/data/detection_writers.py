@@ -19,15 +19,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ..metrics.mitotic_count import MitoticCount
 from ..utils import atomic_path, write_csv
-from .regions import Region
+from .regions import MASK_SIZE, Region
 
 MITOTIC = 1
 COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold")
 COLOURS = ([40, 120, 255], [0, 170, 0])  # of non-mitotic and mitotic, RGB; both stand out from pink and violet
-OVERVIEW = 1400  # pixels of its longer side
+OVERVIEW = 1400  # pixels of its longer side, made from the picture that the tissue mask is made from
 SHOWN = 24  # figures in a gallery
 PER_ROW = 6
 CROP = 96  # pixels, as shown
@@ -171,8 +172,9 @@ def write_overview(
         title: stands on top.
         warning: stands below the title, in red.
     """
-    picture = region.thumbnail(OVERVIEW)
-    height, width = picture.shape[:2]
+    picture = Image.fromarray(region.thumbnail(MASK_SIZE))
+    picture.thumbnail((OVERVIEW, OVERVIEW))
+    width, height = picture.size
     figure = Figure(figsize=(max(width / 100, 4) + 1.5, max(height / 100, 2) + 1.2), layout="compressed")
     axes = figure.subplots()
     axes.imshow(picture, extent=(0, region.size[0], region.size[1], 0))

@@ -53,8 +53,8 @@ def _entry(image_dir: Path, output_dir: Path, domain: Sequence[str], image: Mido
         known["label"] = [figure["label"] for figure in image.figures]
     known |= {"domain": midog_domain(image, domain), "slide": image.file_name, "labelled": image.labelled}
     known |= {"file_name": image.file_name, "width": width, "height": height}
-    mpp = Region(path).mpp
-    known |= {} if mpp is None else {"mpp": mpp}
+    region = Region(path)
+    known |= {"tiled": not region.in_memory} | ({} if region.mpp is None else {"mpp": region.mpp})
     figures = {"figures": list(image.figures)} if image.labelled else {}
     # a field of the source that has one of these names gives way
     return {

@@ -27,6 +27,9 @@ from .domain_datalist import (
 TILE_KINDS = ("mitotic", "non_mitotic", "empty", "unlabelled")
 """What a tile is drawn for: a figure of one of the two classes, tissue without any, an image nobody annotated."""
 
+MPP_TOLERANCE = 0.15
+"""Scanners with the same magnification differ by less, and networks are trained on their pixels as they are."""
+
 _NAMES = ("image", "domain", "slide")
 _FORMAT = (
     'a datalist of regions: {"labels": {"0": "non_mitotic", "1": "mitotic"}, "box_mode": "xyxy", "training": '
@@ -43,6 +46,7 @@ def load_regions(
     whole_unseen: bool = False,
     seen_domains: Sequence[str] | None = None,
     optional: bool = False,
+    mpp: float | None = None,
 ) -> list[dict[str, Any]]:
     """The regions of one split of a datalist, checked, in the order of the list.
 
@@ -52,6 +56,8 @@ def load_regions(
             nobody annotated.
         domains, whole_unseen, seen_domains: see `load_patches`.
         optional: a list that is missing or empty gives no regions, and no error.
+        mpp: µm a pixel that the network is for; pixels are taken as they are, and regions that state a size that
+            differs by more than 15 % are refused. None: any will do.
 
     Returns:
         For each entry `image` as a full path, `case`, its path in the datalist, `domain`, `slide`, `mpp`, the size of
@@ -65,7 +71,7 @@ def load_regions(
             not as many as boxes or not classes; a labelled split has an entry that is not labelled, or "unlabelled"
             one that is; an image is listed twice or in two lists, or does not exist; a domain is not known; in
             training a domain has no mitotic figure, in validation there is none; `whole_unseen` without
-            `seen_domains`.
+            `seen_domains`; a region states pixels of another size than `mpp`.
     """
     path = Path(path)
     content = read_json_object(path, _FORMAT, DATALIST_REMEDY)
@@ -100,9 +106,21 @@ def load_regions(
             "chosen. Move a slide with some into 'validation'."
         )
     labelled = split != "unlabelled"
+    _check_mpp(path, chosen, content.get("mpp"), mpp)
     entries = [e | {"labelled": labelled, "mpp": e.get("mpp") or content.get("mpp")} for e in chosen]
     keys = ("box", "label") if labelled else ()
     return with_full_paths(path, split, entries, (*keys, "domain", "slide", "mpp", "labelled"), "region")
+
+
+def _check_mpp(path: Path, entries: Sequence[Mapping[str, Any]], common: float | None, mpp: float | None) -> None:
+    for entry in entries:
+        stated = entry.get("mpp") or common
+        if stated and mpp and max(stated / mpp, mpp / stated) > 1 + MPP_TOLERANCE:
+            raise DataError(
+                f"{path}: {entry['image']} has {stated:g} µm a pixel, and the network is for {mpp:g}: figures would "
+                "have another size than in inference. Set --mpp in training to what all regions have, or resample "
+                "those that differ, with their boxes."
+            )
 
 
 def region_labels(path: str | os.PathLike) -> dict[str, int]:

@@ -73,7 +73,7 @@ class RegionTiles(Dataset):
     * `image`: uint8, (3, tile_size, tile_size), white beyond the image;
     * `region`: the index of its region, and `case`: `"name x,y"`;
     * `origin`: (x, y) of the tile's corner in pixels of the file, and `scale`: pixels of the file a pixel of the tile;
-    * `core`: as in `Tile`;
+    * `core`: as in `Tile`, and `size`: width and height of the region in pixels of the file;
     * `domain` and `slide`, where the region has them;
     * `tissue`, with `min_tissue`: whether the tile has so much;
     * where the region has `box` and `label`, those of the boxes whose centre lies in the tile, in pixels of the tile
@@ -115,8 +115,10 @@ class RegionTiles(Dataset):
         if len(self.scales) != len(self.regions) or not all(0 < s < math.inf for s in self.scales):
             raise ValueError(f"scale must be positive, one for all or one for each region, got {scale}.")
         self.tiles: list[tuple[int, Tile]] = []
+        self.sizes: list[tuple[int, int]] = []
         for i, (entry, factor) in enumerate(zip(self.regions, self.scales, strict=True)):
             region = open_region(entry["image"], entry.get("mpp"))
+            self.sizes.append(region.size)
             width, height = (math.ceil(length / factor) for length in region.size)
             grid = tile_grid((width, height), tile_size, overlap)
             if min_tissue > 0 and (region.in_memory or region.coarsest() >= 4):
@@ -144,6 +146,7 @@ class RegionTiles(Dataset):
             "origin": (x, y),
             "core": tile.core,
             "scale": scale,
+            "size": self.sizes[i],
             "case": f"{entry.get('case') or case_name(region.path)} {x:g},{y:g}",
             **{key: entry[key] for key in ("domain", "slide") if key in entry},
         }

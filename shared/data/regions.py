@@ -25,6 +25,7 @@ _TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
 _PICTURE_CACHE = 256 * 2**20  # bytes, of pictures that were decoded whole in a process; one larger one goes in alone
 _LARGEST_PICTURE = 2**29  # pixels; more are not decoded at once. Pillow takes 4 bytes for each, and twice that to read
 _MOST_AT_ONCE = 2**22  # pixels read from the file before they are resampled, up to 18 bytes each on the way
+MASK_SIZE = 2048  # pixels of the longer side of a tissue mask
 _MICRONS = (0.05, 4.0)  # a pixel; what is outside of it was meant for a printer
 _SATURATION, _DARKEST = 0.07, 40  # of tissue, from 0 to 1 and 255
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -125,8 +126,7 @@ class Region:
 
     def thumbnail(self, max_size: int) -> np.ndarray:
         """The whole image, made smaller where its longer side is above `max_size`. Uint8, (height, width, 3)."""
-        scale = _thumbnail_scale(self, max_size)
-        return self.read(0, 0, *(max(1, round(length / scale)) for length in self.size), scale)
+        return _thumbnail(self, max_size)
 
     def coarsest(self) -> float:
         """Pixels of the file that a pixel of the pyramid's last level is wide; 1 where there is no pyramid."""
@@ -170,7 +170,7 @@ def _region(path: str, mpp: float | None, stamp: tuple[int, int]) -> Region:
     return Region(path, mpp)
 
 
-def tissue_mask(region: Region, max_size: int = 2048) -> tuple[np.ndarray, float]:
+def tissue_mask(region: Region, max_size: int = MASK_SIZE) -> tuple[np.ndarray, float]:
     """Where there is tissue, and not glass or the black that some scanners put around it.
 
     Tissue is what has colour: (max − min) / max of red, green and blue, each averaged over 3 × 3 pixels, is at least
@@ -197,6 +197,15 @@ def tissue_share(pixels: np.ndarray) -> float:
 def _has_colour(colours: np.ndarray) -> np.ndarray:
     brightest, least = colours.max(-1), colours.min(-1)
     return (brightest - least >= _SATURATION * brightest) & (brightest >= _DARKEST)
+
+
+@lru_cache(maxsize=1)
+def _thumbnail(region: Region, max_size: int) -> np.ndarray:
+    """Kept for who asks next: of a large file without a pyramid it takes as long as reading all of it."""
+    scale = _thumbnail_scale(region, max_size)
+    pixels = region.read(0, 0, *(max(1, round(length / scale)) for length in region.size), scale)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _thumbnail_scale(region: Region, max_size: int) -> float:

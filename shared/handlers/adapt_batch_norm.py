@@ -36,7 +36,8 @@ class AdaptBatchNorm:
 
     Raises:
         ValueError: when `batch_size` is less than 2.
-        DataError: when `enabled` is neither true nor false; at the start of a batch that mixes domains.
+        DataError: when `enabled` is neither true nor false, or the network has no batch norm to adapt; at the start
+            of a batch that mixes domains.
     """
 
     def __init__(
@@ -53,6 +54,13 @@ class AdaptBatchNorm:
         self.network = network
         self.dataset = dataset
         self.enabled = flag("adapt_batch_norm", enabled)
+        if self.enabled and not any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+        ):
+            raise DataError(
+                "adapt_batch_norm is true, and this network has no batch norm to adapt: its norm is another, or "
+                "frozen. Leave out adapt_batch_norm, or, for weights trained with pretrained.json, that overlay."
+            )
         self.options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         self.options |= {"collate_fn": collate_fn} if collate_fn else {}
         self.adapted_to: str | None = None

@@ -103,6 +103,12 @@ def _part(findings: Findings, slides: Sequence[Any], how: Scoring) -> dict[str, 
     }
 
 
+def _seen_unlabelled(regions: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
+    """Of scored domains whose images training has seen without their figures, for domain-adversarial training."""
+    seen = sorted({region["domain"] for region in regions} & set(record.get("unlabelled_domains", [])))
+    return [f"In training, images of {', '.join(seen)} were seen without labels: not quite unseen."] if seen else []
+
+
 def _notes(how: Scoring, score_threshold: float, adapted: bool, known: bool) -> list[str]:
     name = how.class_names[how.class_id]
     counted = {
@@ -177,7 +183,11 @@ def summarise_detections(
         "adapted_batch_norm": adapted,
         "model": record,
         "warnings": synthetic_warnings(dataset, record),
-        "notes": [*remarks, *_notes(how, score_threshold, adapted, train_domains is not None)],
+        "notes": [
+            *remarks,
+            *_seen_unlabelled(regions, record),
+            *_notes(how, score_threshold, adapted, train_domains is not None),
+        ],
         "versions": {"monai": monai.__version__, "torch": torch.__version__},
     }
 

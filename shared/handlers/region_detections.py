@@ -81,7 +81,7 @@ class RegionDetections:
                     f"{batch['case'][i]}: the network gives no number here. Its weights are damaged, or overflow in "
                     "half precision: try another checkpoint, or --amp false."
                 )
-            place = (batch["origin"][i], batch["core"][i], float(batch["scale"][i]))
+            place = (batch["origin"][i], batch["core"][i], float(batch["scale"][i]), batch["size"][i])
             self.merger.add(int(batch["region"][i]), values, batch["image"].shape[-2:], *place)
 
     def findings(self) -> Findings:

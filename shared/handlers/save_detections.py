@@ -24,7 +24,7 @@ from ..data.detection_writers import (
 from ..data.regions import Region, tissue_mask
 from ..metrics import mitotic_count
 from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
-from ..utils import DataError, flag, writable_folder, write_csv, write_json
+from ..utils import DataError, writable_folder, write_csv, write_json
 from .classification_report import check_classes
 
 logger = logging.getLogger(__name__)
@@ -75,11 +75,10 @@ class SaveDetections:
         class_names: of class 0 and class 1, the mitotic figures.
         record: what the weights were trained on, see `shared.networks.read_model_record`; None or empty: unknown.
         area_mm2, aspect, min_tissue: see `shared.metrics.mitotic_count`.
-        adapted: whether batch norm was adapted to the images, for the record.
 
     Raises:
         ValueError: when the threshold or the class names are out of range.
-        DataError: when the folder cannot be written to.
+        DataError: when the folder cannot be written to; at the start of the run, when it holds one of the images.
     """
 
     def __init__(
@@ -91,7 +90,6 @@ class SaveDetections:
         area_mm2: float = 2.0,
         aspect: float = 4 / 3,
         min_tissue: float = 0.5,
-        adapted: bool = False,
     ) -> None:
         self.class_names = check_classes(threshold, class_names)
         self.output_dir = writable_folder(output_dir)
@@ -99,7 +97,6 @@ class SaveDetections:
         self.record = dict(record or {})
         self.count_options = {"area_mm2": float(area_mm2), "aspect": float(aspect), "min_tissue": float(min_tissue)}
         mitotic_count([], (1, 1), 1.0, **self.count_options)  # wrong options stop here, and not after the first image
-        self.adapted = flag("adapted", adapted)
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -110,6 +107,11 @@ class SaveDetections:
 
     def _start(self, engine: Engine) -> None:
         self.rows = []
+        place = self.output_dir.resolve()
+        files = [Path(item["file"]) for item in getattr(engine.state.dataloader.dataset, "data", [])]
+        inside = [file for file in files if place in file.resolve().parents]
+        if inside:  # annotations beside it would be called like its results, and pictures of results pass for images
+            raise DataError(f"{inside[0]}: lies in the output folder, {place}. Choose another --output_dir.")
         for name in SUMMARY:
             (self.output_dir / name).unlink(missing_ok=True)
 
@@ -181,7 +183,6 @@ class SaveDetections:
             "threshold": self.threshold,
             "classes": list(self.class_names),
             "model": self.record or None,
-            "adapted_batch_norm": self.adapted,
             "mitotic_count": self.count_options,
             "images": self.rows,
             "failed": failed,

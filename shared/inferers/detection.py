@@ -27,7 +27,7 @@ class DetectionMerger:
         anchors: as the network has them.
         radius: of the suppression, in pixels of the image.
         score_threshold: detections with a lower score are left out.
-        top_k: how many a tile has at most, the best.
+        top_k: how many a tile has at most, the best of those that the suppression leaves.
 
     Example:
         >>> merger = DetectionMerger(PyramidAnchors(), radius=25)
@@ -53,6 +53,7 @@ class DetectionMerger:
         origin: Sequence[float] = (0.0, 0.0),
         core: Sequence[float] = (-np.inf, -np.inf, np.inf, np.inf),
         scale: float = 1.0,
+        size: Sequence[float] | None = None,
     ) -> None:
         """Take in what the network says of one tile.
 
@@ -63,18 +64,23 @@ class DetectionMerger:
             origin: x and y of the tile's corner, in pixels of the image.
             core: x1, y1, x2, y2 in pixels of the tile.
             scale: pixels of the image to one of the tile.
+            size: width and height of the image; what has its centre beyond is no figure. None: anything goes.
 
         Raises:
             ValueError: as `decode_detections`.
         """
-        boxes, scores, labels = decode_detections(
-            output, self._anchors(image_size, output.device), self.score_threshold, self.top_k
-        )
-        x1, y1, x2, y2 = core
-        x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
-        own = (x >= x1 - SLACK) & (x < x2 + SLACK) & (y >= y1 - SLACK) & (y < y2 + SLACK)
-        boxes = boxes[own] * scale + boxes.new_tensor([*origin, *origin])
-        self.parts[image].append(tuple(part.cpu().numpy() for part in (boxes, scores[own], labels[own])))
+        anchors = self._anchors(image_size, output.device)
+        decoded = decode_detections(output, anchors, self.score_threshold, top_k=len(anchors))
+        box, score, label = (part.cpu().numpy() for part in decoded)
+        centre = (box[:, :2] + box[:, 2:]) / 2
+        low, high = np.reshape(core, (2, 2)) + [[-SLACK], [SLACK]]
+        if size is not None:
+            low, high = np.maximum(low, -np.divide(origin, scale)), np.minimum(high, np.subtract(size, origin) / scale)
+        own = np.flatnonzero(((centre >= low) & (centre < high)).all(axis=1))
+        # Some ten anchors find the same figure: those of the clearest ones would leave no room for others.
+        kept = own[suppress_within_radius(centre[own], score[own], self.radius / scale)[: self.top_k]]
+        box = box[kept] * np.float32(scale) + np.array([*origin, *origin], np.float32)
+        self.parts[image].append((box, score[kept], label[kept]))
 
     def merged(self, image: Hashable) -> Detections:
         """The detections in an image, from the highest score to the lowest; none where no tile of it was added."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..data.region_datalist import MPP_TOLERANCE
 from ..data.region_tiles import RegionTiles
 from ..data.regions import Region
 from ..networks.anchors import PyramidAnchors
@@ -73,7 +74,7 @@ class RegionInferer(Inferer):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         mpp: float = 0.25,
-        mpp_tolerance: float = 0.15,
+        mpp_tolerance: float = MPP_TOLERANCE,
         min_tissue: float = 0.01,
         suppress_radius: float = 25.0,
         score_threshold: float = 0.05,
@@ -160,8 +161,7 @@ class RegionInferer(Inferer):
                     images = self._normalized(batch["image"].to(device, non_blocking=True))
                     output = network(images, *args, **kwargs)
                     for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
-                        own = _own(core, origin, scale, region.size)
-                        merger.add(name, one, batch["image"].shape[2:], origin, own, scale)
+                        merger.add(name, one, batch["image"].shape[2:], origin, core, scale, region.size)
                 bar.update(count)
         return merger.merged(name)
 
@@ -217,17 +217,3 @@ def _collate(items: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, Any]]:
         return len(items), {}
     batch: dict[str, Any] = {key: [item[key] for item in chosen] for key in chosen[0]}
     return len(items), batch | {"image": torch.stack([torch.as_tensor(image) for image in batch["image"]])}
-
-
-def _own(
-    core: Sequence[float], origin: Sequence[float], scale: float, size: Sequence[int]
-) -> tuple[float, float, float, float]:
-    """A tile's core, in its pixels, without what lies beyond the image."""
-    x, y = origin
-    x1, y1, x2, y2 = core
-    return (
-        max(x1, -x / scale),
-        max(y1, -y / scale),
-        min(x2, (size[0] - x) / scale),
-        min(y2, (size[1] - y) / scale),
-    )

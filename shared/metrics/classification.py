@@ -239,7 +239,7 @@ def read_threshold(path: str | os.PathLike) -> float:
     path = Path(path)
     if not path.is_file():
         logger.warning(
-            "%s: there is no such file, so patches are positive from a probability of 0.5. Training writes it; copy it "
+            "%s: there is no such file, so 0.5 is taken for it. Training writes it; copy it "
             "beside the weights, or set the threshold yourself.",
             path,
         )

@@ -249,6 +249,17 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, data: Path, trai
     assert sorted(path.name for path in (tmp_path / "out").glob("*.geojson")) == ["CS_5.geojson", "XR_5.geojson"]
 
 
+def test_results_do_not_go_where_the_images_are(tmp_path: Path, data: Path, trained: Path) -> None:
+    shutil.copy(data / "XR_5.png", tmp_path)
+    (tmp_path / "XR_5.geojson").write_text("drawn by hand")
+    weights = str(trained / "model.pt")
+    flow = workflow(["inference"], tmp_path, data, input=str(tmp_path / "XR_5.png"), ckpt_path=weights, mpp=MPP)
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "lies in the output folder" in message(error.value)
+    assert (tmp_path / "XR_5.geojson").read_text() == "drawn by hand"
+
+
 def test_an_image_must_say_how_large_its_pixels_are(tmp_path: Path, data: Path, trained: Path) -> None:
     flow = workflow(["inference"], tmp_path, data, input=str(data / "XR_5.png"), ckpt_path=str(trained / "model.pt"))
     with pytest.raises(RuntimeError) as error:

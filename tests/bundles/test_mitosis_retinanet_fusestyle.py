@@ -34,7 +34,7 @@ def test_training_and_inference_see_tiles_alike() -> None:
     normalization = Compose(parsed("train").get_parsed_content("normalization"))
     inferer = parsed("inference").get_parsed_content("inferer")
     torch.testing.assert_close(inferer._normalized(image[None])[0], normalization({"image": image})["image"])
-    for key in ("anchors", "score_threshold", "top_k", "suppress_radius"):
+    for key in ("anchors", "score_threshold", "top_k"):
         assert train[key] == inference[key]
 
 
@@ -53,6 +53,8 @@ def test_what_inference_and_evaluation_take_from_the_record_is_what_training_wri
         for key in ("tile_overlap", "image_mean", "image_std"):
             assert train["settings"][key] == f"@{key}"
             assert taken[key] == f"$@record.get('{key}', {train[key]})"
+        assert train["settings"]["suppress_radius"] == "@suppress_radius"
+        assert taken["suppress_radius"] == f"$@record.get('suppress_radius', {train['suppress_radius']})"
     assert train["settings"]["mpp"] == "@mpp"
     assert load("inference")["network_mpp"] == f"$@record.get('mpp', {train['mpp']})"
 

@@ -222,6 +222,7 @@ def test_real_annotation_files(
 
     class NoFile:
         mpp = 0.25
+        in_memory = False
 
         def __init__(self, path: Path) -> None:
             pass

@@ -232,3 +232,16 @@ def test_synthetic_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {split: len(regions) for split, regions in found.items()} == dict.fromkeys(found, 3)
     assert domain_names(found["unlabelled"]) == ["GT450"]
     assert sum(1 in region["label"] for split in SPLITS for region in found[split]) > 3
+
+
+def test_regions_of_another_scale_are_refused(tmp_path: Path) -> None:
+    content = make_content()
+    content["mpp"] = 0.25
+    assert load_regions(write(tmp_path, content), "training", mpp=0.23)
+    with pytest.raises(DataError, match=r"has 0.25 µm a pixel, and the network is for 0.5"):
+        load_regions(write(tmp_path, content), "training", mpp=0.5)
+    content["training"][-1]["mpp"] = 0.3
+    path = write(tmp_path, content)
+    assert load_regions(path, "training")
+    with pytest.raises(DataError, match=f"{content['training'][-1]['image']} has 0.3 µm"):
+        load_regions(path, "training", mpp=0.25)

@@ -398,13 +398,14 @@ def test_items(image: np.ndarray, tmp_path: Path) -> None:
         "origin": (80.0, 0.0),
         "core": (10, -math.inf, 90, 90),
         "scale": 1.0,
+        "size": (300, 200),
         "case": "first 80,0",
         "domain": "XR",
         "slide": "7.tif",
     }
     assert tiles.data == 12 * [{"domain": "XR", "slide": "7.tif"}] + 13 * [{}]
     small = tiles[12]
-    assert set(small) == {"image", "region", "origin", "core", "scale", "case"}
+    assert set(small) == {"image", "region", "origin", "core", "scale", "size", "case"}
     assert small["case"] == "b 0,0"
     assert (small["image"][:, :50, :70].permute(1, 2, 0).numpy() == image[:50, :70]).all()
     assert (small["image"][:, 50:] == 255).all()

@@ -230,3 +230,9 @@ def test_bad_options() -> None:
         AdaptBatchNorm(Norm(), Dataset([]), batch_size=1)
     with pytest.raises(DataError, match="adapt_batch_norm is 'maybe', expected true or false"):
         AdaptBatchNorm(Norm(), Dataset([]), enabled="maybe")
+
+
+def test_a_network_without_batch_norm_cannot_be_adapted() -> None:
+    with pytest.raises(DataError, match="no batch norm to adapt"):
+        AdaptBatchNorm(nn.Conv2d(2, 2, 1), Dataset(items({"CS": 2})))
+    AdaptBatchNorm(nn.Conv2d(2, 2, 1), Dataset(items({"CS": 2})), enabled=False)

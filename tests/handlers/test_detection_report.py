@@ -84,7 +84,7 @@ def tiles(data: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         image[:2] = -20
         for (x, y), score, label in zip(points, scores, classes, strict=True):
             image[label, y - 4, x - 4] = torch.tensor(float(score), dtype=torch.float64).logit().float()
-        place = {"region": i, "origin": (0.0, 0.0), "core": EVERYWHERE, "scale": 1.0}
+        place = {"region": i, "origin": (0.0, 0.0), "core": EVERYWHERE, "scale": 1.0, "size": (4000, 4000)}
         nothing = {"box": torch.zeros(0, 4), "label": torch.zeros(0, dtype=torch.int64)}
         items.append({"image": image, "case": f"{i} 0,0", **place, **nothing})
     return items

@@ -73,6 +73,7 @@ def tiles(data: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]
                 low, high = -math.inf if x0 == 0 else 16, 112 if x0 == 0 else math.inf
                 top, bottom = -math.inf if y0 == 0 else 16, 112 if y0 == 0 else math.inf
                 place = {"region": i, "origin": (float(x0), float(y0)), "core": (low, top, high, bottom), "scale": 1.0}
+                place["size"] = (4000, 4000)
                 nothing = {"box": torch.zeros(0, 4), "label": torch.zeros(0, dtype=torch.int64)}
                 case = f"{region['case']} {x0},{y0}"
                 items.append({"image": image, "case": case, "domain": region["domain"], **place, **nothing})

@@ -111,7 +111,6 @@ def test_files_of_each_image_and_the_summary(tmp_path: Path) -> None:
         "threshold": 0.5,
         "classes": list(NAMES),
         "model": RECORD,
-        "adapted_batch_norm": False,
         "mitotic_count": {"area_mm2": 0.001, "aspect": 4 / 3, "min_tissue": 0.5},
         "failed": [],
     }

@@ -48,6 +48,34 @@ def test_a_figure_on_a_seam_is_found_once(seen: tuple[float, float]) -> None:
     assert len(merger.merged("a")["score"]) == 1
 
 
+def test_many_figures_all_have_room() -> None:
+    """Ten anchors that find the same figure count as one of the most that a tile may have."""
+    places = [(x, y) for x in range(36, 500, 40) for y in range(36, 500, 40)]
+    around = [(dx, dy) for dx in (-8, 0, 8) for dy in (-8, 0, 8)]
+    rows = columns = 64
+    out = torch.full((6, rows, columns), -20.0)
+    out[2:] = 0
+    for i, (x, y) in enumerate(places):
+        for dx, dy in around:
+            column, row = (x + dx) // 8, (y + dy) // 8
+            out[1, row, column] = (0.01 * i) - 0.1 * (abs(dx) + abs(dy)) / 8
+            out[2:4, row, column] = torch.tensor([(x - 8 * column - 4) / 50, (y - 8 * row - 4) / 50])
+    for top_k, expected in ((300, len(places)), (100, 100)):
+        merger = DetectionMerger(ANCHORS, top_k=top_k)
+        merger.add("a", out.flatten(1), [512, 512])
+        found = merger.merged("a")["box"]
+        assert len(found) == expected
+        centres = {tuple(c) for c in ((found[:, :2] + found[:, 2:]) / 2).round().astype(int).tolist()}
+        assert centres == set(places[-expected:])
+
+
+def test_nothing_is_found_beyond_the_image() -> None:
+    merger = DetectionMerger(ANCHORS)
+    figures = [(20.0, 20.0, 0.9, 1), (90.0, 20.0, 0.9, 1), (20.0, 90.0, 0.9, 1)]
+    merger.add("a", output((128, 128), figures), [128, 128], origin=(200, 100), scale=2.0, size=(340, 250))
+    np.testing.assert_allclose(merger.merged("a")["box"], [[190, 90, 290, 190]], atol=1e-3)
+
+
 def test_images_are_apart_and_empty_ones_are_fine() -> None:
     merger = DetectionMerger(ANCHORS, top_k=1)
     figures = [(40.0, 40.0, 0.6, 1), (80.0, 80.0, 0.7, 0)]

@@ -212,7 +212,7 @@ def test_best_threshold_needs_both_classes() -> None:
 def test_threshold_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "threshold.json"
     assert read_threshold(path) == 0.5
-    assert f"{path}: there is no such file, so patches are positive from a probability of 0.5" in caplog.text
+    assert f"{path}: there is no such file, so 0.5 is taken for it" in caplog.text
     caplog.clear()
     path.write_text(json.dumps({"threshold": 0.37, "balanced_accuracy": 0.9}))
     assert read_threshold(path) == 0.37

@@ -31,7 +31,8 @@ def test_the_size_of_a_pixel(tmp_path: Path) -> None:
     given = {"image": str(tmp_path / "a.tif")}
     assert OpenRegiond()(given)["image"].mpp == pytest.approx(0.25)
     assert OpenRegiond()({**given, "mpp": 0.23})["image"].mpp == 0.23
-    assert OpenRegiond(mpp=0.5)({**given, "mpp": 0.23})["image"].mpp == 0.5
+    assert OpenRegiond(mpp=0.5)({**given, "mpp": 0.23})["image"].mpp == 0.23
+    assert OpenRegiond(mpp=0.5, override=True)({**given, "mpp": 0.23})["image"].mpp == 0.5
 
 
 def test_bad_files(tmp_path: Path) -> None:
