@@ -171,7 +171,7 @@ def detection(name: str, output_dir: Path, slides: int, epochs: int) -> None:
     run(
         "1/4 Make synthetic tiles of four scanners",
         *("scripts/make_synthetic.py", "histology", "--output_dir", data, "--slides", str(slides)),
-        *("--patches_per_slide", "2", "--tiles_per_slide", "4"),
+        *("--patches_per_slide", "2", "--tiles_per_slide", "8"),
     )
     length = ["--max_epochs", str(epochs)] if epochs else []
     demo = ["variants/demo", "variants/demo_schedule"]

@@ -22,6 +22,7 @@ from .pretrained import DETECTION_HEADS, load_pretrained
 from .resnet import fusestyle_resnet
 
 LEVELS = (3, 4, 5, 6, 7)  # of the pyramid; level n has the stride 2^n
+HEAD_NORMS = (None, "group", "batch")
 NORMS = ("frozen", "batch", "group")
 GROUPS = 32  # of group norm, as in torchvision's heads
 PRIOR = 0.01  # the probability of every class at every anchor before training
@@ -110,10 +111,11 @@ class RetinaNet(nn.Module):
         num_anchors: kinds of anchors at a position, as many at every level.
         levels: of the pyramid, ascending, from 3 to 7; level n has the stride 2^n.
         channels: of the pyramid and the heads.
-        head_norm: group norm in the heads, as in torchvision's `retinanet_resnet50_fpn_v2`.
+        head_norm: `"group"`: group norm in the heads, as in torchvision's `retinanet_resnet50_fpn_v2`; `"batch"`:
+            batch norm; None.
 
     Raises:
-        ValueError: for other levels; when called, for anything but a batch of images.
+        ValueError: for other levels or another norm; when called, for anything but a batch of images.
     """
 
     def __init__(
@@ -123,11 +125,13 @@ class RetinaNet(nn.Module):
         num_anchors: int = 1,
         levels: Sequence[int] = (3,),
         channels: int = 256,
-        head_norm: bool = False,
+        head_norm: str | None = None,
     ) -> None:
         super().__init__()
         if not levels or list(levels) != sorted(set(levels)) or not set(levels) <= set(LEVELS):
             raise ValueError(f"levels must be some of {', '.join(map(str, LEVELS))}, ascending, got {list(levels)}")
+        if head_norm not in HEAD_NORMS:
+            raise ValueError(f"head_norm must be one of {', '.join(map(str, HEAD_NORMS))}, got {head_norm!r}")
         self.num_classes = num_classes
         self.backbone = BackboneWithFPN(resnet, channels, levels)
         self.head = nn.ModuleDict(
@@ -149,12 +153,14 @@ class RetinaNet(nn.Module):
         return torch.cat([torch.cat(logits, dim=2), torch.cat(offsets, dim=2)], dim=1)
 
 
-def _head(channels: int, name: str, out_channels: int, norm: bool) -> nn.Sequential:
+def _head(channels: int, name: str, out_channels: int, norm: str | None) -> nn.Sequential:
     """Four convolutions, `conv`, and one more with the name given."""
+    norms = {"group": lambda: [nn.GroupNorm(GROUPS, channels)], "batch": lambda: [nn.BatchNorm2d(channels)]}
+    own_norm = norms.get(norm, list)
     convs: list[nn.Module] = []
     for _ in range(4):
-        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not norm)
-        convs.append(nn.Sequential(conv, *[nn.GroupNorm(GROUPS, channels)] * norm, nn.ReLU(inplace=True)))
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None)
+        convs.append(nn.Sequential(conv, *own_norm(), nn.ReLU(inplace=True)))
     last = nn.Conv2d(channels, out_channels, 3, padding=1)
     head = nn.Sequential(OrderedDict([("conv", nn.Sequential(*convs)), (name, last)]))
     for module in head.modules():
@@ -179,7 +185,7 @@ def fusestyle_retinanet(
     levels: Sequence[int] = (3,),
     num_anchors: int = 1,
     channels: int = 256,
-    head_norm: bool = False,
+    head_norm: str | None = None,
     pretrained: str | Path | None = None,
     **fuse_style: Any,
 ) -> RetinaNet:
@@ -201,9 +207,11 @@ def fusestyle_retinanet(
         levels: of the pyramid that carry anchors. Level 3 has the stride 8: anchors of 50 pixels there meet every
             box of that size with an IoU of 0.73 or more.
         num_anchors: kinds of anchors at a position, as in the `PyramidAnchors` of the loss.
-        channels: of the pyramid and the heads; a multiple of 32 for `head_norm`.
-        head_norm: group norm in the heads. Untrained ones without it need their 256 channels: with few, hardly anything
-            of the features gets through their small weights.
+        channels: of the pyramid and the heads; a multiple of 32 for group norm.
+        head_norm: `"group"` or `"batch"` norm in the heads. Group norm takes its statistics from the whole image, so
+            that what a figure looks like depends on how many there are: images in training and later have to be of
+            one size and alike. Batch norm suits a single level. Untrained heads without either need their 256
+            channels: with few, hardly anything of the features gets through their small weights.
         pretrained: a local file with weights to start from, see `load_pretrained`: of a detector, such as
             torchvision's `retinanet_resnet50_fpn`, or of a ResNet alone. The last layers for other classes or
             anchors stay as initialised.

@@ -92,7 +92,7 @@ def test_default_levels_hold_a_part_of_torchvisions_parameters() -> None:
 
 
 def test_the_heads_norm_is_named_as_in_torchvisions_second_version() -> None:
-    names = {n for n in net(head_norm=True).state_dict() if n.startswith("head.classification_head.conv.")}
+    names = {n for n in net(head_norm="group").state_dict() if n.startswith("head.classification_head.conv.")}
     parts = ("0.weight", "1.weight", "1.bias")
     assert names == {f"head.classification_head.conv.{i}.{part}" for i in range(4) for part in parts}
 
@@ -154,8 +154,8 @@ def test_every_place_of_fusestyle_reaches_the_output_of_level_3(place: int) -> N
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
-@pytest.mark.parametrize(("levels", "head_norm"), [((3,), False), ((4, 6), True), (ALL, False)])
-def test_every_trainable_parameter_gets_a_gradient(norm: str, levels: tuple[int, ...], head_norm: bool) -> None:
+@pytest.mark.parametrize(("levels", "head_norm"), [((3,), None), ((4, 6), "group"), (ALL, None), ((3,), "batch")])
+def test_every_trainable_parameter_gets_a_gradient(norm: str, levels: tuple[int, ...], head_norm: str | None) -> None:
     network = net(norm=norm, levels=levels, head_norm=head_norm).train()
     y = network(images(size=(128, 128)))
     (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 EXPORTED = (
     {},
     {"norm": "frozen", "levels": (3, 4), "num_anchors": 2},
-    {"norm": "group", "head_norm": True, "levels": ALL},
+    {"norm": "group", "head_norm": "group", "levels": ALL},
 )
 SIZES = ((64, 96), (100, 77))
 
@@ -271,7 +271,7 @@ def test_onnx_at_any_size(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
 def test_mixed_precision_is_finite(norm: str) -> None:
-    network, x = net(norm=norm, p=1.0, head_norm=True).train(), images() * 10
+    network, x = net(norm=norm, p=1.0, head_norm="group").train(), images() * 10
     loss = RetinaNetLoss(PyramidAnchors())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = network(x)
@@ -290,7 +290,7 @@ def test_one_figure_is_learnt_by_heart(box_loss: str) -> None:
     box, label = torch.tensor([[9.0, 14, 55, 62]]), torch.tensor([1])
     image = 0.1 * images(1, (64, 64))
     image[0, :, 20:56, 15:49] += 1
-    network = net(norm="group", head_norm=True).train()
+    network = net(norm="group", head_norm="group").train()
     anchors = PyramidAnchors()
     loss = RetinaNetLoss(anchors, box_loss)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
