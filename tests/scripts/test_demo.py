@@ -42,6 +42,19 @@ def test_a_short_demo_of_the_classifier(tmp_path: Path) -> None:
         assert (tmp_path / "demo" / path).is_file(), path
 
 
+@pytest.mark.slow
+def test_a_short_demo_of_the_detector(tmp_path: Path) -> None:
+    result = demo("mitosis_retinanet_fusestyle", "--output_dir", tmp_path / "demo", "--cases", 3, "--epochs", 1)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    table = result.stdout[result.stdout.index("average precision") :]
+    for scanner, where in (("XR", "trained on"), ("S360", "trained on"), ("CS", "never seen"), ("GT450", "never seen")):
+        (line,) = [line for line in table.splitlines() if line.startswith(f"{scanner} ") and where in line]
+        assert all(value == "-" or 0 <= float(value) <= 1 for value in line.split()[-4:])
+    for path in ("report/evaluation/report.png", "report/evaluation/gallery.png", "detections/summary.csv"):
+        assert (tmp_path / "demo" / path).is_file(), path
+    assert len(list((tmp_path / "demo" / "detections").glob("*.geojson"))) == 8
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     result = demo("--output_dir", tmp_path)
@@ -53,4 +66,5 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_an_unknown_demo_lists_the_known() -> None:
     result = demo("mitosis")
     assert result.returncode == 1
-    assert "Known: abdominal_unetr_cbs, abdominal_lambda3d_cbs, mitosis_fusestyle_cls" in result.stderr
+    assert "Known: abdominal_unetr_cbs, abdominal_lambda3d_cbs, mitosis_fusestyle_cls, " in result.stderr
+    assert "mitosis_retinanet_fusestyle." in result.stderr
