@@ -17,7 +17,7 @@ _PLACES = 32  # random places that the best of is taken, where no figure says wh
 class RandTiled(MapTransform, Randomizable):
     """Read a tile at a random place of a region, and the figures in it: for the items of `shared.data.tile_items`.
 
-    An item with a `center` gets a tile that holds it, anywhere in it. One of the kind "empty" gets a tile with tissue
+    An item with a `center` gets a tile that holds it, anywhere in it but close to its edges. One of the kind "empty" gets a tile with tissue
     and without a mitotic figure, an unlabelled one a tile with tissue; where there is no such place, that with the
     fewest mitotic figures, and the most tissue. Tiles lie inside of the region; one that is smaller lies anywhere in
     the tile, with white around it.
@@ -31,12 +31,14 @@ class RandTiled(MapTransform, Randomizable):
         box_key: of its boxes, (N, 4), x1, y1, x2, y2; without any for an item whose `labelled` is false.
         label_key: of their classes, 1 for mitotic figures.
         tile_size: side of the tile in pixels.
+        margin: how far from the tile's edges the point `center` lies at least, in pixels, where the region reaches so
+            far: cut in half, a figure teaches little. Others that the tile holds may be cut.
         min_tissue: share of a tile that has to be tissue, where no figure says where it lies.
         attempts: tiles that are read at most to find tissue.
 
     Raises:
         DataError: when called: the file is missing, cannot be read, or is not RGB.
-        ValueError: when `tile_size` or `attempts` is less than 1 or `min_tissue` not in [0, 1].
+        ValueError: when `tile_size` or `attempts` is less than 1, `margin` negative or `min_tissue` not in [0, 1].
     """
 
     def __init__(
@@ -45,18 +47,20 @@ class RandTiled(MapTransform, Randomizable):
         box_key: str = "box",
         label_key: str = "label",
         tile_size: int = 512,
+        margin: int = 32,
         min_tissue: float = 0.1,
         attempts: int = 8,
     ) -> None:
-        if tile_size < 1 or attempts < 1 or not 0 <= min_tissue <= 1:
+        if tile_size < 1 or attempts < 1 or margin < 0 or not 0 <= min_tissue <= 1:
             raise ValueError(
-                "tile_size and attempts must be 1 or more and min_tissue in [0, 1], got "
-                f"{tile_size}, {attempts} and {min_tissue}"
+                "tile_size and attempts must be 1 or more, margin 0 or more and min_tissue in [0, 1], got "
+                f"{tile_size}, {attempts}, {margin} and {min_tissue}"
             )
         super().__init__(keys, allow_missing_keys=True)
         self.box_key = box_key
         self.label_key = label_key
         self.tile_size = tile_size
+        self.margin = min(margin, (tile_size - 1) // 2)
         self.min_tissue = min_tissue
         self.attempts = attempts
         self._origins = np.zeros((1, 2), np.int64)
@@ -67,7 +71,8 @@ class RandTiled(MapTransform, Randomizable):
         low, high = np.minimum(0, size - tile), np.maximum(0, size - tile)
         if center is not None:
             pixel = np.floor(_inside(center, size)).astype(np.int64)
-            low, high = np.maximum(low, pixel - tile + 1), np.minimum(high, pixel)
+            first, last = pixel - tile + 1 + self.margin, pixel - self.margin
+            low, high = np.clip(first, low, high), np.clip(last, low, high)
         count = _PLACES if center is None else 1
         self._origins = self.R.randint(low, high + 1, (count, 2))
 
