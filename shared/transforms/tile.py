@@ -17,10 +17,10 @@ _PLACES = 32  # random places that the best of is taken, where no figure says wh
 class RandTiled(MapTransform, Randomizable):
     """Read a tile at a random place of a region, and the figures in it: for the items of `shared.data.tile_items`.
 
-    An item with a `center` gets a tile that holds it, anywhere in it but close to its edges. One of the kind "empty" gets a tile with tissue
-    and without a mitotic figure, an unlabelled one a tile with tissue; where there is no such place, that with the
-    fewest mitotic figures, and the most tissue. Tiles lie inside of the region; one that is smaller lies anywhere in
-    the tile, with white around it.
+    An item with a `center` gets a tile that holds it, anywhere in it but close to its edges. One of the kind "empty"
+    gets a tile with tissue and without a mitotic figure, an unlabelled one a tile with tissue; where there is no such
+    place, that with the fewest mitotic figures, and the most tissue. Tiles lie inside of the region; one that is
+    smaller lies anywhere in the tile, with white around it.
 
     `image` becomes a uint8 tensor (3, tile_size, tile_size), RGB; `box` a float32 tensor (N, 4) of x1, y1, x2, y2 in
     pixels of the tile and `label` an int64 tensor (N,), of the figures whose centre lies in the tile, cut off at its

@@ -35,7 +35,7 @@ def region(folder: Path, size: tuple[int, int] = SIZE, pixels: np.ndarray | None
 
 
 def read(items: list[dict], seed: int = 0, **options: Any) -> list[dict]:
-    transform = RandTiled(**{"tile_size": TILE} | options).set_random_state(seed)
+    transform = RandTiled(**{"tile_size": TILE, "margin": 0} | options).set_random_state(seed)
     return [transform(item) for item in items]
 
 
@@ -89,6 +89,17 @@ def test_a_figure_lies_anywhere_in_its_tile(tmp_path: Path) -> None:
     for axis in range(2):
         assert np.unique(offsets[:, axis]).tolist() == list(range(TILE))  # as good as always: (1 - 1/64)^2000 = 2e-14
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.1
+
+
+def test_a_margin_is_kept_where_the_region_reaches(tmp_path: Path) -> None:
+    found = region(tmp_path, (400, 400), box=[[180, 180, 230, 230]], label=[1])
+    items = of_kind(found, "mitotic", 500)
+    offsets = np.array([205 - np.array(tile["origin"]) for tile in read(items, margin=20)])
+    assert [np.unique(axis).tolist() for axis in offsets.T] == [list(range(20, TILE - 20))] * 2
+    middle = [205 - np.array(tile["origin"]) for tile in read(items[:9], margin=500)]
+    assert set(np.ravel(middle).tolist()) == {31, 32}
+    corner = region(tmp_path, (400, 400), box=[[-20, 380, 30, 430]], label=[1])
+    assert {tile["origin"] for tile in read(of_kind(corner, "mitotic", 5), margin=20)} == {(0, 400 - TILE)}
 
 
 def test_a_centre_outside_of_the_image_is_not_lost(tmp_path: Path) -> None:
@@ -192,8 +203,8 @@ def test_wrong_files_and_options(tmp_path: Path) -> None:
     Path(found["image"]).unlink()
     with pytest.raises(DataError, match=r"region\.png: there is no such file"):
         read(tile_items([found]))
-    for wrong in ({"tile_size": 0}, {"attempts": 0}, {"min_tissue": 1.5}):
-        with pytest.raises(ValueError, match="must be 1 or more and min_tissue in"):
+    for wrong in ({"tile_size": 0}, {"margin": -1}, {"attempts": 0}, {"min_tissue": 1.5}):
+        with pytest.raises(ValueError, match="must be 1 or more, margin 0 or more"):
             RandTiled(**wrong)
 
 
