@@ -306,7 +306,7 @@ def validate(indices: Sequence[int], batch_size: int) -> dict[str, float]:
     """Tiles of three regions, of 7 tiles in all, from a network that finds some of the figures."""
     regions = [{"box": box, "label": [1] * len(box), "domain": "XR"} for box in BOXES[:3]]
     places = {"region": [0, 0, 1, 1, 2, 2, 2], "origin": [(0.0, 0.0), (40.0, 0.0)] * 3 + [(0.0, 8.0)]}
-    more = {"core": [(-math.inf, -math.inf, math.inf, math.inf)] * 7, "scale": [1.0] * 7}
+    more = {"core": [(-math.inf, -math.inf, math.inf, math.inf)] * 7, "scale": [1.0] * 7, "size": [(4000, 4000)] * 7}
     items = tiles(7, **places, **more)
     network = Tiny()
     with torch.no_grad():
