@@ -64,6 +64,14 @@ def known(name: str, values: Sequence[Any], choices: Sequence[str]) -> None:
         raise DataError(f"--{name} is {', '.join(strange)}, expected {', '.join(choices)}.")
 
 
+def check_lengths(seeds: int, minutes: float, jobs: int, threads: int, nproc_per_node: int, epochs: int) -> None:
+    """Raise a `DataError` that names the option unless all say how much to run; 0 epochs are as configured."""
+    at_least(1, seeds=seeds, jobs=jobs, threads=threads, nproc_per_node=nproc_per_node)
+    at_least(0, epochs=epochs)
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+        raise DataError(f"--minutes is {minutes}, expected a number above 0.")
+
+
 def file_digests(files: Iterable[Path]) -> dict[str, str]:
     """The SHA-256 of each file by its name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

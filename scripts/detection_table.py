@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bundle_runs import at_least, bundle_run, check_settings, file_digests, kept_run, known, run_all, spread
+from bundle_runs import bundle_run, check_lengths, check_settings, file_digests, kept_run, known, run_all, spread
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, domain_names, load_regions
@@ -181,10 +181,7 @@ def detection_table(
     scanners = [name.strip() for part in scanners for name in str(part).split(",")]
     known("methods", names, list(METHODS))
     known("size", [size], list(SIZES))
-    at_least(1, seeds=seeds, jobs=jobs, threads=threads, nproc_per_node=nproc_per_node)
-    at_least(0, epochs=epochs)
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-        raise DataError(f"--minutes is {minutes}, expected a number above 0.")
+    check_lengths(seeds, minutes, jobs, threads, nproc_per_node, epochs)
     path, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     load_regions(path, "training", scanners)
     domains = domain_names(load_regions(path, "test"))

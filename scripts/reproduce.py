@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
-from bundle_runs import at_least, bundle_run, check_settings, file_digests, kept_run, known, run_all, spread
+from bundle_runs import bundle_run, check_lengths, check_settings, file_digests, kept_run, known, run_all, spread
 from demo import count_firings
 from detection_table import detection_table
 from dice_table import POOR, Column, markdown, picture, summarise
@@ -159,10 +159,7 @@ def organ_table(
     names = columns.split(",") if isinstance(columns, str) else list(columns)
     known("columns", names, list(COLUMNS))
     known("size", [size], list(SIZES))
-    at_least(1, seeds=seeds, jobs=jobs, threads=threads, nproc_per_node=nproc_per_node)
-    at_least(0, epochs=epochs)
-    if not isinstance(minutes, int | float) or not minutes > 0:
-        raise DataError(f"--minutes is {minutes}, expected a number above 0.")
+    check_lengths(seeds, minutes, jobs, threads, nproc_per_node, epochs)
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
     datalist, setup = data / "dataset.json", Setup(data, work, size, epochs, nproc_per_node)
     test = load_datalist(datalist, "test", labels=BTCV_LABELS)

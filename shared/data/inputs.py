@@ -102,6 +102,12 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+def _given(path: object) -> list[str | os.PathLike]:
+    """The paths; none where one of them is empty, or where a command line says `--input` and nothing behind it."""
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path) if isinstance(path, Sequence) else []
+    return paths if all(os.fspath(p) for p in paths) else []
+
+
 def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, str]]:
     """The CTs that a user means by a path.
 
@@ -118,8 +124,8 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
         DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
             name.
     """
-    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    if not given or not all(os.fspath(p) for p in given):
+    given = _given(path)
+    if not given:
         raise DataError(
             "No CT is given. Give one with --input: a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a "
             "pattern such as 'scans/*.nii.gz', or a datalist."
@@ -146,8 +152,8 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
     Raises:
         DataError: when nothing is given, a path does not exist, or nothing is found in it.
     """
-    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    if not given or not all(os.fspath(p) for p in given):
+    given = _given(path)
+    if not given:
         raise DataError(
             "No image is given. Give one with --input: a file (PNG, JPEG, TIFF), a folder of these, a pattern such as "
             "'patches/*.png', or a datalist."

@@ -83,6 +83,7 @@ def test_two_formats_of_one_name_are_refused(tmp_path: Path) -> None:
     [
         ("", "No CT is given.*--input"),
         ([], "No CT is given"),
+        (True, "No CT is given"),
         ("missing.nii.gz", r"missing\.nii\.gz: there is no such file or folder"),
         ("none*.nii", r"none\*\.nii: no file or folder fits this pattern"),
         ("papers", r"papers: holds no CT\. Looked for \.nii"),
@@ -155,6 +156,7 @@ def test_images_of_a_datalist(patches: Path) -> None:
         ("", r"No image is given.*--input.*PNG"),
         ([], "No image is given"),
         (["d.webp", ""], "No image is given"),
+        (True, "No image is given"),
         ("missing.png", r"missing\.png: there is no such file or folder"),
         ("none*.png", r"none\*\.png: no file or folder fits this pattern"),
         (".cache/none", "there is no such file"),
