@@ -59,7 +59,8 @@ class AdaptBatchNorm:
         ):
             raise DataError(
                 "adapt_batch_norm is true, and this network has no batch norm to adapt: its norm is another, or "
-                "frozen. Leave out adapt_batch_norm, or, for weights trained with pretrained.json, that overlay."
+                "frozen, or the network is TorchScript. Leave out adapt_batch_norm, or, for weights trained with "
+                "pretrained.json, that overlay; or give model.pt with --ckpt_path."
             )
         self.options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         self.options |= {"collate_fn": collate_fn} if collate_fn else {}

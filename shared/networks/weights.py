@@ -5,8 +5,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..utils import DataError
 from .pretrained import read_state_dict
@@ -53,17 +55,18 @@ def record_with_history(record: Mapping[str, Any], pretrained: str | Path | None
 
 
 def load_weights(network: nn.Module, ckpt_path: str | Path, labels: Mapping[str, int] | None = None) -> nn.Module:
-    """Fill `network` with the weights in `ckpt_path`, all of them.
+    """Fill `network` with the weights in `ckpt_path`, all of them; or take the exported network in its place.
 
     A record beside the weights that says `synthetic`, or the lack of one, is logged as a warning.
 
     Args:
-        network: changed in place.
-        ckpt_path: a state dict, alone or under the key `model` of a checkpoint.
+        network: changed in place, unless `ckpt_path` is TorchScript.
+        ckpt_path: a state dict, alone or under the key `model` of a checkpoint; or the network itself as TorchScript,
+            what `monai.bundle ckpt_export` writes, whose parameters must be `network`'s in name and shape.
         labels: name → id of the classes that the network is used for; must be those of the record.
 
     Returns:
-        The network, so that a configuration cannot use it without its weights.
+        The network, so that a configuration cannot use it without its weights; or the one in the TorchScript file.
 
     Raises:
         DataError: when the file is missing or holds no weights, or they belong to another network or other classes.
@@ -79,7 +82,24 @@ def load_weights(network: nn.Module, ckpt_path: str | Path, labels: Mapping[str,
             f"{path}: these weights were trained for the labels {record['labels']}, the configuration has "
             f"{dict(labels)}. Give the `labels` that the weights were trained with."
         )
-    source, target = read_state_dict(path), network.state_dict()
+    exported = _read_torchscript(path)
+    source = read_state_dict(path) if exported is None else exported.state_dict()
+    _check_fit(path, source, network.state_dict(), record)
+    if exported is None:
+        network.load_state_dict(source)
+    if not record:
+        logger.warning(
+            "%s: no %s beside it: nobody knows what these weights were trained on", path, f"{path.stem}.json"
+        )
+    elif record.get("synthetic"):
+        logger.warning("%s: trained on synthetic data (%s): not for real scans", path, record.get("name", "unnamed"))
+    return network if exported is None else exported
+
+
+def _check_fit(
+    path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    """Raise DataError unless `source`, the weights in a file, are all those of the network with the state `target`."""
     problems = [f"{key} is missing in the file" for key in target if key not in source]
     problems += [f"{key} has no place in the network" for key in source if key not in target]
     problems += [
@@ -97,11 +117,17 @@ def load_weights(network: nn.Module, ckpt_path: str | Path, labels: Mapping[str,
             f"{path}: these weights belong to another network: {'; '.join(problems[:5])}{more}. Probably {hint}: add "
             "it to --config_file, or give the weights of this network with --ckpt_path."
         )
-    network.load_state_dict(source)
-    if not record:
-        logger.warning(
-            "%s: no %s beside it: nobody knows what these weights were trained on", path, f"{path.stem}.json"
-        )
-    elif record.get("synthetic"):
-        logger.warning("%s: trained on synthetic data (%s): not for real scans", path, record.get("name", "unnamed"))
-    return network
+
+
+def _read_torchscript(path: Path) -> nn.Module | None:
+    """The network in a TorchScript file, in eval mode; None where the file is something else."""
+    try:
+        with ZipFile(path) as file:
+            if not any(name.endswith("/constants.pkl") for name in file.namelist()):  # torch.save writes none
+                return None
+    except BadZipFile:
+        return None
+    try:
+        return torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as e:
+        raise DataError(f"{path}: cannot be read as TorchScript ({e}). Export it again with ckpt_export.") from e

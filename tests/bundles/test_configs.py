@@ -78,7 +78,8 @@ def test_training_and_inference_have_the_same_network(bundle: Path) -> None:
     train, inference = load(bundle, "train"), load(bundle, "inference")
     assert train["network_def"] == inference["network_def"]
     for key in [s[1:] for s in strings(train["network_def"]) if s.startswith("@")]:
-        assert train[key] == inference[key], key
+        # FuseStyle acts in training alone and has no weights: what is deployed and exported goes without it
+        assert inference[key] == ([] if key == "fusestyle_places" else train[key]), key
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)

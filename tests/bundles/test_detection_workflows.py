@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from shared.data import Region, load_regions
+from shared.data import load_regions
 from shared.utils import write_json
 from shared.utils.errors import data_error_message
 
@@ -231,23 +231,6 @@ def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained
     assert "synthetic" in summary["warning"]
     assert len(summary["images"]) == 6
     assert len(list((tmp_path / "out").glob("*.geojson"))) == 6
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.load")  # deprecated, and still what MONAI's users load with
-def test_the_exported_network_finds_the_same(tmp_path: Path, data: Path, trained: Path) -> None:
-    files = ["--ckpt_file", str(trained / "model.pt"), "--filepath", str(tmp_path / "model.ts")]
-    command = command_line(["inference"], ckpt_path=trained / "model.pt")
-    result = run([part if part != "run" else "ckpt_export" for part in command] + files)
-    assert result.returncode == 0, result.stderr[-3000:]
-    options = {"input": str(data / "XR_5.png"), "ckpt_path": str(trained / "model.pt"), "mpp": MPP}
-    flow = workflow(["inference"], tmp_path, data, **options)
-    inferer, network = (flow.parser.get_parsed_content(name) for name in ("inferer", "network"))
-    image, exported = Region(data / "XR_5.png", MPP), torch.jit.load(tmp_path / "model.ts")
-    found, again = inferer(image, network.eval()), inferer(image, exported)
-    assert len(found["score"])
-    for key in found:
-        np.testing.assert_allclose(again[key], found[key], rtol=1e-4, atol=1e-3, err_msg=key)
 
 
 def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, data: Path, trained: Path) -> None:

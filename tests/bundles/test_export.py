@@ -13,11 +13,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
+import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.data import load_net_with_metadata
+from PIL import Image
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +73,27 @@ def export(model: Model, command: str, *arguments: str) -> None:
     assert [path.name for path in temporary.iterdir() if path.is_file()] == []
 
 
+def results_of_inference(model: Model, weights: str, output: Path) -> dict[str, bytes]:
+    """What the pipeline of inference.json makes of one input: names and contents of the files, pictures aside."""
+    volume = len(model.images[0].shape) == 5
+    source = output.parent / ("scan.nii.gz" if volume else "image.png")
+    noise = np.random.default_rng(0).integers(0, 200, (48, 44, 40) if volume else (300, 280, 3))
+    if volume:
+        nib.save(nib.Nifti1Image(noise.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1.0])), source)
+    else:
+        Image.fromarray(noise.astype(np.uint8)).save(source)
+    options = {"input": str(source), "ckpt_path": str(model.folder / "models" / weights), "output_dir": str(output)}
+    if "score_threshold" in (parser := ConfigParser(json.loads((model.folder / CONFIGS[0]).read_text()))):
+        options |= {"score_threshold": 0.0, "min_tissue": 0.0, "mpp": parser.get("mpp") or 0.25}
+    files = [str(model.folder / name) for name in CONFIGS]
+    flow = ConfigWorkflow(files, logging_file=False, num_workers=0, amp=False, **options)
+    flow.parser["device"] = "$torch.device('cpu')"
+    flow.parser["initialize"] = []  # and not what changes how this process ends
+    flow.initialize()
+    flow.run()
+    return {p.name: p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file() and p.suffix != ".png"}
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.load")  # deprecated, and still what MONAI's users load with
 @pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_torchscript(model: Model, traced: bool) -> None:
@@ -84,6 +108,16 @@ def test_torchscript(model: Model, traced: bool) -> None:
     with torch.no_grad():
         for image in model.images:
             torch.testing.assert_close(exported(image), model.network(image))
+    assert "FuseStyle" not in {module.original_name for module in exported.modules()}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load")
+def test_inference_runs_on_the_exported_network(model: Model, tmp_path: Path) -> None:
+    if not (model.folder / "models" / "model.ts").is_file():  # this test was picked alone
+        export(model, "ckpt_export")
+    found = [results_of_inference(model, name, tmp_path / name) for name in ("model.pt", "model.ts")]
+    assert len(found[0]) > 1
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
@@ -93,6 +127,7 @@ def test_onnx(model: Model) -> None:
     files = ("--filepath", "models/model.onnx", "--ckpt_file", "models/model.pt", "--input_shape", model.shape)
     # without use_trace, MONAI drops the options that are torch's
     export(model, "onnx_export", "network_def", *files, "--use_trace", "True", "--converter_kwargs", str(options))
+    assert b"FuseStyle" not in (model.folder / "models" / "model.onnx").read_bytes()
     session = onnxruntime.InferenceSession(model.folder / "models" / "model.onnx", providers=["CPUExecutionProvider"])
     with torch.no_grad():
         for image in model.images:

@@ -76,6 +76,21 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         load_weights(network, path)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what ckpt_export writes with
+def test_an_exported_network_takes_the_place_of_its_weights(tmp_path: Path) -> None:
+    source, target = nn.Sequential(nn.Linear(3, 2), nn.Dropout()), nn.Sequential(nn.Linear(3, 2), nn.Dropout())
+    path, x = tmp_path / "model.ts", torch.rand(5, 3)
+    torch.jit.save(torch.jit.script(source), path)
+    loaded = load_weights(target, path)
+    assert isinstance(loaded, torch.jit.ScriptModule)
+    torch.testing.assert_close(loaded(x), source.eval()(x))  # eval mode: no dropout
+    with pytest.raises(DataError, match=r"model\.ts: these weights belong to another network: 0\.weight is \(2, 3\)"):
+        load_weights(nn.Sequential(nn.Linear(4, 2)), path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"model\.ts: cannot be read as weights .*cut short"):
+        load_weights(target, path)
+
+
 def test_weights_for_other_labels(tmp_path: Path) -> None:
     path = save(tmp_path, nn.Linear(3, 2), labels={"liver": 1, "spleen": 2})
     with pytest.raises(DataError, match=r"trained for the labels \{'liver': 1.*the configuration has \{'spleen': 1"):
