@@ -61,7 +61,7 @@ from .patches import (
 from .region_datalist import TILE_KINDS, load_regions, region_labels, tile_items
 from .region_tiles import RegionTiles, Tile, tile_grid, tile_origins
 from .regions import Region, open_region, tissue_mask, tissue_share
-from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, TileSampler
+from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
 from .synthetic_ct import ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
 from .synthetic_histology import (
     IMPOSTER_KINDS,
@@ -98,6 +98,7 @@ __all__ = [
     "CtCase",
     "DomainBalancedSampler",
     "DomainBatchSampler",
+    "InferenceSampler",
     "MidogImage",
     "Region",
     "RegionTiles",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import ignite.distributed as idist
@@ -176,3 +176,26 @@ class DomainBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+class InferenceSampler(Sampler[int]):
+    """A rank's share of a data set: the shares are one behind the other, each item in one; alone, all of it.
+
+    Their lengths differ by at most 1. Where there are fewer items than ranks, the last ranks have none.
+
+    Args:
+        dataset: what has a length.
+        num_replicas, rank: of a distributed run; those of the running one by default.
+    """
+
+    def __init__(self, dataset: Sized, num_replicas: int | None = None, rank: int | None = None) -> None:
+        replicas = idist.get_world_size() if num_replicas is None else num_replicas
+        rank = idist.get_rank() if rank is None else rank
+        start, end = (-(-len(dataset) * i // replicas) for i in (rank, rank + 1))
+        self.items = range(start, end)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)

@@ -1,6 +1,13 @@
 """Engines that run a network over cases, and those of a detector."""
 
-from .case_evaluator import CaseEvaluator, FaultTolerantDataset, collate_readable, collate_regions, prepare_region
+from .case_evaluator import (
+    CaseEvaluator,
+    FaultTolerantDataset,
+    InferenceEvaluator,
+    collate_readable,
+    collate_regions,
+    prepare_region,
+)
 from .detection import DetectionEvaluator, DetectionTrainer, MeanImageLoss, prepare_detection_batch
 
 __all__ = [
@@ -8,6 +15,7 @@ __all__ = [
     "DetectionEvaluator",
     "DetectionTrainer",
     "FaultTolerantDataset",
+    "InferenceEvaluator",
     "MeanImageLoss",
     "collate_readable",
     "collate_regions",

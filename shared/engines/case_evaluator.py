@@ -4,13 +4,15 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
+from ignite.engine import Events
 from ignite.handlers import ProgressBar
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from ..utils import DataError, data_error_message, fault_list, flag
+from ..utils import DataError, data_error_message, fault_list, flag, gather_list
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,13 @@ def _reason(error: BaseException) -> str:
             error = error.__cause__
         message = f"{type(error).__name__}: {error}"
     return message
+
+
+def _all_failures(failures: Sequence[tuple[str, str]], cases: int) -> DataError:
+    if cases == 1:
+        return DataError(failures[0][1])
+    faults = fault_list([f"{case}: {reason}" for case, reason in failures])
+    return DataError(f"{len(failures)} of {cases} cases failed:{faults}")
 
 
 class FaultTolerantDataset(Dataset):
@@ -71,12 +80,29 @@ def prepare_region(
     return region, None
 
 
-class CaseEvaluator(SupervisedEvaluator):
+class InferenceEvaluator(SupervisedEvaluator):
+    """An evaluator over a rank's share of the inputs, which may be none.
+
+    The handlers of the start and of the end of the run, where the ranks put together what they have found, are called
+    all the same.
+    """
+
+    def run(self, global_epoch: int = 1) -> None:
+        if self.state.epoch_length == 0:
+            self.state.dataloader = self.data_loader
+            self.fire_event(Events.STARTED)
+            self.fire_event(Events.COMPLETED)
+        else:
+            super().run(global_epoch)
+
+
+class CaseEvaluator(InferenceEvaluator):
     """An evaluator that takes the cases one at a time and, when one fails, goes on with the others.
 
     A failure in loading (from a `FaultTolerantDataset`), in the network or in the postprocessing is logged and kept in
     `failures`; `state.batch` and `state.output` of that iteration are empty lists. When all other cases are done, and
-    the handlers of the end of the run have written their reports, `run` raises one error that lists the failures.
+    the handlers of the end of the run have written their reports, `run` raises one error that lists the failures. In a
+    distributed run, where each rank has a share of the cases, it is raised on rank 0, with those of all ranks.
 
     Args:
         device: where the network is.
@@ -84,11 +110,11 @@ class CaseEvaluator(SupervisedEvaluator):
             `RegionInferer`, and `decollate=False`.
         network: the network.
         keep_going: False stops at the first failure.
-        progress: show a progress bar over the cases.
+        progress: show a progress bar over the cases, on rank 0.
         kwargs: as for `SupervisedEvaluator`.
 
     Attributes:
-        failures: (case, reason) of each case that failed.
+        failures: (case, reason) of each case that failed on this rank.
 
     Raises:
         DataError: from `run`, when a case failed.
@@ -106,7 +132,7 @@ class CaseEvaluator(SupervisedEvaluator):
         super().__init__(device, val_data_loader, network, **kwargs)
         self.keep_going = flag("keep_going", keep_going)
         self.failures: list[tuple[str, str]] = []
-        if progress:
+        if progress and idist.get_rank() == 0:
             ProgressBar(persist=True, desc="cases").attach(self)
 
     def run(self, global_epoch: int = 1) -> None:
@@ -115,17 +141,12 @@ class CaseEvaluator(SupervisedEvaluator):
             super().run(global_epoch)
         except Exception as error:
             # With no case left, a metric or report at the end has nothing to work on: the failures are the reason.
-            if not self.keep_going or len(self.failures) < self.state.iteration:
+            if not self.keep_going or not self.failures or len(self.failures) < self.state.iteration:
                 raise
-            raise self._all_failures() from error
-        if self.failures:
-            raise self._all_failures()
-
-    def _all_failures(self) -> DataError:
-        if self.state.epoch_length == 1:
-            return DataError(self.failures[0][1])
-        faults = fault_list([f"{case}: {reason}" for case, reason in self.failures])
-        return DataError(f"{len(self.failures)} of {self.state.epoch_length} cases failed:{faults}")
+            raise _all_failures(self.failures, self.state.epoch_length) from error
+        failures, cases = gather_list(self.failures), sum(gather_list([self.state.epoch_length]))
+        if failures:
+            raise _all_failures(failures, cases)
 
     def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> Any:
         case = str(batchdata["case"][0]) if "case" in batchdata else f"case {engine.state.iteration}"

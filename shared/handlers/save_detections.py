@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
@@ -24,7 +25,7 @@ from ..data.detection_writers import (
 from ..data.regions import Region, tissue_mask
 from ..metrics import mitotic_count
 from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
-from ..utils import DataError, writable_folder, write_csv, write_json
+from ..utils import DataError, gather_list, writable_folder, write_csv, write_json
 from .classification_report import check_classes
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class SaveDetections:
     Files of an earlier inference are removed when the image's turn comes: should it fail, they must not pass for this
     one's. A failure in writing is one of this image alone. At the end `summary.csv` and `summary.json` hold for each
     image the figures, the mitotic count with its area, and the reason where it failed; the latter also the settings,
-    what the network was trained on, and a `warning` where that was synthetic data or is unknown.
+    what the network was trained on, and a `warning` where that was synthetic data or is unknown. In a distributed run
+    rank 0 writes them, of the images of all ranks.
 
     Args:
         output_dir: folder of the files.
@@ -176,16 +178,19 @@ class SaveDetections:
         return SYNTHETIC_WARNING if self.record.get("synthetic") else None
 
     def _finish(self, engine: Engine) -> None:
+        rows, failures = gather_list(self.rows), gather_list(getattr(engine, "failures", []))
+        if idist.get_rank() > 0:
+            return
         warning = self._warning()
-        failed = [{"case": case, "reason": reason} for case, reason in getattr(engine, "failures", [])]
+        failed = [{"case": case, "reason": reason} for case, reason in failures]
         content = {
             **({"warning": warning} if warning else {}),
             "threshold": self.threshold,
             "classes": list(self.class_names),
             "model": self.record or None,
             "mitotic_count": self.count_options,
-            "images": self.rows,
+            "images": rows,
             "failed": failed,
         }
-        write_csv(self.output_dir / "summary.csv", self.rows + [{**f, "status": "failed"} for f in failed], COLUMNS)
+        write_csv(self.output_dir / "summary.csv", rows + [{**f, "status": "failed"} for f in failed], COLUMNS)
         write_json(self.output_dir / "summary.json", content)

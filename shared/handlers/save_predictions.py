@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data import read_rgb
 from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
-from ..utils import DataError, atomic_path, fault_list, flag, writable_folder, write_csv, write_json
+from ..utils import DataError, atomic_path, fault_list, flag, gather_list, writable_folder, write_csv, write_json
 from .classification_report import check_classes, checked_probabilities
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class SavePredictions:
     could not be read, as `shared.engines.collate_readable` makes them: attach it to a `SupervisedEvaluator` with
     `decollate=False`.
 
-    At the end it writes to `output_dir`, each file whole or not at all, in the order of the input:
+    At the end it writes to `output_dir`, each file whole or not at all, in the order of the input, in a distributed
+    run on rank 0, of the images of all ranks:
 
     * `predictions.csv`: `case`, `file`, `probability` of class 1 and the `class` it was called;
     * `predictions.json`: the same, the threshold, what the network was trained on, a `warning` where that was
@@ -122,6 +123,8 @@ class SavePredictions:
             self.predictions.append({"case": case, "file": file, "probability": probability, "class": called})
 
     def _finish(self, engine: Engine) -> None:
+        # of all ranks, on rank 0; the others are left with nothing to write or to raise
+        self.predictions, self.failures = gather_list(self.predictions), gather_list(self.failures)
         if self.predictions:
             self._write()
         if self.failures:

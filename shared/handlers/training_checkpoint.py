@@ -115,7 +115,8 @@ class TrainingCheckpoint:
             return
         content = {name: value.state_dict() for name, value in self._objects(engine).items()}
         content["trainer"] = {key: getattr(engine.state, key) for key in ("epoch", "max_epochs", "epoch_length")}
-        content["evaluator"] = {key: getattr(best, key) for key in ("best_metric", "best_metric_epoch")}
+        # MONAI's AUC is a NumPy scalar where two predictions tie, and torch would not load a file that holds one
+        content["evaluator"] = {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
         content["record"] = self.record
         # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
         with atomic_path(self.last) as temporary:

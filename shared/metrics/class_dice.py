@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import ignite.distributed as idist
+from ignite.engine import Engine
 from ignite.metrics import MetricsLambda
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import DiceMetric
@@ -25,6 +28,8 @@ class ClassDice(IgniteMetricHandler):
             spatial...) or a list of tensors (channels, spatial...), as `monai.handlers.from_engine(["pred", "label"])`
             does. A label is a map of ids with one channel. A prediction is that too, or holds N + 1 channels of
             logits, probabilities or one-hot values, of which the greatest counts.
+        case_transform: takes `engine.state.batch` to the names of its cases. A case then counts once, where the sampler
+            of a distributed run with fewer cases than ranks gives it to several.
 
     Raises:
         ValueError: when updated with another number of channels.
@@ -38,8 +43,14 @@ class ClassDice(IgniteMetricHandler):
         ... )
     """
 
-    def __init__(self, num_classes: int, output_transform: Callable = lambda x: x) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        output_transform: Callable = lambda x: x,
+        case_transform: Callable[[Any], Sequence[str]] | None = None,
+    ) -> None:
         self.num_classes = num_classes
+        self.case_transform = case_transform
         dice = DiceMetric(include_background=False, reduction="none", num_classes=num_classes + 1)
         super().__init__(metric_fn=dice, output_transform=output_transform)
 
@@ -61,10 +72,30 @@ class ClassDice(IgniteMetricHandler):
         else:
             super().update([[self._label_map(p[None])[0] for p in predictions], labels])
 
+    def reset(self) -> None:
+        super().reset()
+        self.cases: list[str] = []
+
+    def iteration_completed(self, engine: Engine) -> None:
+        super().iteration_completed(engine)
+        if self.case_transform is not None:
+            self.cases += self.case_transform(engine.state.batch)
+
     def compute(self) -> Tensor:
+        table = self._table()
         if self._engine is not None:
-            super().compute()  # keeps the table of cases in engine.state.metric_details
-        return self.metric_fn.get_buffer().double().nanmean(dim=0).float().cpu()
+            self._engine.state.metric_details[self._name] = table
+        return table.double().nanmean(dim=0).float().cpu()
+
+    def _table(self) -> Tensor:
+        """The scores of the cases, (cases, N), of all ranks."""
+        table = self.metric_fn.get_buffer()
+        if self.case_transform is None:
+            return table
+        first: dict[str, int] = {}
+        for row, case in enumerate(case for of_rank in idist.all_gather(self.cases) for case in of_rank):
+            first.setdefault(case, row)
+        return table[list(first.values())]
 
 
 def _mean(class_dice: Tensor) -> float:

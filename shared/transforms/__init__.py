@@ -7,6 +7,7 @@ from .preview import save_preview
 from .region import OpenRegiond
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
+from .spacing import ResampleVolumed
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 from .tile import RandFlipRotateBoxd, RandTiled
 
@@ -19,6 +20,7 @@ __all__ = [
     "RandStainJitter",
     "RandStainJitterd",
     "RandTiled",
+    "ResampleVolumed",
     "RestoreLabelMapd",
     "SaveSegmentationd",
     "save_preview",

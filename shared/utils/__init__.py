@@ -1,8 +1,8 @@
-"""Errors that name the file at fault, output files that are either whole or absent, and a clean end of a rank."""
+"""Errors that name the file at fault, output files that are whole or absent, and the ranks of a distributed run."""
 
 from .errors import DataError, data_error_message, fault_list, flag, show_errors_briefly
 from .files import append_csv, atomic_path, writable_folder, write_csv, write_json
-from .process_group import leave_process_group
+from .process_group import gather_list, join_process_group, leave_process_group
 
 __all__ = [
     "DataError",
@@ -11,6 +11,8 @@ __all__ = [
     "data_error_message",
     "fault_list",
     "flag",
+    "gather_list",
+    "join_process_group",
     "leave_process_group",
     "show_errors_briefly",
     "writable_folder",

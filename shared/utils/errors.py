@@ -9,6 +9,9 @@ from types import TracebackType
 
 logger = logging.getLogger(__name__)
 
+# What gloo, NCCL and the store say where the process at the other end of a connection is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
 
 class DataError(ValueError):
     """Something the user gave cannot be used: a file, a folder, a setting.
@@ -49,20 +52,41 @@ def data_error_message(error: BaseException | None) -> str | None:
     return message
 
 
+def lost_rank_message(error: BaseException) -> str | None:
+    """What to say where a rank of a distributed run stops only because another one has, or was told to stop.
+
+    None where that is not the reason.
+    """
+    rank, ranks = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
+    if rank is None or ranks == 1:
+        return None
+    told = isinstance(error, KeyboardInterrupt)
+    while error is not None and not told:
+        told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+        error = error.__cause__ or error.__context__
+    return (
+        f"rank {rank} of {ranks} stops, because another process of this run has ended or the run was told to stop; "
+        "torchrun reports below which came first. A training goes on from its last checkpoint with --resume true."
+        if told
+        else None
+    )
+
+
 def show_errors_briefly() -> None:
     """Let the program end with one readable line, and not a traceback, where the cause is known.
 
     * A `DataError`, however deep below MONAI's and ignite's own exceptions, is printed as its message alone
       (set `SHOW_TRACEBACK=1` to see all of it); the exit status is 1.
     * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
+    * A rank of a distributed run says so where it stops because another one has ended.
 
     Call it in a program, for instance in the `initialize` section of a bundle, not in a library.
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        message = data_error_message(error)
+        message = data_error_message(error) or lost_rank_message(error)
         if isinstance(error, KeyboardInterrupt):
-            message = f"interrupted {error}".rstrip()
+            message = lost_rank_message(error) or f"interrupted {error}".rstrip()
         if message is None or os.environ.get("SHOW_TRACEBACK") == "1":
             sys.__excepthook__(kind, error, traceback)
         else:

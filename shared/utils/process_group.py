@@ -1,10 +1,62 @@
 from __future__ import annotations
 
+import atexit
+import os
+import signal
+import threading
 import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from .errors import DataError
+
 GRACE = 0.5  # seconds; the threads need some microseconds, and the interpreter's lock
+# How long a rank waits for another, which may have hours of preprocessing left, or a whole slide. A rank that has
+# ended is noticed at once, by torchrun and by its closed connections.
+PATIENCE = timedelta(days=1)
+
+
+def join_process_group(optional: bool = False) -> None:
+    """Join the processes that torchrun has started, each on a GPU of its own where there are GPUs.
+
+    A process that is in a group already stays in it.
+
+    Args:
+        optional: for a program that runs alone as well. Without torchrun nothing happens. With it the ranks, of which
+            there may be more than GPUs, can exchange what is in the main memory alone, and leave the group at the end
+            of the program by themselves.
+
+    Raises:
+        DataError: without torchrun, unless `optional`.
+    """
+    if optional and not (dist.is_available() and dist.is_torchelastic_launched()):
+        return
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        raise DataError(
+            "multi_gpu_train.json and multi_gpu_evaluate.json are for processes that torchrun starts: begin the "
+            "command with torchrun --standalone --nproc_per_node 2 -m monai.bundle, or leave the overlay out."
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    backend = "nccl" if torch.cuda.is_available() and not optional else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    if optional:
+        atexit.register(leave_process_group)
+
+
+def gather_list(part: Sequence[Any]) -> list[Any]:
+    """The lists of all ranks, that of rank 0 first, on rank 0, and an empty one on the others; alone, `part`."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(part)
+    parts = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(list(part), parts)
+    return [item for of_rank in parts or [] for item in of_rank]
 
 
 def leave_process_group() -> None:
@@ -15,7 +67,12 @@ def leave_process_group() -> None:
     interpreter ends first, the process aborts ("terminate called without an active exception") behind a training that
     was all right; where the last holder of the group goes first, it waits for that thread forever, lock in hand. So
     give the threads the time.
+
+    All work is done by now: a SIGTERM, which torchrun sends when another rank has failed, ends the process without a
+    word about it.
     """
     if dist.is_available() and dist.is_initialized():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dist.destroy_process_group()
         time.sleep(GRACE)

@@ -8,7 +8,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from shared.data import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, TileSampler
+from shared.data import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
 from shared.utils import DataError
 
 DOMAINS = ["XR"] * 50 + ["CS"] * 7 + ["S360"] * 20
@@ -244,3 +244,13 @@ def test_tiles_follow_seed_and_epoch_and_ranks_share_them() -> None:
 def test_shares_that_cannot_be(shares: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         TileSampler(ITEMS, shares)
+
+
+@pytest.mark.parametrize(("items", "ranks"), [(7, 1), (7, 3), (2, 3), (1, 4), (0, 2), (12, 4)])
+def test_the_shares_of_an_inference_are_the_inputs_in_order(items: int, ranks: int) -> None:
+    shares = [list(InferenceSampler("x" * items, ranks, rank)) for rank in range(ranks)]
+    assert [i for share in shares for i in share] == list(range(items))
+    lengths = [len(InferenceSampler("x" * items, ranks, rank)) for rank in range(ranks)]
+    assert lengths == list(map(len, shares))
+    assert max(lengths) - min(lengths) <= 1
+    assert items == 0 or lengths[0] > 0  # the rank that shows the progress

@@ -220,3 +220,13 @@ def test_what_is_no_tensor_reaches_the_inferer() -> None:
     with pytest.raises(DataError, match=r"^1 of 3 cases failed:\n  b: b: cannot be read\.$"):
         evaluator.run()
     assert seen == [("a", "aa"), ("c", "cc")]
+
+
+def test_a_rank_without_a_case_takes_part_in_the_start_and_the_end() -> None:
+    evaluator = make_evaluator([], [])
+    seen: list[tuple[str, int]] = []
+    for event in (Events.STARTED, Events.ITERATION_STARTED, Events.COMPLETED):
+        evaluator.add_event_handler(event, lambda e, name: seen.append((name, len(e.state.dataloader))), event.value)
+    evaluator.run()
+    assert seen == [("started", 0), ("completed", 0)]
+    assert evaluator.failures == []

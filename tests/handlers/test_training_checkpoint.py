@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -296,3 +297,13 @@ def test_the_optimizer_goes_on_in_another_memory_layout(
         torch.testing.assert_close(a, b)
         assert new.state[b]["exp_avg"].stride() == b.stride()
     assert new.param_groups[0]["fused"] is fused
+
+
+def test_a_metric_that_is_a_numpy_scalar_can_be_loaded_again(tmp_path: Path) -> None:
+    """As MONAI's AUC where two predictions tie."""
+    network, evaluator, trainer = nn.Linear(1, 1), Engine(lambda *_: None), Engine(lambda *_: None)
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = np.float32(0.75), 1
+    evaluator.state.key_metric_name = "val_auc"
+    TrainingCheckpoint(tmp_path, {"model": network}, evaluator).attach(trainer)
+    trainer.run([0], max_epochs=1)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["evaluator"]["best_metric"] == 0.75

@@ -149,3 +149,16 @@ def test_in_monais_evaluator(decollate: bool) -> None:
     torch.testing.assert_close(evaluator.state.metrics["val_class_dice"], torch.tensor([0.9, NAN]), equal_nan=True)
     assert evaluator.state.best_metric == pytest.approx(0.9)
     assert type(evaluator.state.metrics["val_class_dice"]) is Tensor
+
+
+def test_a_case_that_several_ranks_had_counts_once() -> None:
+    data = [("a", ids(1, 1, 2, 2), ids(1, 1, 2, 0)), ("b", ids(1, 0, 0, 0), ids(1, 1, 0, 0))]
+    found = []
+    for batches in (data, [*data, data[0]]):
+        metric = ClassDice(2, lambda output: output[1:], case_transform=lambda batch: [batch[0]])
+        engine = Engine(lambda engine, batch: batch)
+        metric.attach(engine, "classes")
+        state = engine.run(batches, max_epochs=2)
+        assert state.metric_details["classes"].shape == (2, 2)
+        found.append(state.metrics["classes"])
+    assert torch.equal(*found)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from shared.utils import fault_list
 
 
@@ -69,6 +71,24 @@ def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
     assert "Traceback" not in err
     assert "interrupted" in err
     assert process.returncode in (130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("KeyboardInterrupt('SIGTERM')", "rank 1 of 2 stops, because another process of this run has ended"),
+        ("RuntimeError('[gloo/pair.cc:1] Connection closed by peer [::1]:9')", "--resume true"),
+        ("DataError('scan.nii.gz: is empty')", "Error: scan.nii.gz: is empty\n"),
+    ],
+)
+def test_a_rank_says_why_it_stops(error: str, expected: str) -> None:
+    result = run(f"try:\n    raise {error}\nfinally:\n    pass", RANK="1", WORLD_SIZE="2")
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_of_a_rank_itself_keeps_its_traceback() -> None:
+    assert "Traceback" in run("1 / 0", RANK="1", WORLD_SIZE="2").stderr
 
 
 def test_of_very_many_faults_the_first_are_listed() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
-from shared.utils import leave_process_group
+from shared.utils import DataError, gather_list, join_process_group, leave_process_group
 
 # A Python thread stands for gloo's: it holds on to its last tensors until it gets the interpreter's lock.
 RANK = """
@@ -31,3 +33,47 @@ def test_threads_have_time_to_free_what_they_hold(tmp_path: Path) -> None:
 def test_without_a_group_nothing_happens() -> None:
     assert not dist.is_initialized()
     leave_process_group()
+
+
+def test_a_program_that_also_runs_alone_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    join_process_group(optional=True)
+    monkeypatch.setenv("RANK", "0")  # as some clusters do, of a program of one process
+    join_process_group(optional=True)
+    assert not dist.is_initialized()
+    assert gather_list([1, 2]) == [1, 2]
+
+
+def test_several_gpus_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(DataError, match="begin the command with torchrun"):
+        join_process_group()
+
+
+PEER = """
+import os, sys
+import torch.distributed as dist
+from shared.utils import gather_list, show_errors_briefly
+show_errors_briefly()
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/rendezvous", rank=rank, world_size=2)
+print(gather_list([rank, "x"] * (rank + 1)), flush=True)
+if rank == 1:
+    os._exit(9)
+dist.barrier()
+"""
+
+
+def test_a_rank_whose_peer_is_gone_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PEER, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}, **pipes)
+        for rank in range(2)
+    ]
+    (out, err), (other_out, _) = (rank.communicate(timeout=60) for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [1, 9]
+    assert (out, other_out) == ("[0, 'x', 1, 'x', 1, 'x']\n", "[]\n")
+    assert "Error: rank 0 of 2 stops, because another process of this run has ended" in err
+    assert "Traceback" not in err

@@ -1,0 +1,339 @@
+"""The bundles on several processes: fewer cases than ranks, a rank that ends early, inference that is shared out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+
+from shared.utils import write_json
+from shared.utils.errors import data_error_message
+
+ROOT = Path(__file__).resolve().parents[2] / "bundles"
+SEGMENT, CLASSIFY, DETECT = "abdominal_unetr_cbs", "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
+ORGANS = {"liver": 1, "spleen": 2}
+SIZE = 64  # pixels of a patch
+SMALL: dict[str, dict[str, Any]] = {
+    SEGMENT: {"labels": ORGANS},
+    CLASSIFY: {"crop_size": SIZE, "patch_size": SIZE},
+    DETECT: {"network_def#backbone": "resnet10", "network_def#channels": 32},
+}
+QUICK: dict[str, dict[str, Any]] = {
+    SEGMENT: {"max_epochs": 2, "val_interval": 1, "warmup_epochs": 1, "learning_rate": 0.01, "num_samples": 1},
+    CLASSIFY: {"max_epochs": 2, "batch_size": 2},
+    DETECT: {"max_epochs": 2, "batch_size": 2, "tile_size": 96, "val_tile_size": 96, "empty_tiles_per_region": 1},
+}
+
+
+def ct_data(folder: Path) -> None:
+    """Six bodies with two organs, two for each split; where one organ lies differs from body to body."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for i in range(6):
+        image, label = np.full((32, 32, 32 + 4 * i), -90.0), np.zeros((32, 32, 32 + 4 * i), np.uint8)
+        label[2 : 16 + 2 * i, 4:20, 4:20] = 1
+        label[20:30, 20:28, 6 + i : 20] = 2
+        image += 100 * label + rng.normal(0, 10, image.shape)
+        entry = {"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"}
+        for name, array in (("image", image.astype(np.int16)), ("label", label)):
+            nib.save(nib.Nifti1Image(array, np.diag([-6, -6, 6, 1])), folder / entry[name])
+        cases.append(entry)
+    splits = {"training": cases[:2], "validation": cases[2:4], "test": cases[4:]}
+    write_json(folder / "dataset.json", {"name": "boxes", "synthetic": True, **splits})
+
+
+def histology_data(folder: Path, width: int, images: int, boxes: bool) -> None:
+    """Images of one scanner with a dark square in half of them, or, with boxes, in each."""
+    rng = np.random.default_rng(0)
+    splits: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
+    for split, entries in splits.items():
+        for i in range(images):
+            pixels = rng.normal((220, 180, 210), 12, (width, width, 3))
+            x, y = (int(v) for v in rng.integers(25, width - 24, 2)) if boxes else (width // 2,) * 2
+            pixels[y - 8 : y + 8, x - 8 : x + 8] -= 110 * (boxes or i % 2)
+            name = f"{split}_{i}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+            found = {"box": [[x - 25, y - 25, x + 25, y + 25]], "label": [1]} if boxes else {"label": i % 2}
+            entries.append({"image": name, "domain": "XR", "slide": name, **found})
+    head = {"name": "squares", "synthetic": True, "labels": {"0": "non_mitotic", "1": "mitotic"}}
+    write_json(folder / "dataset.json", {**head, **({"box_mode": "xyxy", "mpp": 0.25} if boxes else {}), **splits})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each bundle a data set whose splits have two cases each."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in (SEGMENT, CLASSIFY, DETECT)}
+    ct_data(folders[SEGMENT])
+    histology_data(folders[CLASSIFY], SIZE, 2, boxes=False)
+    histology_data(folders[DETECT], 128, 2, boxes=True)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Untrained weights for each bundle, with a record."""
+    files = {}
+    for name, small in SMALL.items():
+        parser = ConfigParser()
+        parser.read_config(config_files(name, ["train"]))
+        parser.update(small)
+        torch.manual_seed(1)
+        state = parser.get_parsed_content("network_def").state_dict()
+        # untrained, they would see background alone
+        if name == SEGMENT:
+            state["out.conv.conv.bias"][0] = -9
+        if name == DETECT:
+            state["head.classification_head.cls_logits.bias"][:] = 0
+        files[name] = tmp_path_factory.mktemp("weights") / "model.pt"
+        torch.save(state, files[name])
+        labels = ORGANS if name == SEGMENT else {"non_mitotic": 0, "mitotic": 1}
+        write_json(files[name].with_suffix(".json"), {"name": "nothing", "synthetic": True, "labels": labels})
+    return files
+
+
+def config_files(bundle: str, configs: list[str]) -> list[str]:
+    return [str(ROOT / bundle / "configs" / f"{name}.json") for name in [*configs, "variants/demo"]]
+
+
+def training(bundle: str, data: dict[str, Path], folder: Path, **options: Any) -> dict[str, Any]:
+    places = {"dataset_dir": str(data[bundle]), "output_dir": str(folder), "ckpt_dir": str(folder), "num_workers": 0}
+    places |= {"cache_dir": str(folder / "cache")} if bundle == SEGMENT else {}
+    return {**places, **SMALL[bundle], **QUICK[bundle], **options}
+
+
+def alone(bundle: str, configs: list[str], **options: Any) -> ConfigWorkflow:
+    """A workflow in this process."""
+    flow = ConfigWorkflow(config_file=config_files(bundle, configs), logging_file=False, **options)
+    flow.parser["initialize"] = []  # and not what changes how this process ends
+    flow.initialize()
+    return flow
+
+
+def torchrun(ranks: int, *command: str, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return subprocess.run(
+        [*launcher, *command], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+# Runs the workflows that it is told to, one after the other, in one process group.
+WORKER = """
+import json, os, signal, sys
+import torch, torch.distributed as dist
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from shared.handlers import training_checkpoint
+from shared.utils import leave_process_group
+
+def refuse(path):
+    raise AssertionError(f"another rank than the first writes {path}")
+
+def end(engine):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+for job in json.loads(sys.argv[1]):
+    flow = ConfigWorkflow(config_file=job["files"], logging_file=False, **job["options"])
+    flow.parser["finalize"] = []
+    flow.initialize()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if rank > 0:
+        training_checkpoint.atomic_path = refuse
+    if rank == job.get("killed"):
+        trainer = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=job["iteration"]), end)
+    flow.run()
+    metrics = flow.parser.get_parsed_content("validate#evaluator").state.metrics
+    metrics = {name: torch.as_tensor(value).tolist() for name, value in metrics.items()}
+    parameters = [p.detach().double().sum().item() for p in flow.parser.get_parsed_content("network").parameters()]
+    loss_weights = [b.tolist() for b in flow.parser.get_parsed_content("loss").buffers()]
+    found = [None] * ranks
+    dist.all_gather_object(found, repr((metrics, parameters, loss_weights)))
+    assert len(set(found)) == 1, f"the ranks differ: {found}"
+    if rank == 0:
+        with open(job["options"]["output_dir"] + "/metrics.json", "w") as file:
+            json.dump(metrics, file)
+leave_process_group()
+"""
+
+
+def work(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "worker.py").write_text(WORKER)
+    return torchrun(ranks, str(folder / "worker.py"), json.dumps(jobs), folder=folder)
+
+
+def job(bundle: str, configs: list[str], **options: Any) -> dict[str, Any]:
+    return {"files": config_files(bundle, configs), "options": options}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def number(text: str) -> Any:
+    """What a cell of a table holds, to compare with."""
+    try:
+        return pytest.approx(float(text), abs=1e-5)
+    except ValueError:
+        return text
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
+    return contents(folder) == contents(other)
+
+
+@pytest.mark.slow
+def test_more_ranks_than_cases_give_what_one_process_gives(
+    tmp_path: Path, data: dict[str, Path], weights: dict[str, Path]
+) -> None:
+    """Three ranks on two cases for training, two for validation and two for the test."""
+    jobs, evaluation = [], {}
+    for bundle in data:
+        folder = tmp_path / bundle
+        options = training(bundle, data, folder)
+        jobs.append(job(bundle, ["train", "multi_gpu_train"], **options))
+        evaluation[bundle] = {k: v for k, v in options.items() if k not in QUICK[bundle] or k.endswith("tile_size")}
+        evaluation[bundle] |= {"ckpt_path": str(weights[bundle]), "bootstrap": 1}
+        jobs.append(job(bundle, ["train", "evaluate", "multi_gpu_evaluate"], **evaluation[bundle]))
+        jobs[-1]["options"] = {**jobs[-1]["options"], "output_dir": str(folder / "ranks")}
+    for options in (j["options"] for j in jobs):
+        Path(options["output_dir"]).mkdir(parents=True)
+    result = work(3, jobs, tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+    for bundle in data:
+        folder = tmp_path / bundle
+        assert torch.load(folder / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+        again = {"output_dir": str(tmp_path / "again" / bundle), "ckpt_dir": str(tmp_path / "again" / bundle)}
+        flow = alone(bundle, ["train"], **training(bundle, data, folder, **again))
+        last = torch.load(folder / "last.pt", weights_only=True)["model"]
+        flow.parser.get_parsed_content("network").load_state_dict(last)
+        evaluator = flow.parser.get_parsed_content("validate#evaluator")
+        evaluator.run()
+        of_ranks = json.loads((folder / "metrics.json").read_text())
+        assert of_ranks.keys() == evaluator.state.metrics.keys()
+        for name, value in evaluator.state.metrics.items():
+            np.testing.assert_allclose(of_ranks[name], np.asarray(value), rtol=1e-4, atol=1e-5, err_msg=name)
+
+        alone(bundle, ["train", "evaluate"], **evaluation[bundle] | {"output_dir": str(folder / "alone")}).run()
+        table = "predictions.csv" if bundle == CLASSIFY else "scores.csv"
+        both = [rows(folder / name / "evaluation" / table) for name in ("ranks", "alone")]
+        assert len(both[0]) == len(both[1]) > 1
+        for ours, theirs in zip(*both, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert list(map(number, ours.values())) == list(map(number, theirs.values()))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, data: dict[str, Path]) -> None:
+    task = job(SEGMENT, ["train", "multi_gpu_train"], **training(SEGMENT, data, tmp_path))
+    start = time.monotonic()
+    result = work(2, [{**task, "killed": 0, "iteration": 2}], tmp_path)
+    assert time.monotonic() - start < 60
+    assert result.returncode != 0
+    assert "Error: rank 1 of 2 stops, because another process of this run has ended" in result.stderr
+    assert "--resume true" in result.stderr
+    assert "[rank1]: Traceback" not in result.stderr
+    assert not list(tmp_path.glob(".writing*"))
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1
+    task["options"]["resume"] = True
+    result = work(2, [task], tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+    assert [row["epoch"] for row in rows(tmp_path / "dice_per_class.csv")] == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_a_case_that_one_rank_alone_cannot_use_ends_the_run(tmp_path: Path, data: dict[str, Path]) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data[SEGMENT], folder)
+    bad = nib.load(folder / "label_1.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(bad.dataobj) + np.uint8(3), bad.affine), folder / "label_1.nii.gz")
+    options = training(SEGMENT, {SEGMENT: folder}, tmp_path)
+    start = time.monotonic()
+    result = work(2, [job(SEGMENT, ["train", "multi_gpu_train"], **options)], tmp_path)
+    assert time.monotonic() - start < 60
+    assert result.returncode == 1
+    assert "Error: " in result.stderr
+    assert "label_1.nii.gz" in result.stderr
+    assert "]: Traceback" not in result.stderr
+    assert not (tmp_path / "last.pt").exists()
+
+
+def inference(bundle: str, source: Path, weights: dict[str, Path], folder: Path, **options: Any) -> dict[str, Any]:
+    more = {"mpp": 0.25} if bundle == DETECT else {}
+    places = {"input": str(source), "output_dir": str(folder), "ckpt_path": str(weights[bundle]), "num_workers": 0}
+    return {**SMALL[bundle], **places, **more, **options}
+
+
+# Three ranks for two slides: one has none. The classifier adapts to all images, not to a rank's share of them.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bundle", "ranks", "broken", "options"),
+    [
+        (SEGMENT, 2, "image_2.nii.gz", {}),
+        (CLASSIFY, 2, "test_1.png", {"adapt_batch_norm": True, "batch_size": 2}),
+        (DETECT, 3, None, {}),
+    ],
+)
+def test_inference_is_shared_out(
+    tmp_path: Path,
+    data: dict[str, Path],
+    weights: dict[str, Path],
+    bundle: str,
+    ranks: int,
+    broken: str | None,
+    options: dict[str, Any],
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for path in sorted(data[bundle].glob("test_*" if bundle == DETECT else "*[!n]_[0-3].*")):
+        if "label" not in path.name:
+            shutil.copy(path, source)
+    if broken:
+        (source / broken).write_bytes((source / broken).read_bytes()[:200])
+    inputs = sorted(source.iterdir())
+    single = inference(bundle, source, weights, tmp_path / "one", **options)
+    try:
+        alone(bundle, ["inference"], **single).run()
+        expected = ""
+    except RuntimeError as error:
+        expected = data_error_message(error) or ""
+    assert bool(expected) == bool(broken)
+
+    given = inference(bundle, source, weights, tmp_path / "several", **options)
+    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    files = str(config_files(bundle, ["inference"]))
+    command = ("-m", "monai.bundle", "run", "--config_file", files, *flags)
+    result = torchrun(ranks, *command, folder=ROOT / bundle)
+    assert result.returncode == bool(broken), result.stderr[-4000:]
+    assert len(inputs) > 1
+    for line in expected.splitlines():
+        assert result.stderr.count(f"]: Error: {line}") + result.stderr.count(f"]: {line}") == 1, line
+    assert "Traceback" not in "".join(line for line in result.stderr.splitlines() if line.startswith("[rank"))
+    if bundle != CLASSIFY:
+        assert same(tmp_path / "one", tmp_path / "several")
+        return
+    both = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "several")]
+    assert both[0].keys() == both[1].keys()
+    for key in both[0].keys() - {"predictions"}:
+        assert both[0][key] == both[1][key], key
+    for ours, theirs in zip(*(content["predictions"] for content in both), strict=True):
+        assert ours == theirs | {"probability": pytest.approx(theirs["probability"], abs=1e-5)}
