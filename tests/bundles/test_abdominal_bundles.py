@@ -31,54 +31,6 @@ def load(configs: Path, name: str) -> dict[str, Any]:
     return json.loads((configs / f"{name}.json").read_text())
 
 
-def steps(config: dict[str, Any], key: str = "preprocessing") -> list[dict[str, Any]]:
-    found = config[key]
-    return found["transforms"] if isinstance(found, dict) else found
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_nothing_but_the_network_sets_the_bundles_apart(name: str) -> None:
-    if not name.endswith(".json"):
-        assert (UNETR / name).read_text() == (LAMBDA3D / name).read_text()
-        return
-    ours, theirs = (json.loads((configs / name).read_text()) for configs in (UNETR, LAMBDA3D))
-    assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} <= APART.get(name, set())
-    assert list(ours) == list(theirs)
-
-
-def test_the_bundles_hold_the_same_files() -> None:
-    assert sorted(str(path.relative_to(LAMBDA3D)) for path in LAMBDA3D.rglob("*") if path.is_file()) == FILES
-
-
-def test_the_variants_cover_the_papers_table() -> None:
-    assert {"variants/plain.json", "variants/tcf.json", "variants/pcf.json", "variants/unet3d.json"} <= set(FILES)
-    assert load(UNETR, "train")["network_def"]["_target_"] == "UNETR"
-    assert load(LAMBDA3D, "train")["network_def"]["_target_"] == "shared.networks.Lambda3D"
-    assert load(LAMBDA3D, "train")["reweighting"]["_target_"] == "shared.handlers.ClassBoostStrategy"
-
-
-@both
-def test_training_and_inference_agree(configs: Path) -> None:
-    train, inference = load(configs, "train"), load(configs, "inference")
-    for key in ("network_def", "labels", "roi_size", "spacing", "intensity_range", "network_overlay"):
-        assert train[key] == inference[key], key
-
-
-@both
-def test_training_and_inference_preprocess_alike(configs: Path) -> None:
-    """The deterministic steps on the image are the same, in the same order; the label's are training's own."""
-
-    def on_image(step: dict[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in step.items() if k not in ("keys", "label_key", "labels", "allow_missing_keys")}
-        return {k: v[0] if k in ("mode", "dtype") and isinstance(v, list) else v for k, v in kept.items()}
-
-    for other in (load(configs, "inference"), load(configs, "evaluate")):
-        key = "preprocessing" if "preprocessing" in other else "validate#preprocessing"
-        ours = [on_image(step) for step in steps(load(configs, "train")) if step["_target_"] != "EnsureTyped"]
-        theirs = [on_image(step) for step in steps(other, key) if step["_target_"] != "EnsureTyped"]
-        assert ours == theirs
-
-
 @both
 def test_the_classes_are_the_thirteen_organs_everywhere(configs: Path) -> None:
     assert load(configs, "train")["labels"] == BTCV_LABELS

@@ -24,11 +24,6 @@ def parsed(*names: str) -> ConfigParser:
     return parser
 
 
-def test_training_and_inference_preprocess_alike() -> None:
-    train = load("train")
-    assert train["preprocessing"] + train["normalization"] == load("inference")["preprocessing"]["transforms"]
-
-
 def test_what_inference_and_evaluation_take_from_the_record_is_what_training_writes_there() -> None:
     train = load("train")
     for name in ("inference", "evaluate"):

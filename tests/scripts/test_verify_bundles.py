@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bundle_checks
+import bundle_probe
+import pytest
+import torch
+import verify_bundles
+from bundle_checks import check_references, check_requirements, combinations, find_name
+from package_bundles import lay_out
+from verify_bundles import CHECKS, find_bundle, main, running_checks
+
+from shared.utils import DataError, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
+UNETR, CLASSIFIER = ROOT / "bundles/abdominal_unetr_cbs", ROOT / "bundles/mitosis_fusestyle_cls"
+
+
+def copied(bundle: Path, folder: Path) -> Path:
+    for name in ("configs", "docs"):
+        shutil.copytree(bundle / name, folder / name)
+    shutil.copy(bundle / "LICENSE", folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy of a segmentation bundle with two of its variants, to be broken."""
+    folder, linked = copied(UNETR, tmp_path / UNETR.name), tmp_path / "abdominal_lambda3d_cbs" / "docs"
+    for path in (folder / "configs" / "variants").glob("*.json"):
+        if path.stem not in ("demo", "tcf"):
+            path.unlink()
+    linked.mkdir(parents=True)
+    (linked / "README.md").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(CLASSIFIER, tmp_path_factory.mktemp("packed") / CLASSIFIER.name)
+
+
+def change(name: str, **values: Any) -> Callable[[Path], None]:
+    """What sets keys of a config, `__` in them for `#`; ... deletes a key."""
+
+    def apply(bundle: Path) -> None:
+        path = bundle / "configs" / f"{name}.json"
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        for key, value in values.items():
+            *parents, last = key.split("__")
+            part = content
+            for parent in parents:
+                part = part[parent]
+            part[last] = value
+            if value is ...:
+                del part[last]
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def overlay(name: str, content: dict[str, Any]) -> Callable[[Path], None]:
+    """What adds keys to a config as they are."""
+
+    def apply(bundle: Path) -> None:
+        path = bundle / "configs" / f"{name}.json"
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | content))
+
+    return apply
+
+
+def import_line(line: str) -> Callable[[Path], None]:
+    def apply(bundle: Path) -> None:
+        path = bundle / "configs" / "train.json"
+        content = json.loads(path.read_text())
+        content["imports"].append(line)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def apply(bundle: Path) -> None:
+        text = (bundle / name).read_text()
+        assert old in text
+        (bundle / name).write_text(text.replace(old, new))
+
+    return apply
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda bundle: (bundle / name).unlink()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_the_bundles_pass(bundle: Path) -> None:
+    assert {name: faults for name, check in CHECKS.items() if (faults := check(bundle))} == {}
+
+
+def test_a_packed_bundle_passes_and_stays_as_it_is(packed: Path) -> None:
+    before = sorted(packed.rglob("*"))
+    assert {name: faults for name, check in CHECKS.items() if (faults := check(packed))} == {}
+    assert sorted(packed.rglob("*")) == before
+    assert "scripts" not in sys.modules
+
+
+# the check, what breaks a copy, and what the check then says
+BROKEN = [
+    ("files", remove("LICENSE"), "LICENSE is missing or empty"),
+    ("files", lambda b: (b / "docs/data_license.txt").write_text(" \n"), "docs/data_license.txt is missing or empty"),
+    ("files", remove("docs/README.md"), "docs/README.md is missing or empty"),
+    ("files", remove("configs/inference.json"), "configs/inference.json is missing or empty"),
+    ("files", replace("LICENSE", "Apache", "Other"), "LICENSE differs"),
+    ("configs", replace("configs/train.json", '"seed": 0,', '"seed": 0, "seed": 1,'), "seed is there twice"),
+    ("configs", replace("configs/evaluate.json", "{", "", ), "configs/evaluate.json: "),
+    ("configs", lambda b: (b / "configs/variants/tcf.json").write_text("[]"), "tcf.json: holds list"),
+    ("metadata", change("metadata", references="a paper"), "references: 'a paper' is not of type 'array'"),
+    ("metadata", change("metadata", task=...), "'task' is a required property"),
+    ("metadata", change("metadata", network_data_format__outputs__pred__num_channels=13), "pred has 13 channels"),
+    ("changelog", change("metadata", version="0.2.0"), "version 0.2.0 is not in changelog (0.1.0)"),
+    ("changelog", change("metadata", changelog={"0.1.0": "a", "0.10.0": "b", "0.9.0": "c"}), "goes on to 0.10.0"),
+    ("requirements", change("metadata", numpy_version="1.26.4"), "numpy is 1.26.4, requirements.txt has"),
+    ("requirements", change("metadata", required_packages_version__itk="5.3.0"), "itk is 5.3.0, requirements.txt has"),
+    ("requirements", change("metadata", required_packages_version__scipy=...), "lacks scipy, which shared imports"),
+    ("requirements", change("metadata", required_packages_version__pandas="2.0.0"), "pandas is 2.0.0"),
+    ("references", change("train", loss___target_="DiceLos"), "DiceLos: MONAI has no component of this name"),
+    ("references", change("train", optimizer___target_="torch.optim.AdamX"), "torch.optim has no AdamX"),
+    ("references", change("train", optimizer___target_="torhc.optim.Adam"), "there is no module torhc"),
+    ("references", change("train", report___target_="shared.handlers.Report"), "handlers/__init__.py has no Report"),
+    ("references", change("train", report___target_="shared.handler.Report"), "shared/__init__.py has no handler"),
+    ("references", change("train", report___target_="scripts.handlers.Report"), "the bundle's package is shared"),
+    ("references", import_line("$from shared.utils import flags"), "shared/utils/__init__.py has no flags"),
+    ("references", import_line("$import shared.utils"), "expressions cannot use a name with a dot"),
+    ("references", import_line("$import os, re"), "MONAI takes the first name only"),
+    ("references", change("inference", device="@devise"), "configs/inference.json: device: @devise is not there"),
+    ("references", change("train", seed="$@train#trainer#epochs + 1"), "@train#trainer#epochs is not there"),
+    ("references", change("train", seed="%sead"), "%sead: there is no sead"),
+    ("references", change("train", seed="%configs/none.json#seed"), "there is no configs/none.json in the bundle"),
+    ("references", change("train", seed="%configs/inference.json#seed"), "configs/inference.json has no seed"),
+    ("references", change("train", seed="$[i for i in rang(3)]"), "no import line gives rang"),
+    ("references", change("train", seed="$(1 +"), "train.json: seed: $(1 +: "),
+    ("references", change("train", seed="$os.getpidd()"), "os has no getpidd"),
+    ("references", change("train", network_overlay="configs/variants/none.json"), "none.json is not in the bundle"),
+    ("references", overlay("evaluate", {"tolerence": 1.0}), "evaluate.json: tolerence is not in train"),
+    ("references", overlay("evaluate", {"validate#handlerz": []}), "validate#handlerz is not in train"),
+    ("references", overlay("multi_gpu_evaluate", {"+import": []}), "+import is not in train and evaluate"),
+    ("references", overlay("variants/tcf", {"reweightin": 1}), "variants/tcf.json: reweightin is not in train"),
+    ("references", overlay("variants/tcf", {"loss": "@los"}), "variants/tcf.json: loss: @los is not there"),
+    ("references", overlay("variants/tcf", {"+seed": [1]}), "variants/tcf.json: cannot be laid over train"),
+    ("references", remove("configs/evaluate.json"), "multi_gpu_evaluate.json: goes over configs/evaluate.json"),
+    ("overlays", overlay("variants/tcf", {"train#inferer": None}), "train#inferer is not a top-level key"),
+    ("overlays", lambda b: (b / "configs/variants/tcf.json").write_text("{}"), "variants/tcf.json: is empty"),
+    ("overlays", overlay("variants/demo", {"seed": 1}), "changes the network, but seed is not in both"),
+    ("overlays", overlay("variants/demo", {"network_overlay": ""}), "network_overlay is '', expected"),
+    ("drift", change("inference", network_def__feature_size=8), "network_def differs from that of train.json"),
+    ("drift", change("inference", spacing=[1.0, 1.0, 1.0]), "spacing is [1.0, 1.0, 1.0], train.json has [1.5,"),
+    ("drift", replace("configs/inference.json", '"RAS"', '"LPS"'), "step 1 of preprocessing is {'_target_': 'Orient"),
+    ("drift", replace("configs/evaluate.json", '"clip": true', '"clip": false'), "evaluate.json validates with"),
+    ("metrics", change("train", report__metric_name="val_dice"), "report#metric_name wants val_dice"),
+    ("metrics", change("train", reweighting_metric="val_iou"), "reweighting#metric_name wants val_iou"),
+    ("metrics", change("train", seed="$lambda engine: engine.state.metrics['val_los']"), "seed wants val_los"),
+    ("paths", change("train", dataset_dir="/".join(("", "home", "me", "data"))), "configs/train.json:1: a path of one"),
+    ("paths", lambda b: (b / "docs/more.md").write_text("file://" + "/tmp" + "/x"), "docs/more.md:1: a path of one"),
+    ("paths", lambda b: (b / "docs/more.md").write_text("D:" + "\\data\\ct"), "docs/more.md:1: a path of one"),
+    ("card", replace("docs/README.md", "configs/train.json", "configs/trian.json"), "no command to train"),
+    ("card", replace("docs/README.md", "configs/evaluate.json", "configs/eval.json"), "there is no configs/eval.json"),
+    ("card", replace("docs/README.md", "onnx_export", "onnx"), "monai.bundle has no command onnx"),
+    ("card", replace("docs/README.md", "--input /path", "--inputs /path"), "no config has the key inputs of --inputs"),
+    ("card", replace("docs/README.md", "--ckpt_file", "--ckpt"), "no config has the key ckpt of --ckpt"),
+    ("card", replace("docs/README.md", "ckpt_export", "export"), "no command to export to TorchScript"),
+    ("card", lambda b: (b / "docs/README.md").write_text("[a](b.md)"), "links to b.md, which is not there"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "breaks", "says"), BROKEN, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_check_sees_what_is_broken(
+    bundle: Path, check: str, breaks: Callable[[Path], None], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    breaks(bundle)
+    faults = CHECKS[check](bundle)
+    assert [fault for fault in faults if says in fault], faults
+    assert not any("\n" in fault for fault in faults)
+
+
+def test_a_fault_of_a_base_is_told_once(bundle: Path) -> None:
+    change("train", seed="@sead")(bundle)
+    assert check_references(bundle) == ["configs/train.json: seed: @sead is not there"]
+
+
+def test_overlays_are_checked_over_all_they_are_run_with() -> None:
+    names = combinations(UNETR)
+    assert ["train"] in names
+    assert ["train", "evaluate", "multi_gpu_evaluate"] in names
+    assert {tuple(name) for name in names if name[-1] == "variants/demo"} == {
+        ("train", "variants/demo"),
+        ("inference", "variants/demo"),
+        ("train", "evaluate", "variants/demo"),
+    }
+    assert [name for name in names if name[-1] == "variants/tcf"] == [["train", "variants/tcf"]]
+
+
+def test_names_are_followed_to_where_they_are_made(bundle: Path, tmp_path: Path) -> None:
+    package = bundle / "scripts"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from .a import f, gone\nfrom . import a\ntry:\n    import x\nexcept ImportError:\n    x = 1\n"
+    )
+    (package / "a.py").write_text("def f():\n    inner = 1\n")
+    names = ("scripts.f", "scripts.a", "scripts.a.f", "scripts.x")
+    assert [find_name(name, bundle) for name in names] == [""] * 4
+    assert find_name("scripts.gone", bundle) == "scripts/a.py has no gone"
+    assert find_name("scripts.a.inner", bundle) == "scripts/a.py has no inner"
+    assert find_name("shared.layers", bundle) == "the bundle's package is scripts"
+
+
+def test_what_a_packed_bundle_s_own_files_lack_is_seen(packed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(packed, tmp_path / "bundle")
+    path = folder / "scripts" / "handlers" / "__init__.py"
+    path.write_text(path.read_text().replace("SavePredictions", "Gone"))
+    assert "scripts/handlers/__init__.py has no SavePredictions" in "".join(check_references(folder))
+    replace("configs/inference.json", "scripts.transforms", "shared.transforms")(folder)
+    assert "the bundle's package is scripts" in "".join(check_references(folder))
+
+
+def test_without_pins_the_installed_versions_count(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_checks, "ROOT", bundle.parent)
+    shutil.copytree(ROOT / "shared", bundle / "scripts")
+    assert check_requirements(bundle) == []
+    monkeypatch.setattr(bundle_checks, "version", lambda name: {"torch": "2.0.0+cpu"}.get(name, "1"))
+    assert "configs/metadata.json: torch is 2.13.0, this environment has 2.0.0" in check_requirements(bundle)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A classifier with the demo's network as its own, and the working folder in it."""
+    folder = copied(CLASSIFIER, tmp_path / CLASSIFIER.name)
+    network = json.loads((folder / "configs/variants/demo.json").read_text())
+    for name in ("train", "inference"):
+        overlay(name, network)(folder)
+    (folder / "models").mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_weights_that_fit_and_have_a_record(small: Path) -> None:
+    assert bundle_probe.check_weights() == ([], "untrained")
+    network = bundle_probe.network_of("inference")
+    torch.save(network.state_dict(), small / "models/model.pt")
+    assert "there is no models/model.json" in bundle_probe.check_weights()[0][0]
+    write_json(small / "models/model.json", {"name": "made up", "network_overlay": "", "synthetic": True})
+    assert bundle_probe.check_weights() == ([], "synthetic data")
+    torch.save(torch.nn.Linear(1, 1).state_dict(), small / "models/model.pt")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        bundle_probe.check_weights()
+    change("train", network_def__num_classes=2)(small)
+    (small / "models/model.pt").unlink()
+    assert bundle_probe.check_weights()[0] == [
+        "configs/inference.json: the network has other weights than that of train.json: fc.bias"
+    ]
+
+
+def test_weights_to_be_downloaded(small: Path) -> None:
+    (small / "large_files.yml").write_text("large_files:\n- path: models/model.pt\n")
+    assert bundle_probe.check_weights() == ([], "to be downloaded, large_files.yml")
+
+
+def test_shapes_and_export_are_those_of_the_network(small: Path, tmp_path: Path) -> None:
+    assert bundle_probe.check_shapes() == ([], "1 x 1")
+    assert bundle_probe.check_torchscript(tmp_path) == ([], "difference 0e+00")
+    change("metadata", network_data_format__outputs__pred__spatial_shape=[2])(small)
+    assert bundle_probe.check_shapes()[0] == [
+        "configs/metadata.json: the network's output has shape [1], spatial_shape says [2]"
+    ]
+    change("metadata", network_data_format__outputs__pred__num_channels=2)(small)
+    with pytest.raises(ValueError, match="output channel number"):
+        bundle_probe.check_shapes()
+    (small / "models/model.ts").write_bytes(b"none")
+    with pytest.raises(RuntimeError, match="PytorchStreamReader"):
+        bundle_probe.check_torchscript(tmp_path)
+
+
+def test_components_take_what_the_configs_give_them(small: Path) -> None:
+    assert bundle_probe.check_code(small)[0] == []
+    overlay("train", {"optimizer": {"_target_": "torch.optim.Adam", "params": [], "rate": 1.0}})(small)
+    overlay("evaluate", {"seed": {"_target_": "shared.metrics.none"}})(small)
+    faults = bundle_probe.check_code(small)[0]
+    assert "configs/train.json: optimizer#_target_: torch.optim.Adam takes no rate" in faults
+    assert "configs/evaluate.json: seed#_target_: shared.metrics.none cannot be imported" in faults
+
+
+def test_properties_by_name(small: Path, tmp_path: Path) -> None:
+    assert bundle_probe.check_properties(small, tmp_path, False) == ([], "by name")
+    change("train", train__trainer__max_epochs=...)(small)
+    change("inference", dataset_dir=..., input="")(small)
+    assert bundle_probe.check_properties(small, tmp_path, False)[0] == [
+        "configs/train.json: MONAI's property train#trainer#max_epochs is missing",
+        "configs/inference.json: MONAI's property dataset_dir is missing",
+    ]
+
+
+def test_the_table_has_a_row_a_check_and_says_what_did_not_run() -> None:
+    fine = {"faults": [], "note": "", "seconds": 0}
+    text = verify_bundles.table(
+        {"a": {"files": fine, "weights": fine | {"note": "untrained"}}, "b": {"files": fine | {"faults": ["x", "y"]}}}
+    )
+    assert [line.split("  ") for line in text.splitlines()][1][0] == "files"
+    assert text.splitlines()[1].split() == ["files", "ok", "2", "FAULTS"]
+    assert text.splitlines()[2].split() == ["weights", "untrained", "not", "run"]
+
+
+def test_the_command_ends_with_the_faults(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+    monkeypatch.setattr(verify_bundles, "running_checks", lambda *given: ran.append(given) or {})
+    main(str(bundle), "mitosis_fusestyle_cls", run_commands=False, output=str(tmp_path / "found.json"))
+    assert ran == [(bundle, False), (CLASSIFIER, False)]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["mitosis_fusestyle_cls"]["drift"]["faults"] == []
+    assert capsys.readouterr().out.splitlines()[0].split() == [bundle.name, CLASSIFIER.name]
+
+    change("metadata", version="0.2.0")(bundle)
+    replace("configs/train.json", "{", "")(bundle)
+    with pytest.raises(SystemExit, match=r"abdominal_unetr_cbs: configs: configs/train.json: "):
+        main(str(bundle))
+    assert len(ran) == 2  # the code does not run on configs that cannot be read
+
+
+def test_a_name_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"or one of abdominal_lambda3d_cbs, "):
+        find_bundle(str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_the_bundles_pass_when_they_run(bundle: Path) -> None:
+    before = sorted(path for path in bundle.rglob("*"))
+    found = running_checks(bundle, run_commands=True)
+    assert {name: result["faults"] for name, result in found.items() if result["faults"]} == {}
+    assert found["commands"]["note"] == "5 run"
+    assert found["properties"]["note"] == ""
+    assert sorted(path for path in bundle.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_packed_bundles_run_their_own_code_each(packed: Path, tmp_path: Path) -> None:
+    """Two versions of a bundle in one call, one of them broken; `shared` is not theirs to use."""
+    other = shutil.copytree(packed, tmp_path / "other")
+    path = other / "scripts" / "networks" / "resnet.py"
+    path.write_text(path.read_text() + "\nimport shared.layers\n")
+    output = tmp_path / "found.json"
+    command = [sys.executable, str(ROOT / "scripts" / "verify_bundles.py"), str(packed), str(other)]
+    command += ["--run_commands", "false", "--jobs", "2", "--output", str(output)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = json.loads(output.read_text())
+    assert {name: r["faults"] for name, r in found[packed.name].items() if r["faults"]} == {}
+    assert found[packed.name]["weights"]["note"] == "untrained"
+    assert result.returncode == 1
+    assert "other: " in result.stderr
+    assert "shared" in str(found["other"]["weights"]["faults"] + found["other"]["code"]["faults"])
+    assert sorted(os.listdir(packed)) == ["LICENSE", "configs", "docs", "scripts"]
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_is_named(small: Path) -> None:
+    change("inference", run=["$1 / 0"])(small)
+    found = running_checks(small, run_commands=True)
+    assert {name: result["faults"] for name, result in found.items() if result["faults"]} == {
+        "commands": [
+            "docs/README.md: the command to infer fails at the size of the demo: ZeroDivisionError: division by zero"
+        ]
+    }
