@@ -1,0 +1,171 @@
+"""What a pull request to the MONAI model zoo needs of a packed bundle, and what still bars one.
+
+After its CONTRIBUTING.md, README template and `ci` folder, as of October 2024.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.utils import DataError, atomic_path
+
+LARGEST_FILE = 25_000_000  # bytes, of any file in a pull request
+ZOO_PYTHON = "3.10"  # of the zoo's CI
+OUR_PYTHON = "3.11"
+TEST_TEMPLATE = Path(__file__).with_name("zoo_unit_test.template")
+USAGE = ("Training", "Evaluation", "Inference", "Export", "Choices where the paper is silent")
+Sections = Mapping[str, str]
+
+
+# ---- the model card
+
+
+def sections(card: str) -> dict[str, str]:
+    """The parts of a model card by their titles; the part before the first title by an empty one."""
+    first, *others = re.split(r"^## ", card, flags=re.MULTILINE)
+    parts = {"": first}
+    for part in others:
+        title, _, text = part.partition("\n")
+        parts[title.strip()] = text.strip()
+    return parts
+
+
+def table_row(text: str, name: str) -> str:
+    """What a two-column table says behind NAME; empty where it says nothing."""
+    found = re.search(rf"^\| {re.escape(name)} \| (.*) \|$", text, flags=re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def under(parts: Sections, titles: list[str]) -> str:
+    """Some parts of a card as subsections of the zoo's."""
+    return "\n\n".join(f"#### **{title}**\n{parts[title]}" for title in titles)
+
+
+def zoo_card(card: str, metadata: Mapping[str, Any], name: str, note: str) -> str:
+    """The model card in the sections of the zoo's template."""
+    parts, formats = sections(card), metadata["network_data_format"]
+    modality = next(iter(formats["inputs"].values()))["modality"]
+    tags = [metadata["task"].partition(" ")[0], modality, *name.split("_")]
+    commands = re.search(r"```bash\n.*?```", parts[""], flags=re.DOTALL)
+    usage = [title for title in USAGE if title in parts]
+    versions = {"monai": metadata["monai_version"], "pytorch": metadata["pytorch_version"]}
+    versions |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
+    references = [f"[{i}] {text}" for i, text in enumerate(metadata["references"], 1)]
+    content = {
+        "### **Authors**": metadata["authors"],
+        "### **Tags**": ", ".join(tags),
+        "## **Model Description**": f"{metadata['description']}\n\n**{note}**",
+        "## **Data**": f"{metadata['data_source']} The terms of the data are in `docs/data_license.txt`."
+        f"\n\n{parts.get('Data', '')}",
+        "#### **Preprocessing**": f"Input: {metadata['image_classes']}.\n\nOutput: {metadata['pred_classes']}.",
+        "## **Performance**": f"{table_row(parts[''], 'score to expect')}\n\n"
+        + under(parts, [title for title in parts if title and title not in ("Data", *USAGE)]),
+        "## **Additional Usage Steps**": f"{commands[0] if commands else ''}\n\n{under(parts, usage)}",
+        "## **System Configuration**": f"{table_row(parts[''], 'cost')}.\n\nPython {OUR_PYTHON} or newer; tested with "
+        + ", ".join(f"{package} {version}" for package, version in versions.items())
+        + ".",
+        "## **Limitations**": metadata["intended_use"],
+        "## **References**": "\n\n".join(references),
+    }
+    body = "\n\n".join(f"{title}\n{text.strip()}" for title, text in content.items())
+    return f"# {metadata['name']}\n\n{body}\n"
+
+
+# ---- the unit test
+
+
+def unit_test(name: str, metadata: Mapping[str, Any]) -> str:
+    task = metadata["task"].partition(" ")[0].lower()
+    if task not in ("segmentation", "classification", "detection"):
+        raise DataError(
+            f"{name}: `task` in metadata.json begins with {task!r}, expected Segmentation, Classification or "
+            f"Detection: {TEST_TEMPLATE.name} has data for these."
+        )
+    return TEST_TEMPLATE.read_text().replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
+
+
+# ---- what bars a pull request
+
+
+def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> Iterator[str]:
+    """What has to be done before a pull request is in order, a line each.
+
+    Args:
+        folder: the bundle as laid out in `zoo`.
+        zoo: the root of the zoo.
+        title: NAME_vVERSION.
+        marks: `trained`, `synthetic`, `record` and `url` of the weights.
+    """
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    if not marks["trained"]:
+        yield "There are no trained weights: the zoo wants models/model.pt, or large_files.yml with its address."
+    elif marks["synthetic"]:
+        yield "The weights were trained on synthetic data, and are of no use on real images."
+    elif not marks["record"]:
+        yield "Nobody knows what the weights were trained on: models/model.json is missing."
+    if marks["trained"] and not marks["url"] and not (folder / "models" / "model.pt").is_file():
+        yield "The weights are too large for a pull request: publish the file, and package with --weights_url."
+    yield from (
+        f"{path.relative_to(zoo)} has {path.stat().st_size / 1e6:.0f} MB, 25 are allowed."
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.stat().st_size > LARGEST_FILE
+    )
+    if marks["trained"]:
+        yield "docs/data_license.txt: say whether the terms of the training data allow the weights to be passed on."
+    yield "docs/README.md, Performance: enter the scores of these very weights (configs/evaluate.json) on real data."
+    if "contributors" in metadata["authors"]:
+        yield "configs/metadata.json and docs/README.md: name the authors; `authors` and `copyright` name nobody."
+    published = zoo / "models" / "model_info.json"
+    if not published.is_file():
+        yield f"Not checked, for want of models/model_info.json: whether {title} is in the zoo already."
+    elif title in json.loads(published.read_text()):
+        yield f"{title} is in the zoo already: raise `version`, and tell in `changelog` what is new."
+    yield f"The bundle needs Python {OUR_PYTHON}, the zoo's CI had {ZOO_PYTHON} in October 2024: ask for a newer one."
+    yield "Run ./runtests.sh --autofix and --codeformat in the zoo (isort, black, flake8, pytype): not run here."
+    yield "Open an issue in the zoo first, and name the branch of the pull request after it."
+
+
+# ---- files
+
+
+def lay_out_pull_request(source: Path, zoo: Path, title: str, note: str, marks: Mapping[str, Any]) -> list[str]:
+    """Write a packed bundle, its unit test and its card in the zoo's form below `zoo`.
+
+    Args:
+        source: the packed bundle as a folder.
+        zoo: a folder, or a clone of the zoo; the same bundle in it is replaced.
+        title: NAME_vVERSION.
+        note: what is to be known of the weights.
+        marks: `trained`, `synthetic`, `record` and `url` of the weights.
+
+    Returns:
+        what still bars a pull request.
+
+    Raises:
+        DataError: when something else has the bundle's place.
+    """
+    name, place = source.name, zoo / "models" / source.name
+    metadata = json.loads((source / "configs" / "metadata.json").read_text())
+    test = unit_test(name, metadata)
+    if place.exists() and not (place / "configs" / "metadata.json").is_file():
+        raise DataError(f"{place}: is in the way, and no bundle. Choose another --zoo_dir, or delete it first.")
+    with atomic_path(place) as temporary:
+        shutil.copytree(source, temporary, ignore=too_large)
+        for path in temporary.rglob("*.json"):  # as the zoo's formatter has them
+            path.write_text(json.dumps(json.loads(path.read_text()), indent=4) + "\n")
+        card = temporary / "docs" / "README.md"
+        card.write_text(zoo_card(card.read_text(), metadata, name, note))
+        if place.exists():
+            place.rename(temporary.with_name("replaced"))
+    with atomic_path(zoo / "ci" / "unit_tests" / f"test_{name}.py") as temporary:
+        temporary.write_text(test)
+    return list(barriers(place, zoo, title, marks))
+
+
+def too_large(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".pt") and (Path(folder) / name).stat().st_size > LARGEST_FILE]

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import package_bundles
+import pytest
+import torch
+from bundle_checks import check_references
+from monai.apps.utils import HashCheckError
+from monai.bundle import ConfigParser, download, download_large_files, get_bundle_info, get_bundle_versions
+from package_bundles import lay_out, main
+
+from shared.data import BTCV_LABELS
+from shared.utils import DataError, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
+UNETR = ROOT / "bundles" / "abdominal_unetr_cbs"
+DEMO = "configs/variants/demo.json"
+FOUR = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def save_weights(folder: Path, labels: dict[str, int], **record: Any) -> Path:
+    """Weights of the demo's UNETR that nobody trained, and a record of them unless it is empty."""
+    parser = ConfigParser()
+    parser.read_config([UNETR / "configs" / "inference.json", UNETR / DEMO])
+    parser["labels"] = labels
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    if record:
+        write_json(folder / "model.json", {"labels": labels, "network_overlay": DEMO, **record})
+    return folder / "model.pt"
+
+
+@pytest.fixture(autouse=True)
+def checks_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks, which take longer than the packaging, in the tests that are about them."""
+    if request.function not in (test_a_package_holds_its_own_code, test_a_faulty_bundle_is_refused):
+        monkeypatch.setattr(package_bundles, "refuse_faulty", lambda bundle, folder: None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = save_weights(tmp_path_factory.mktemp("trained"), BTCV_LABELS, name="made_up", synthetic=True)
+    write_json(path.with_name("threshold.json"), {"threshold": 0.4})
+    return path
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of a bundle that a test may spoil."""
+    return Path(shutil.copytree(UNETR, tmp_path / "bundles" / UNETR.name))
+
+
+def change(bundle: Path, name: str, **values: Any) -> None:
+    path = bundle / "configs" / name
+    path.write_text(json.dumps(read(path) | values, indent=4))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_package_holds_its_own_code(tmp_path: Path, bundle: Path) -> None:
+    folder = lay_out(bundle, tmp_path / "packed")
+    assert check_references(folder) == []  # which knows `scripts` alone here
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"LICENSE", "configs/metadata.json", "configs/variants/demo.json", "docs/README.md"} <= names
+    code = {f"scripts/{path.relative_to(ROOT / 'shared').as_posix()}" for path in (ROOT / "shared").rglob("*.py")}
+    assert {name for name in names if name.startswith("scripts/")} == code
+    assert {name.partition("/")[0] for name in names} == {"LICENSE", "configs", "docs", "scripts"}
+    for name in ("train", "inference"):
+        first = read(folder / "configs" / f"{name}.json")["imports"][0]
+        assert first.startswith(f"$from scripts import bundle_{bundle.name}_0_1_0_")
+    metadata = [read(path / "configs" / "metadata.json") for path in (bundle, folder)]
+    assert metadata[0] == metadata[1]
+    card = (folder / "docs" / "README.md").read_text()
+    assert card.splitlines()[2].startswith("**This package is untrained: it holds no weights.")
+    assert "../.." not in card
+    assert "bundles/" + bundle.name not in card.partition("\n## ")[0]
+
+
+def test_the_same_bundle_gives_the_same_bytes(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = partial(main, UNETR.name, weights=str(weights), variant="demo")
+    pack(output_dir=str(tmp_path / "first"))
+    shutil.copytree(UNETR, tmp_path / "elsewhere" / UNETR.name, ignore=shutil.ignore_patterns("models"))
+    for path in (tmp_path / "elsewhere").rglob("*.*"):
+        os.utime(path, (1, 1))
+        path.chmod(0o755)
+    (tmp_path / "elsewhere" / UNETR.name / "models").mkdir()
+    (tmp_path / "elsewhere" / UNETR.name / "models" / "last.pt").write_text("what a training has left")
+    monkeypatch.setattr(package_bundles, "BUNDLES", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    pack(output_dir="second")
+    for name in (f"{UNETR.name}_v0.1.0.zip", f"{UNETR.name}_v0.1.0.json", "model_info.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_the_manifest_is_what_is_in_the_zip(tmp_path: Path, weights: Path) -> None:
+    write_json(tmp_path / "model_info.json", {"other_v1": {"checksum": "x", "source": "y"}})
+    base = "https://example.org/zoo/"
+    main(UNETR.name, output_dir=str(tmp_path), weights=str(weights), variant="demo", base_url=base)
+    archive = tmp_path / f"{UNETR.name}_v0.1.0.zip"
+    manifest = read(archive.with_suffix(".json"))
+    with zipfile.ZipFile(archive) as file:
+        found = {info.filename: file.read(info) for info in file.infolist()}
+        assert {info.compress_type for info in file.infolist()} == {zipfile.ZIP_STORED}
+        assert {info.date_time for info in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert list(found) == sorted(found)
+    assert {f"{UNETR.name}/{name}": entry for name, entry in manifest["files"].items()} == {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in found.items()
+    }
+    content = archive.read_bytes()
+    assert manifest["zip"] == {
+        "file": archive.name,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert (manifest["trained"], manifest["synthetic"], manifest["variants"]) == (True, True, ["demo"])
+    assert manifest["record"]["name"] == "made_up"
+    entries = read(tmp_path / "model_info.json")
+    assert entries["other_v1"] == {"checksum": "x", "source": "y"}
+    entry = entries[f"{UNETR.name}_v0.1.0"]
+    assert entry["checksum"] == hashlib.sha1(content).hexdigest()
+    assert entry["source"] == f"{base}{archive.name}"
+    assert (entry["trained"], entry["synthetic"]) == (True, True)
+    for name in ("model.pt", "model.json", "threshold.json"):
+        assert found[f"{UNETR.name}/models/{name}"] == weights.with_name(name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_variant_becomes_part_of_all_configs(tmp_path: Path, weights: Path) -> None:
+    folder = lay_out(UNETR, tmp_path / "packed", weights, "demo,demo_schedule")
+    configs = {name: read(folder / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
+    overlay, schedule = read(UNETR / DEMO), read(UNETR / "configs" / "variants" / "demo_schedule.json")
+    for name in ("train", "inference"):
+        assert {key: configs[name][key] for key in overlay} == overlay
+    assert {key: configs["train"][key] for key in schedule} == schedule
+    for key in ("num_workers", "cache", "amp"):  # what inference has for itself, or not at all
+        assert configs["inference"].get(key) == read(UNETR / "configs" / "inference.json").get(key)
+    image, pred = (configs["metadata"]["network_data_format"][k] for k in ("inputs", "outputs"))
+    assert image["image"]["spatial_shape"] == pred["pred"]["spatial_shape"] == [32, 32, 32]
+    assert pred["pred"]["channel_def"] == {str(v): k for k, v in ({"background": 0} | BTCV_LABELS).items()}
+    assert "6.0 x 6.0 x 6.0 mm" in configs["metadata"]["image_classes"]
+    assert "No weights are shipped" not in configs["metadata"]["description"]
+    assert "synthetic data (made_up)" in configs["metadata"]["intended_use"]
+    card = (folder / "docs" / "README.md").read_text()
+    assert "demo, demo_schedule" in card.split("\n\n")[2]
+    assert "No clinically trained weights are shipped" not in card
+    assert "and no weights" not in (folder / "docs" / "data_license.txt").read_text()
+
+
+def test_pictures_of_a_card_go_along(tmp_path: Path, copy: Path) -> None:
+    picture = bytes(range(256))
+    (copy / "docs" / "picture.png").write_bytes(picture)
+    assert (lay_out(copy, tmp_path / "packed") / "docs" / "picture.png").read_bytes() == picture
+
+
+def test_a_training_variant_leaves_inference_without_fusestyle(tmp_path: Path) -> None:
+    bundle = ROOT / "bundles" / "mitosis_fusestyle_cls"
+    folder = lay_out(bundle, tmp_path / "packed", variant="shallow,camelyon17")
+    train, inference = (read(folder / "configs" / f"{name}.json") for name in ("train", "inference"))
+    assert (train["fusestyle_places"], inference["fusestyle_places"]) == ([1, 2], [])
+    assert inference["patch_size"] == "$@record.get('patch_size', 64)"  # the record of the training will say it
+    metadata = read(folder / "configs" / "metadata.json")
+    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [96, 96]
+    assert "96 x 96 pixels" in metadata["image_classes"]
+
+
+def test_the_classes_are_those_of_the_weights(tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "four", FOUR, name="mine", synthetic=False)
+    folder = lay_out(UNETR, tmp_path / "packed", path, "demo")
+    metadata = read(folder / "configs" / "metadata.json")
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    assert pred["num_channels"] == 5
+    assert pred["channel_def"] == {"0": "background", **{str(value): name for name, value in FOUR.items()}}
+    assert metadata["pred_classes"].startswith("5 channels of logits")
+    assert metadata["label_classes"].endswith("0 background, 1 liver, 2 spleen, 3 left kidney, 4 aorta")
+    assert [read(folder / "configs" / f"{name}.json")["labels"] for name in ("train", "inference")] == [FOUR, FOUR]
+    assert "were trained on mine." in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
+
+
+def test_weights_without_a_record_are_said_to_be(tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "bare", BTCV_LABELS)
+    folder = lay_out(UNETR, tmp_path / "packed", path, "demo")
+    assert "nobody knows what they were trained on" in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
+    assert not (folder / "models" / "model.json").exists()
+
+
+SPOILT = {
+    "version": (lambda b: change(b, "metadata.json", version="9.9.9"), "9.9.9 is not in changelog"),
+    "pin": (lambda b: change(b, "metadata.json", numpy_version="1.0"), "numpy is 1.0, requirements.txt has"),
+    "reference": (lambda b: change(b, "train.json", device="$@nowhere"), "nowhere is not there"),
+    "target": (lambda b: change(b, "train.json", progress={"_target_": "shared.handlers.No"}), "has no No"),
+    "path": (lambda b: change(b, "train.json", dataset_dir="/" + "home/me"), "a path of one machine"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_faulty_bundle_is_refused(tmp_path: Path, copy: Path, fault: str) -> None:
+    spoil, message = SPOILT[fault]
+    spoil(copy)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=message):
+        lay_out(copy, tmp_path / "out" / "packed")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def spoil_weights(kind: str, folder: Path, weights: Path) -> tuple[Path, str]:
+    """A file of weights that cannot be packaged, and the variant it is given with."""
+    state = torch.load(weights, weights_only=True)
+    path, variant = folder / "model.pt", "demo"
+    if kind == "checkpoint":
+        torch.save({"model": state, "epoch": 3}, path)
+    elif kind == "not finite":
+        for value in state.values():
+            value.mul_(torch.nan if value.is_floating_point() else 1)
+        torch.save(state, path)
+    elif kind == "other network":
+        torch.save({"conv.weight": torch.zeros(3)}, path)
+    elif kind == "no weights":
+        path.write_text("weights")
+    else:  # the record's overlay
+        path, variant = weights, "plain"
+    return path, variant
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("checkpoint", "holds more than weights"),
+        ("not finite", "not finite"),
+        ("other network", r"belong to another network: .* Give --variant"),
+        ("no weights", r"cannot be read as weights .* copy it again\.$"),
+        ("record", r"its record names the network of configs/variants/demo.json.*Give --variant demo\.$"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: Path, kind: str, message: str) -> None:
+    path, variant = spoil_weights(kind, tmp_path, weights)
+    with pytest.raises(DataError, match=message):
+        main(UNETR.name, output_dir=str(tmp_path / "out"), weights=str(path), variant=variant)
+    assert list((tmp_path / "out").rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (("nowhere",), {}, "nowhere: there is no such bundle, expected abdominal"),
+        ((UNETR.name,), {"weights": "nowhere.pt"}, "nowhere.pt: there is no such file"),
+        ((UNETR.name,), {"variant": "demo,big"}, "--variant is big, abdominal_unetr_cbs has class_balanced"),
+        ((), {"weights": "model.pt"}, "--weights are those of one bundle, 4 were named"),
+        ((UNETR.name,), {"weights_url": "https://example.org/model.pt"}, "give the file too"),
+        ((UNETR.name,), {"weights": __file__, "weights_url": "model.pt"}, "begins with http"),
+    ],
+)
+def test_bad_arguments_leave_nothing(
+    tmp_path: Path, names: tuple[str, ...], options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        main(*names, output_dir=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_content_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="there is something already"):
+        lay_out(UNETR, tmp_path)
+    (tmp_path / "model_info.json").write_text("[]")
+    with pytest.raises(DataError, match="holds a JSON list"):
+        main(UNETR.name, output_dir=str(tmp_path))
+    assert (tmp_path / "model_info.json").read_text() == "[]"
+
+
+# ---- from a server
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address and the folder of a server on this machine."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as http:
+        thread = Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}", folder
+        http.shutdown()
+        thread.join()
+
+
+def test_named_weights_are_fetched_and_checked(tmp_path: Path, weights: Path, server: tuple[str, Path]) -> None:
+    address, served = server
+    shutil.copy(weights, served / "file.pt")
+    folder = lay_out(UNETR, tmp_path / "packed", weights, "demo", f"{address}/file.pt")
+    assert not (folder / "models" / "model.pt").exists()
+    assert (folder / "models" / "model.json").is_file()
+    assert "download_large_files" in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
+    (served / "file.pt").write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(HashCheckError):
+        download_large_files(str(folder))
+    assert not (folder / "models" / "model.pt").exists()
+    shutil.copy(weights, served / "file.pt")
+    download_large_files(str(folder))
+    assert (folder / "models" / "model.pt").read_bytes() == weights.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided")  # MONAI asks for no hash of a bundle
+def test_a_package_is_downloaded(tmp_path: Path, server: tuple[str, Path]) -> None:
+    address, served = server
+    main(UNETR.name, output_dir=str(served), base_url=address)
+    source = read(served / "model_info.json")[f"{UNETR.name}_v0.1.0"]["source"]
+    download(name=UNETR.name, bundle_dir=tmp_path / "zoo", url=source, progress=False)
+    manifest = read(served / f"{UNETR.name}_v0.1.0.json")
+    for name, entry in manifest["files"].items():
+        content = (tmp_path / "zoo" / UNETR.name / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+
+
+def test_the_list_is_what_monai_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for `requests`, which asks GitHub for the list of a repository."""
+    main(UNETR.name, output_dir=str(tmp_path), base_url="https://example.org")
+    answer = SimpleNamespace(text=(tmp_path / "model_info.json").read_text(), raise_for_status=lambda: None)
+    monkeypatch.setattr("monai.bundle.scripts.has_requests", True)
+    monkeypatch.setattr("monai.bundle.scripts.requests", SimpleNamespace(get=lambda url: answer))
+    assert get_bundle_versions(UNETR.name) == {"latest_version": "0.1.0", "all_versions": ["0.1.0"]}
+    archive = f"{UNETR.name}_v0.1.0"
+    assert get_bundle_info(UNETR.name, "0.1.0") == {
+        "name": archive,
+        "browser_download_url": f"https://example.org/{archive}.zip",
+    }
+
+
+# ---- the identity of the code
+
+ALTERNATE = """
+import sys
+first, second, unload = *sys.argv[1:3], "unload" in sys.argv
+for folder in (first, second):
+    sys.path.insert(0, folder)
+    for name in [name for name in sys.modules if unload and name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+    name = open(f"{folder}/identity").read()
+    print(getattr(__import__("scripts"), name))
+"""
+
+
+def other_package(kind: str, copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if kind == "other bundle":
+        return lay_out(ROOT / "bundles" / "mitosis_fusestyle_cls", folder)
+    if kind == "other version":
+        change(copy, "metadata.json", version="0.2.0", changelog={"0.1.0": "first", "0.2.0": "second"})
+    else:
+        changed = shutil.copytree(ROOT / "shared", folder.with_name("shared"))
+        file = changed / "layers" / "fusestyle.py"
+        file.write_text(f"{file.read_text()}\n# changed\n")
+        monkeypatch.setattr(package_bundles, "SHARED", changed)
+    return lay_out(copy, folder)
+
+
+@pytest.mark.parametrize("kind", ["other bundle", "other version", "other code"])
+def test_code_of_another_package_stops_the_second(
+    tmp_path: Path, copy: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = lay_out(UNETR, tmp_path / "a"), other_package(kind, copy, tmp_path / "b", monkeypatch)
+    for folder in (first, second):
+        line = read(folder / "configs" / "inference.json")["imports"][0]
+        (folder / "identity").write_text(line.rpartition(" ")[2])
+    command = [sys.executable, "-c", ALTERNATE, str(first), str(second)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == "abdominal_unetr_cbs 0.1.0\n"
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"scripts.OtherBundleError: {first}/scripts: ")
+    assert f"belongs to {second}/scripts. " in last
+    result = subprocess.run([*command, "unload"], capture_output=True, text=True, check=True)
+    expected = {"other bundle": "mitosis_fusestyle_cls 0.1.0", "other version": "abdominal_unetr_cbs 0.2.0"}
+    assert result.stdout.splitlines()[1] == expected.get(kind, "abdominal_unetr_cbs 0.1.0")
+
+
+# ---- the model zoo
+
+
+def test_a_pull_request_is_laid_out(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zoo, output = tmp_path / "zoo", tmp_path / "dist"
+    main(UNETR.name, output_dir=str(output), zoo_dir=str(zoo))
+    untrained = (output / f"{UNETR.name}_v0.1.0_zoo.txt").read_text()
+    assert untrained in capsys.readouterr().out
+    assert "There are no trained weights" in untrained
+    (zoo / "models" / UNETR.name / "old.txt").touch()
+    write_json(zoo / "models" / "model_info.json", {f"{UNETR.name}_v0.1.0": {}})
+    url = "https://example.org/model.pt"
+    options = {"weights": str(weights), "variant": "demo", "weights_url": url, "zoo_dir": str(zoo)}
+    main(UNETR.name, output_dir=str(output), **options)
+    text = (output / f"{UNETR.name}_v0.1.0_zoo.txt").read_text()
+    assert "There are no trained weights" not in text
+    assert "trained on synthetic data" in text
+    assert "is in the zoo already: raise `version`" in text
+    assert sorted(path.name for path in (zoo / "models").iterdir()) == [UNETR.name, "model_info.json"]
+    folder = zoo / "models" / UNETR.name
+    assert not (folder / "old.txt").exists()
+    assert url in (folder / "large_files.yml").read_text()
+    assert not list(folder.rglob("*.pt"))
+    card = (folder / "docs" / "README.md").read_text()
+    titles = [line for line in card.splitlines() if re.match("#{2,3} ", line)]
+    assert card.startswith("# Abdominal organs in CT, UNETR with the class boost strategy\n")
+    assert titles == [
+        *("### **Authors**", "### **Tags**", "## **Model Description**", "## **Data**", "## **Performance**"),
+        *("## **Additional Usage Steps**", "## **System Configuration**", "## **Limitations**", "## **References**"),
+    ]
+    assert "#### **Preprocessing**" in card
+    assert "python -m monai.bundle run --config_file configs/train.json" in card
+    compile((zoo / "ci" / "unit_tests" / f"test_{UNETR.name}.py").read_text(), "test", "exec")
+
+
+def test_large_weights_stay_out_of_a_pull_request(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo_layout.LARGEST_FILE", weights.stat().st_size - 1)
+    options = {"weights": str(weights), "variant": "demo", "zoo_dir": str(tmp_path / "zoo")}
+    main(UNETR.name, output_dir=str(tmp_path), **options)
+    assert "publish the file" in (tmp_path / f"{UNETR.name}_v0.1.0_zoo.txt").read_text()
+    assert not list((tmp_path / "zoo").rglob("*.pt"))
+
+
+def test_something_else_in_the_zoo_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "models" / UNETR.name).mkdir(parents=True)
+    with pytest.raises(DataError, match="is in the way, and no bundle"):
+        main(UNETR.name, output_dir=str(tmp_path), zoo_dir=str(tmp_path))
