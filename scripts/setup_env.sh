@@ -1,15 +1,18 @@
-# Sourced by test.sh and demo.sh. Afterwards $root is the checkout and `python` has all that the project needs.
+# Sourced by test.sh, demo.sh and monai_label.sh. Afterwards $root is the checkout and `python` has all that is needed.
 #
 #   PYTHON=/path/to/python   the interpreter to make the environment with, 3.11 to 3.13
 #   USE_CURRENT_ENV=1        makes nothing and uses the environment that is active
 #
 # The environment is .venv inside the checkout. It is made once and made anew when requirements.txt, the checkout's
-# place or the version of PYTHON has changed, or when an earlier attempt was cut short.
+# place or the version of PYTHON has changed, or when an earlier attempt was cut short. monai_label.sh sets
+# $environment_name, $requirements_name, $versions and install_packages for an environment of another kind.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-environment="$root/.venv"
+environment="$root/${environment_name:-.venv}"
+requirements="$root/${requirements_name:-requirements.txt}"
 stamp="$environment/made-by-setup-env" # exists from the first moment, says what was installed only when all is there
 log="$root/setup.log"
+versions="${versions:-3.11, 3.12 or 3.13}"
 needed_mb=4000 # .venv measures 3.0 GB with torch's CPU build, and pip unpacks beside it
 
 fail() {
@@ -19,15 +22,15 @@ fail() {
 
 python_version() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
 
-is_supported() { case "$1" in 3.11.* | 3.12.* | 3.13.*) ;; *) return 1 ;; esac; }
+is_supported() { case "$1" in 3.??.*) [[ "$versions" == *"${1%.*}"* ]] ;; *) return 1 ;; esac; }
 
 # Sets $interpreter: PYTHON if given, else the first in range.
 choose_interpreter() {
     local version found=""
     if [ -n "${PYTHON:-}" ]; then
-        version="$(python_version "$PYTHON")" || fail "PYTHON=$PYTHON does not run. Set it to Python 3.11, 3.12 or 3.13."
+        version="$(python_version "$PYTHON")" || fail "PYTHON=$PYTHON does not run. Set it to Python $versions."
         is_supported "$version" ||
-            fail "PYTHON=$PYTHON is Python $version, but 3.11, 3.12 or 3.13 is needed. Set PYTHON= to one of those."
+            fail "PYTHON=$PYTHON is Python $version, but $versions is needed. Set PYTHON= to one of those."
         interpreter="$PYTHON"
         return
     fi
@@ -36,10 +39,10 @@ choose_interpreter() {
         is_supported "$version" && return
         found="$found $version"
     done
-    fail "Python 3.11, 3.12 or 3.13 is needed, found:${found:- none}. Install one, or name it: PYTHON=/path/to/python3.12"
+    fail "Python $versions is needed, found:${found:- none}. Install one, or name it: PYTHON=/path/to/python3.12"
 }
 
-contents() { printf '%s\n' "$root" && cat "$root/requirements.txt"; }
+contents() { printf '%s\n' "$root" && cat "$requirements"; }
 
 is_made() {
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(contents)" ] || return 1
@@ -62,6 +65,12 @@ logged() {
     fail "the set-up failed. Full log: $log"
 }
 
+declare -F install_packages >/dev/null || install_packages() {
+    logged "$environment/bin/python" -m pip install --requirement "$requirements"
+    logged "$environment/bin/python" -m pip install --no-deps --no-build-isolation --editable "$root"
+    logged "$environment/bin/python" "$root/scripts/check_env.py"
+}
+
 make_environment() {
     local free_mb
     choose_interpreter
@@ -75,9 +84,7 @@ make_environment() {
     printf 'Installing the packages into %s, once; this takes a few minutes ...\n' "$environment"
     { mkdir "$environment" && : >"$stamp" && : >"$log"; } || fail "$root cannot be written to."
     logged "$interpreter" -m venv "$environment"
-    logged "$environment/bin/python" -m pip install --requirement "$root/requirements.txt"
-    logged "$environment/bin/python" -m pip install --no-deps --no-build-isolation --editable "$root"
-    logged "$environment/bin/python" "$root/scripts/check_env.py"
+    install_packages
     contents >"$stamp"
 }
 

@@ -12,13 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from bundle_checks import MACHINE_PATH
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".ci", "bundles/*/configs", "bundles/*/docs", "scripts", "shared", "tests")
 TEXT = {"", ".conf", ".json", ".md", ".py", ".sh", ".toml", ".txt"}
-# A home, a mount or a drive of one machine. Split, so that this file does not contain what it looks for.
-MACHINE_PATH = re.compile(r"(?<![\w.}])/" + r"(?:home|root|Users|work|mnt|workspace)/" + r"|\b[A-Z]:\\{1,2}" + r"Users")
 
 
 def text_files() -> list[Path]:
@@ -101,8 +100,12 @@ def test_layers_need_torch_alone() -> None:
     assert not {"monai", "ignite", "itk", "nibabel", "scipy", "skimage", "matplotlib", "openslide"}.intersection(loaded)
 
 
+def pinned(requirements: str) -> set[str]:
+    return set(re.findall(r"^([\w.-]+)==", (ROOT / requirements).read_text(), flags=re.MULTILINE))
+
+
 def test_what_is_imported_is_pinned() -> None:
-    pins = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+    pins, server_pins = pinned("requirements.txt"), pinned("requirements-monailabel.txt")
     distributions = metadata.packages_distributions()
     own = {path.stem for path in modules("scripts")} | {"shared"} | sys.stdlib_module_names
     files = [path for folder in ("shared", "scripts", "tests") for path in modules(folder)]
@@ -110,9 +113,19 @@ def test_what_is_imported_is_pinned() -> None:
         f"{where(path, node)}: {name}"
         for path in files
         for node, name in imports(ast.parse(path.read_text()))
-        if (top := name.split(".")[0]) not in own and pins.isdisjoint([top, *distributions.get(top, ())])
+        if (top := name.split(".")[0]) not in own
+        and (server_pins if path.name == "monai_label_app.py" else pins).isdisjoint([top, *distributions.get(top, ())])
     ]
     assert missing == []
+
+
+def test_the_server_runs_with_the_tested_versions() -> None:
+    """Of what its environment shares with the project's, all but NumPy."""
+    pins, server_pins = (
+        dict(re.findall(r"^([\w.-]+==)([\w.]+)", (ROOT / name).read_text(), flags=re.MULTILINE))
+        for name in ("requirements.txt", "requirements-monailabel.txt")
+    )
+    assert {name for name in pins.keys() & server_pins.keys() if pins[name] != server_pins[name]} == {"numpy=="}
 
 
 def test_pins_lie_in_the_ranges_of_the_package() -> None:

@@ -42,7 +42,7 @@ class Checkout:
         (self.root / "bundles" / "first_bundle").mkdir(parents=True)
         (self.root / "bundles" / "second_bundle").mkdir()
         (self.root / "scripts").mkdir()
-        for name in ("setup_env.sh", "check_env.py", "test.sh", "demo.sh"):
+        for name in ("setup_env.sh", "check_env.py", "test.sh", "demo.sh", "monai_label.sh"):
             shutil.copy(ROOT / "scripts" / name, self.root / "scripts")
         (self.root / "requirements.txt").write_text("fire==0.0.0\n")
         self.stubs = folder / "stubs"
@@ -274,6 +274,30 @@ def test_demo_of_an_unknown_bundle_lists_the_known_ones(checkout: Checkout) -> N
     assert "no bundle third_bundle" in result.stderr
     assert "first_bundle\n  second_bundle\n" in result.stderr
     assert checkout.calls() == []
+
+
+def test_monai_label_has_an_environment_of_its_own(checkout: Checkout) -> None:
+    requirements = "fire==0.0.0\nserver==1.0  # --no-deps\nother==2.0   # --no-deps\n"
+    (checkout.root / "requirements-monailabel.txt").write_text(requirements)
+    result = checkout.run("monai_label.sh", "a folder", "name=model.pt", USE_CURRENT_ENV="1")
+    assert result.returncode == 0, result.stderr
+    calls = [call for call in checkout.calls() if not call.startswith("-c")]
+    assert calls[0] == f"-m venv {checkout.root}/.venv-monailabel"
+    assert calls[1].startswith("-m pip install --requirement /")
+    assert calls[2:] == [
+        "-m pip install --no-deps server==1.0 other==2.0",
+        f"{checkout.root}/scripts/monai_label.py a folder name=model.pt",
+    ]
+    assert not checkout.environment.exists()
+    assert checkout.run("monai_label.sh", "--set_up").returncode == 0
+    assert [call for call in checkout.calls() if not call.startswith("-c")] == []
+
+
+def test_monai_label_runs_on_fewer_versions(checkout: Checkout) -> None:
+    (checkout.root / "requirements-monailabel.txt").touch()
+    result = checkout.run("monai_label.sh", "--set_up", STUB_VERSION="3.13.1")
+    assert result.returncode == 1
+    assert "Python 3.11 or 3.12 is needed, found: 3.13.1" in result.stderr
 
 
 def test_continuous_integration_runs_the_test_script(checkout: Checkout) -> None:

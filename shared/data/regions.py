@@ -128,6 +128,20 @@ class Region:
         """The whole image, made smaller where its longer side is above `max_size`. Uint8, (height, width, 3)."""
         return _thumbnail(self, max_size)
 
+    def window(self, x: int, y: int, width: int, height: int) -> Region:
+        """A rectangle of the image as a region of its own, of which nothing is read; coordinates begin at its corner.
+
+        What is read beyond its borders is what lies there in the image.
+
+        Args:
+            x, y: its top left corner in pixels of the file.
+            width, height: in the same.
+
+        Raises:
+            ValueError: when width or height is not positive.
+        """
+        return _Window(self, x, y, width, height)
+
     def coarsest(self) -> float:
         """Pixels of the file that a pixel of the pyramid's last level is wide; 1 where there is no pyramid."""
         return self._open().level_downsamples[-1]
@@ -157,10 +171,25 @@ class Region:
         return result
 
 
+class _Window(Region):
+    def __init__(self, region: Region, x: int, y: int, width: int, height: int) -> None:
+        if min(width, height) < 1:
+            raise ValueError(f"width and height must be positive, got {width} and {height}.")
+        self.path, self.mpp, self.in_memory = region.path, region.mpp, region.in_memory
+        self.size = (width, height)
+        self._region, self._corner = region, (x, y)
+
+    def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
+        return self._region.read(x + self._corner[0], y + self._corner[1], width, height, scale)
+
+    def _open(self) -> Any:
+        return self._region._open()
+
+
 def open_region(path: str | os.PathLike | Region, mpp: float | None = None) -> Region:
     """The `Region` of a path, whose file is not looked at again as long as it does not change; a region as it is."""
-    if isinstance(path, Region):
-        return path
+    if not isinstance(path, str | os.PathLike):  # MONAI Label loads a bundle's code anew between its steps: the class
+        return path  # of the region that a step before has opened bears the name of ours, and is another
     path = os.fspath(path)
     return _region(path, mpp, _stamp(path))
 

@@ -15,8 +15,8 @@ from ..utils import DataError
 logger = logging.getLogger(__name__)
 
 # A best score beside the weights, as many training scripts keep it. These types can do no harm.
-_NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
-_NUMPY_SCALARS += [(np._core.multiarray.scalar, "numpy.core.multiarray.scalar")]  # written with NumPy 1
+_NUMPY_SCALARS = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+_NUMPY_SCALARS += [(np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")]
 
 # What checkpoints written with early versions of MONAI hold and its UNETR of today has no place for (`cls_token`
 # never took part in UNETR's output; `conv3` and `norm3` stood unused in residual blocks that keep their channels), and

@@ -135,7 +135,7 @@ class LoadVolumed(LoadImaged):
             else:
                 _check_itk_header(path)
                 reader = reader or ITKReader()
-            volume = self._loader(path, reader)
+            loaded = self._loader(path, reader)
         except (DataError, MemoryError):
             raise
         except Exception as e:  # each reader, and each codec below it, has types of its own
@@ -143,6 +143,8 @@ class LoadVolumed(LoadImaged):
                 f"{path}: cannot be read ({type(e).__name__}: {_last_line(e)}). Expected NIfTI, NRRD, MetaImage or a "
                 "DICOM series; it may be cut short or damaged: copy or export it again."
             ) from e
+        # MONAI Label tells each loader of a bundle to give the metadata beside the image
+        volume = loaded[0] if isinstance(loaded, tuple) else loaded
         _check_volume(volume, path)
         return volume
 

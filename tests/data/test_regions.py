@@ -160,6 +160,27 @@ def test_no_seam_between_parts(
     assert max(sizes) < 4000  # with the margins
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_a_window_is_a_region_of_its_own(scale: float, image: np.ndarray, tmp_path: Path) -> None:
+    whole = Region(write_tiled(tmp_path / "a.tif", image), mpp=0.25)
+    window = pickle.loads(pickle.dumps(whole.window(40, 30, 100, 80)))
+    assert (window.size, window.mpp, window.path) == ((100, 80), 0.25, whole.path)
+    for x, y in ((0, 0), (-20, 60)):  # beyond its borders is what lies there in the image
+        assert np.array_equal(window.read(x, y, 50, 30, scale), whole.read(x + 40, y + 30, 50, 30, scale))
+    assert np.array_equal(window.thumbnail(500), image[30:110, 40:140])
+    tiles = RegionTiles([{"image": window, "case": "a"}], tile_size=64, overlap=8)
+    assert {tiles[i]["origin"] for i in range(len(tiles))} == {(0, 0), (36, 0), (0, 16), (36, 16)}
+    with pytest.raises(ValueError, match="width and height must be positive, got 0 and 5"):
+        whole.window(0, 0, 0, 5)
+
+
+def test_a_region_of_code_that_was_loaded_again_is_taken_as_it_is(image: np.ndarray, tmp_path: Path) -> None:
+    path = write_tiled(tmp_path / "a.tif", image)
+    again = type("Region", (), dict(vars(Region)))(path)
+    assert open_region(again) is again
+    assert not isinstance(again, Region)
+
+
 def test_what_was_not_scanned_is_white(tmp_path: Path) -> None:
     pixels = np.full((64, 128, 4), 50, np.uint8)
     pixels[..., 3] = 255

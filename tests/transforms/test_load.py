@@ -75,6 +75,13 @@ def test_formats_agree(tmp_path: Path, volume: np.ndarray, name: str) -> None:
     assert d["other"] == 3
 
 
+def test_a_loader_that_is_told_to_give_the_metadata_too(tmp_path: Path, volume: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(volume, AFFINE), tmp_path / "ct.nii")
+    load = LoadVolumed("image")
+    load._loader.image_only = False  # as MONAI Label does with every loader of a bundle
+    assert np.array_equal(load({"image": tmp_path / "ct.nii"})["image"].numpy(), volume[None])
+
+
 def test_case_name_that_is_there_stays_and_a_fourth_axis_of_one_is_dropped(tmp_path: Path, volume: np.ndarray) -> None:
     nib.save(nib.Nifti1Image(volume[..., None], AFFINE), tmp_path / "ct.nii")
     d = LoadVolumed("image")({"image": tmp_path / "ct.nii", "case": "p1_ct"})

@@ -1,0 +1,107 @@
+"""What scripts/monai_label.py does before it hands over to the server, which tests/test_monai_label.py starts."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import monai_label
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai_label import BUNDLES, check_port, check_studies, deploy, read_weights, served_name
+
+from shared.utils import DataError
+
+NAME = "mitosis_fusestyle_cls"
+DEMO = "configs/variants/demo.json"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """The demo's network and the record that says so."""
+    configs = [json.loads((BUNDLES / NAME / path).read_text()) for path in ("configs/inference.json", DEMO)]
+    network = ConfigParser(configs[0] | configs[1]).get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps({"name": "x", "network_overlay": DEMO}))
+    return tmp_path / "model.pt"
+
+
+def test_folders_tell_monai_label_what_a_bundle_is_for() -> None:
+    assert {served_name(bundle).removeprefix(bundle.name) for bundle in BUNDLES.iterdir()} == {
+        "_segmentation",
+        "_classification",
+        "_detection",
+    }
+    assert served_name(BUNDLES / NAME) == f"{NAME}_classification"
+
+
+def test_weights_by_name(weights: Path) -> None:
+    assert read_weights((f"{NAME}={weights}",)) == {NAME: weights}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), r"no weights were given.*scripts/demo\.sh NAME"),
+        (("model.pt",), r"model\.pt: expected NAME=FILE, where NAME is one of .*mitosis_fusestyle_cls"),
+        (("unetr=model.pt",), "unetr=model.pt: expected NAME=FILE"),
+        ((f"{NAME}=",), f"{NAME}=: expected NAME=FILE"),
+        ((f"{NAME}=no/such.pt",), r"no/such\.pt: there is no such file of weights"),
+    ],
+)
+def test_weights_that_cannot_be_served(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_weights(given)
+
+
+def test_a_bundle_is_packed_with_the_variant_of_its_weights_until_it_is_trained_there(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    models = tmp_path / "models"
+    assert deploy(NAME, weights, models) == f"{NAME}_classification"
+    folder = models / f"{NAME}_classification"
+    assert json.loads((folder / "configs" / "inference.json").read_text())["network_overlay"] == DEMO
+    (folder / "configs" / "inference.json").write_text("{}")
+    deploy(NAME, weights, models)  # made anew
+    assert json.loads((folder / "configs" / "inference.json").read_text())["network_overlay"] == DEMO
+    assert capsys.readouterr().out == ""
+    (folder / "training").mkdir()
+    (folder / "models" / "model.pt").write_bytes(b"trained")
+    deploy(NAME, weights, models)
+    assert (folder / "models" / "model.pt").read_bytes() == b"trained"
+    assert "goes on with what was trained in MONAI Label" in capsys.readouterr().out
+
+
+def test_studies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert check_studies("https://a.server/dicom-web") == "https://a.server/dicom-web"
+    assert check_studies(str(tmp_path)) == str(tmp_path)
+    assert "holds no image" in capsys.readouterr().out
+    (tmp_path / "ct.nii.gz").touch()
+    assert check_studies(str(tmp_path)) == str(tmp_path)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(DataError, match="there is no such folder"):
+        check_studies(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as server:
+        server.bind((monai_label.HOST, 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(DataError, match=rf"--port {port} cannot be used .*Choose another"):
+            check_port(port)
+    check_port(port)
+    with pytest.raises(DataError, match="--port 70000 cannot be used"):
+        check_port(70000)
+
+
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, Path(monai_label.__file__), tmp_path, "a=b"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("Error: a=b: expected NAME=FILE")
