@@ -31,7 +31,7 @@ def read_json_object(path: Path, expected: str, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file. Expected {expected}. {remedy}")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise DataError(f"{path}: not readable as JSON ({e}). Expected {expected}.") from e
     if not isinstance(content, dict):

@@ -72,7 +72,7 @@ def write_midog_json(path: str | os.PathLike, detections: Detections, mpp: float
     ]
     content = {"type": "Multiple points", "points": points, "version": {"major": 1, "minor": 0}}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, allow_nan=False))
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
 def write_geojson(
@@ -121,7 +121,8 @@ def write_geojson(
             }
             features.append(_feature(box, properties))
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"type": "FeatureCollection", "features": features}, allow_nan=False))
+        content = {"type": "FeatureCollection", "features": features}
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
 def _feature(box: Sequence[float], properties: Mapping[str, Any]) -> dict[str, Any]:

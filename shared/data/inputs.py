@@ -57,7 +57,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_datalist(path: Path) -> list[Path]:
     try:
-        entries = json.loads(path.read_text())["test"]
+        entries = json.loads(path.read_text(encoding="utf-8"))["test"]
         images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(
@@ -190,7 +190,7 @@ def _stated_mpp(path: Path) -> dict[str, float]:
     """Full path → µm per pixel of the images in a datalist that states it; nothing for another file."""
     if path.suffix != ".json" or not path.is_file():
         return {}
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     entries = [{"image": entry} if isinstance(entry, str) else entry for entry in content["test"]]
     stated = {os.path.abspath(path.parent / e["image"]): e.get("mpp") or content.get("mpp") for e in entries}
     return {file: value for file, value in stated.items() if value is not None}

@@ -164,7 +164,7 @@ def _read_fold(
     path: Path, fold: int, cases: Mapping[str, CtCase], exclude: Collection[str]
 ) -> tuple[list[CtCase], list[CtCase]]:
     try:
-        folds = json.loads(path.read_text())
+        folds = json.loads(path.read_text(encoding="utf-8"))
         if fold < 0:
             raise IndexError("below 0")
         train, val = (

@@ -241,7 +241,7 @@ def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrit
             return
         if not overwrite:
             raise DataError(f"{path}: holds another datalist. Choose another output, or replace it with --overwrite.")
-    with atomic_path(path) as temporary, temporary.open("w") as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for i, (key, value) in enumerate(content.items()):
             file.write(f"{',' if i else '{'}\n  {json.dumps(key)}: ")
             if isinstance(value, list) and value:
@@ -255,6 +255,6 @@ def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrit
 
 def _holds(path: Path, content: Mapping[str, Any]) -> bool:
     try:
-        return json.loads(path.read_text()) == content
+        return json.loads(path.read_text(encoding="utf-8")) == content
     except (OSError, ValueError):
         return False

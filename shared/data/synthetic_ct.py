@@ -660,7 +660,7 @@ def _refuse_other_content(output_dir: Path, datalist: dict, items: Sequence[dict
         if path.is_file() and not hidden and path not in own:
             raise DataError(f"{output_dir}: already holds {relative}, expected an empty folder. {remedy}")
     written = output_dir / "dataset.json"
-    if written.exists() and written.read_text() != json.dumps(datalist, indent=2) + "\n":
+    if written.exists() and written.read_text(encoding="utf-8") != json.dumps(datalist, indent=2) + "\n":
         raise DataError(f"{written}: already describes another data set, expected an empty folder. {remedy}")
 
 

@@ -29,7 +29,7 @@ def read_model_record(ckpt_path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise DataError(f"{path}: not readable as JSON ({e}). Expected the record that training writes.") from e
     if not isinstance(record, dict):

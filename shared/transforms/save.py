@@ -88,7 +88,7 @@ class SaveSegmentationd(SaveImaged):
             folder = Path(temporary) / "new"
             folder.mkdir()
             nib.save(_nifti(label_map, affine, source), folder / f"{case}_seg.nii.gz")
-            (folder / "organs.json").write_text(json.dumps(organs, indent=2) + "\n")
+            (folder / "organs.json").write_text(json.dumps(organs, indent=2) + "\n", encoding="utf-8")
             save_preview(
                 folder / "preview.png",
                 image[0].cpu().numpy(),

@@ -40,12 +40,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
     """Write rows under a header, atomically. A value of None is left blank."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(fieldnames))
         writer.writeheader()
         writer.writerows(rows)
@@ -58,7 +58,7 @@ def append_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], field
         DataError: when the file cannot be written to.
     """
     try:
-        with Path(path).open("a", newline="") as file:
+        with Path(path).open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, fieldnames=list(fieldnames)).writerows(rows)
     except OSError as e:
         raise DataError(f"{path}: cannot be written to ({e.strerror}). Free space, or change its permissions.") from e

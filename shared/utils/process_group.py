@@ -15,9 +15,10 @@ import torch.distributed as dist
 from .errors import DataError
 
 GRACE = 0.5  # seconds; the threads need some microseconds, and the interpreter's lock
-# How long a rank waits for another, which may have hours of preprocessing left, or a whole slide. A rank that has
-# ended is noticed at once, by torchrun and by its closed connections.
-PATIENCE = timedelta(days=1)
+# How long a rank waits for another: in training, for the preprocessing of all cases before the first step; where inputs
+# are shared out, for whole slides. A rank that has ended is noticed at once, by torchrun and by its closed connections,
+# one that hangs, only after this time.
+PATIENCE, PATIENCE_WITH_INPUTS = timedelta(hours=2), timedelta(days=1)
 
 
 def join_process_group(optional: bool = False) -> None:
@@ -45,7 +46,7 @@ def join_process_group(optional: bool = False) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     backend = "nccl" if torch.cuda.is_available() and not optional else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=PATIENCE_WITH_INPUTS if optional else PATIENCE)
     if optional:
         atexit.register(leave_process_group)
 

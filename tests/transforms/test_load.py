@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import locale
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,7 @@ def test_two_series_in_a_folder(tmp_path: Path) -> None:
 def dicom_series(folder: Path, positions: list[float], tilt: float = 0.0) -> Path:
     """A CT series of 4 x 5 pixels with slices at these positions in mm, each shifted by `tilt` times its position."""
     folder.mkdir()
+    before = locale.setlocale(locale.LC_ALL)
     writer_io = itk.GDCMImageIO.New()
     writer_io.KeepOriginalUIDOn()
     for i, z in enumerate(positions):
@@ -133,6 +135,7 @@ def dicom_series(folder: Path, positions: list[float], tilt: float = 0.0) -> Pat
         writer = itk.ImageFileWriter[type(image)].New(Input=image, FileName=str(folder / f"{i}.dcm"))
         writer.SetImageIO(writer_io)
         writer.Update()
+    locale.setlocale(locale.LC_ALL, before)  # the writer leaves C's behind, in which Python opens files as ASCII
     return folder
 
 
