@@ -14,10 +14,17 @@ from typing import Any, NamedTuple
 
 import fire
 import torch
-from bundle_checks import check_changelog, check_paths, check_references, check_requirements
+from bundle_checks import (
+    check_changelog,
+    check_paths,
+    check_references,
+    check_requirements,
+    recorded_default,
+    recorded_key,
+)
 from monai.bundle import ConfigParser
 from torch import nn
-from zoo_layout import lay_out_pull_request
+from zoo_layout import lay_out_pull_request, read_object, refuse_zoo
 
 from shared.networks import load_weights, read_model_record
 from shared.utils import DataError, atomic_path, fault_list, show_errors_briefly, write_json
@@ -27,6 +34,7 @@ BUNDLES, SHARED = ROOT / "bundles", ROOT / "shared"
 CONTENT = ("LICENSE", "configs/logging.conf", "configs/**/*.json", "docs/**/*")
 WEIGHTS = "models/model.pt"
 COMPANIONS = ("model.json", "threshold.json")  # which training writes beside the weights
+BACKUPS = ("~", ".swp", ".bak", ".orig")  # what editors leave behind
 # Appended to the packed `scripts/__init__.py`.
 IDENTITY = '''
 import sys
@@ -44,7 +52,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
     places = [Path(entry or ".").resolve() / "scripts" for entry in ("", *sys.path)]
     files = [place / "__init__.py" for place in places if (place / "__init__.py").is_file()]
-    meant = [file.parent for file in files if f"{{name}} = " in file.read_text()]
+    meant = [file.parent for file in files if f"{{name}} = " in file.read_text("utf-8", "replace")]
     raise OtherBundleError(
         f"{{Path(__file__).resolve().parent}}: this package `scripts` is loaded, that of {name} {version}; the "
         f"configuration belongs to {{meant[0] if meant else name + ', which is not on sys.path'}}. Two bundles need "
@@ -65,7 +73,7 @@ class Package(NamedTuple):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return json.loads((self.bundle / "configs" / "metadata.json").read_text())
+        return read_config(self.bundle, "metadata")
 
     @property
     def title(self) -> str:
@@ -73,18 +81,32 @@ class Package(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What a user has to know of the weights, in a sentence or two."""
+        """What a user has to know of the weights, in a few sentences."""
+        data = self.record.get("name", "a data set without a name")
         if not self.weights:
-            return (
+            text = (
                 "This package is untrained: it holds no weights. Train first (configs/train.json); until then "
                 "inference, evaluation and exports have nothing to load."
             )
-        if not self.record:
-            return "No record came with the weights of this package: nobody knows what they were trained on."
-        name = self.record.get("name", "a data set without a name")
-        if self.record.get("synthetic"):
-            return f"The weights of this package were trained on synthetic data ({name}): of no use on real images."
-        return f"The weights of this package were trained on {name}."
+        elif not self.record:
+            text = "No record came with the weights of this package: nobody knows what they were trained on."
+        elif self.record.get("synthetic"):
+            text = f"The weights of this package were trained on synthetic data ({data}): of no use on real images."
+        else:
+            text = f"The weights of this package were trained on {data}."
+        files = {name: file for name in self.variants for file in map(named_file, self.overlay(name).values()) if file}
+        return text + "".join(
+            f" The variant {name} starts from {file}, which is not in this package." for name, file in files.items()
+        )
+
+    def overlay(self, name: str) -> dict[str, Any]:
+        return read_config(self.bundle, f"variants/{name}")
+
+    @property
+    def baked(self) -> dict[str, dict[str, Any]]:
+        """The variants with what of them becomes part of the configs: all but files that are not in the package."""
+        kept = {name: {k: v for k, v in self.overlay(name).items() if not named_file(v)} for name in self.variants}
+        return {name: overlay for name, overlay in kept.items() if overlay}
 
 
 def read_package(bundle: Path, weights: str | Path | None = None, variant: Any = "", url: str = "") -> Package:
@@ -115,19 +137,34 @@ def read_package(bundle: Path, weights: str | Path | None = None, variant: Any =
 
 def read_config(bundle: Path, name: str) -> dict[str, Any]:
     path = bundle / "configs" / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(read_text(path)) if path.is_file() else {}
+
+
+def named_file(value: Any) -> str:
+    """The file below `models/` that a value of an overlay names, if it is another than the packed weights."""
+    found = re.search(r"/(models/[^']+)'", value) if isinstance(value, str) else None
+    return found[1] if found and found[1] != WEIGHTS else ""
+
+
+def taken_over(overlay: Mapping[str, Any], train: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a training's overlay a config takes: the keys in which it repeats `train`, as itself or as a default."""
+    taken = {key: overlay[key] for key in overlay if key in config and config[key] == train.get(key)}
+    for key, value in config.items():
+        if (default := recorded_default(key, value)) != value and (source := recorded_key(key, train)) in overlay:
+            taken |= {key: f"$@record.get('{key}', {overlay[source]!r})"} if default == train[source] else {}
+    return taken
 
 
 def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
-    """`train` and `inference` with the variants in them, and the labels that the weights were trained with.
+    """`train`, `evaluate` and `inference` with the variants in them, and the labels that the weights were trained with.
 
-    An overlay that changes the network goes into both. Of another, inference takes what it repeats from training.
+    An overlay that changes the network goes into training and inference. Of another, inference takes what it repeats
+    from training, and so does evaluation, which is run together with training's.
     """
-    train, inference = read_config(package.bundle, "train"), read_config(package.bundle, "inference")
-    for name in package.variants:
-        overlay = read_config(package.bundle, f"variants/{name}")
-        same = [key for key in overlay if key in inference and key in train and inference[key] == train[key]]
-        inference |= {key: overlay[key] for key in (overlay if "network_def" in overlay else same)}
+    train, evaluate, inference = (read_config(package.bundle, name) for name in ("train", "evaluate", "inference"))
+    for overlay in package.baked.values():
+        inference |= overlay if "network_def" in overlay else taken_over(overlay, train, inference)
+        evaluate |= taken_over(overlay, train, evaluate)
         train |= overlay
     if isinstance(train.get("labels"), dict) and package.record.get("labels"):
         train["labels"] = inference["labels"] = package.record["labels"]
@@ -139,7 +176,7 @@ def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
             f"{package.weights}: its record names the network of {recorded or 'train.json itself'}, the package would "
             f"have that of {overlay or 'train.json itself'}. Give {wanted}."
         )
-    return {"train": train, "inference": inference}
+    return {"train": train, "evaluate": evaluate, "inference": inference}
 
 
 def build_network(configs: Mapping[str, dict[str, Any]], package: Package) -> nn.Module:
@@ -228,7 +265,9 @@ def baked_metadata(package: Package, configs: Mapping[str, dict[str, Any]]) -> d
         changes[f"{base['mpp']} micrometres"] = f"{package.record['mpp']} micrometres"
     if "spacing" in train:
         changes[" x ".join(map(str, base["spacing"]))] = " x ".join(map(str, train["spacing"]))
-    for key in ("description", "image_classes", "label_classes", "pred_classes"):
+    if pred["format"] == "segmentation":  # the background is none
+        changes[f"{len(old_names) - 1} abdominal organs"] = f"{len(names) - 1} abdominal organ{'s' * (len(names) > 2)}"
+    for key in ("name", "task", "description", "image_classes", "label_classes", "pred_classes"):
         for old, new in changes.items():
             metadata[key] = metadata[key].replace(old, new)
     if labels and pred["format"] != "segmentation" and sorted(labels) != ["mitotic", "non_mitotic"]:
@@ -238,8 +277,13 @@ def baked_metadata(package: Package, configs: Mapping[str, dict[str, Any]]) -> d
 
 def tell_of_weights(metadata: dict[str, Any], package: Package) -> dict[str, Any]:
     """What metadata.json says of the weights and of the variants."""
-    variants = f" Variants that are part of this package: {', '.join(package.variants)}." if package.variants else ""
+    networks = [name for name, overlay in package.baked.items() if "network_def" in overlay]
+    variants = f" The network is that of the variant {networks[-1]}." if networks else ""
+    variants += f" Variants that are part of this package: {', '.join(package.baked)}." if package.baked else ""
     if package.weights:
+        version, log = metadata["version"], metadata["changelog"]
+        if version in log:
+            log[version] = log[version].removesuffix(", without weights")
         described = re.sub(r" No weights are shipped[^.]*\.", "", metadata["description"])
         use = re.sub(r": no clinically trained weights are shipped.*$", ".", metadata["intended_use"])
         metadata |= {"description": f"{described} {package.note}", "intended_use": f"{use} {package.note}"}
@@ -250,6 +294,27 @@ def tell_of_weights(metadata: dict[str, Any], package: Package) -> dict[str, Any
 # ---- text and code
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, whatever the machine's own encoding is.
+
+    Raises:
+        DataError: when it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{path}: byte {e.start} is no UTF-8, expected text in UTF-8. Save the file as that, or take it out."
+        ) from e
+
+
+def found_files(folder: Path, *patterns: str) -> list[Path]:
+    """The files that fit one of the patterns, but hidden ones and backups."""
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    hidden = [path for path in paths if "/." in f"/{path.relative_to(folder).as_posix()}"]
+    return [path for path in paths if path not in hidden and not path.name.endswith(BACKUPS)]
+
+
 def renamed(text: str) -> str:
     """`text` with the package's new name, where it is named with one of its parts."""
     parts = "|".join(sorted(path.name for path in SHARED.iterdir() if (path / "__init__.py").is_file()))
@@ -258,7 +323,7 @@ def renamed(text: str) -> str:
 
 def packed_code(name: str, version: str) -> tuple[dict[str, str], str]:
     """The files of the package `scripts`, and the name that tells it from those of other bundles."""
-    files = {str(path.relative_to(SHARED)): renamed(path.read_text()) for path in sorted(SHARED.rglob("*.py"))}
+    files = {str(path.relative_to(SHARED)): renamed(read_text(path)) for path in found_files(SHARED, "**/*.py")}
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]
     identity = re.sub(r"\W", "_", f"bundle_{name}_{version}_{digest}")
     files["__init__.py"] += IDENTITY.format(identity=identity, name=name, version=version)
@@ -268,7 +333,7 @@ def packed_code(name: str, version: str) -> tuple[dict[str, str], str]:
 def packed_card(text: str, package: Package) -> str:
     """The model card, told apart from that of the collection by its first lines."""
     name, metadata = package.bundle.name, package.metadata
-    variants = f" It has these variants baked in: {', '.join(package.variants)}." if package.variants else ""
+    variants = f" It has these variants baked in: {', '.join(package.baked)}." if package.baked else ""
     fetch = f" Fetch the weights first: `python -m monai.bundle download_large_files`, into {WEIGHTS}."
     head = (
         f"**{package.note}**{fetch if package.url else ''}\n\nVersion {metadata['version']}.{variants} Commands run in "
@@ -299,12 +364,12 @@ def packed_files(package: Package) -> dict[str, bytes]:
         changed["configs/metadata.json"] = tell_of_weights(baked_metadata(package, configs), package)
     code, identity = packed_code(bundle.name, package.metadata["version"])
     pictures, texts = {}, code
-    for path in sorted({path for pattern in CONTENT for path in bundle.glob(pattern) if path.is_file()}):
+    for path in found_files(bundle, *CONTENT):
         name = path.relative_to(bundle).as_posix()
         if b"\0" in path.read_bytes():
             pictures[name] = path.read_bytes()
             continue
-        text = path.read_text()
+        text = read_text(path)
         if name in changed and changed[name] != json.loads(text):
             text = json.dumps(changed[name], indent=4, ensure_ascii=False) + "\n"
         if name == "docs/README.md":
@@ -317,7 +382,7 @@ def packed_files(package: Package) -> dict[str, bytes]:
         texts[name] = re.sub(r'("imports": \[)(\s*)', rf"\1\2{line},\2", renamed(text))
     if package.url:
         texts["large_files.yml"] = large_files(package)
-    return pictures | {name: text.encode() for name, text in texts.items()}
+    return pictures | {name: text.encode("utf-8") for name, text in texts.items()}
 
 
 # ---- folders and files
@@ -427,14 +492,7 @@ def add_to_list(path: Path, package: Package, archive: Path, base_url: str) -> N
     Raises:
         DataError: when the file holds something else.
     """
-    try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as e:
-        raise DataError(f"{path}: not readable as JSON ({e}). Correct it, or choose another --output_dir.") from e
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: holds a JSON {type(content).__name__}, expected an object. Choose another --output_dir."
-        )
+    content = read_object(path)
     source = f"{base_url.rstrip('/')}/{archive.name}" if base_url else archive.name
     entry = {"checksum": file_digest(archive, "sha1"), "source": source, **marks(package)}
     write_json(path, dict(sorted((content | {package.title: entry}).items())))
@@ -446,8 +504,25 @@ def pull_request(package: Package, folder: Path, zoo: Path, report: Path) -> Non
     bars = lay_out_pull_request(folder, zoo, package.title, package.note, known)
     text = f"Before a pull request with {package.title} to the model zoo:{fault_list(bars)}"
     with atomic_path(report) as temporary:
-        temporary.write_text(f"{text}\n")
+        temporary.write_text(f"{text}\n", encoding="utf-8")
     print(text)
+
+
+def refuse_to_replace(package: Package, archive: Path) -> None:
+    """Keep a trained package from being replaced by an untrained one, or by one of other variants.
+
+    Raises:
+        DataError: when it would be, or its manifest is broken.
+    """
+    path = archive.with_suffix(".json")
+    there = read_object(path)
+    variants = list(package.variants)
+    if there.get("trained") and (not package.weights or there.get("variants") != variants):
+        new = f"would have {'weights' if package.weights else 'no weights'} and the variants {variants or 'none'}"
+        raise DataError(
+            f"{path}: tells of a trained package of the variants {there.get('variants') or 'none'}, the new one {new}. "
+            f"Raise the version, delete {archive.name} and {path.name} first, or choose another --output_dir."
+        )
 
 
 def main(
@@ -482,6 +557,11 @@ def main(
         raise DataError(f"--weights are those of one bundle, {len(chosen)} were named. Name one.")
     output = Path(str(output_dir)).expanduser()
     packages = [read_package(BUNDLES / name, str(weights), variant, str(weights_url)) for name in chosen]
+    read_object(output / "model_info.json")  # before anything is written
+    for package in packages:
+        refuse_to_replace(package, output / f"{package.title}.zip")
+        if zoo_dir:
+            refuse_zoo(Path(str(zoo_dir)).expanduser(), package.bundle.name)
     for package in packages:
         archive = output / f"{package.title}.zip"
         with tempfile.TemporaryDirectory() as temporary:

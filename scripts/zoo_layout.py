@@ -86,7 +86,7 @@ def unit_test(name: str, metadata: Mapping[str, Any]) -> str:
             f"{name}: `task` in metadata.json begins with {task!r}, expected Segmentation, Classification or "
             f"Detection: {TEST_TEMPLATE.name} has data for these."
         )
-    return TEST_TEMPLATE.read_text().replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
+    return TEST_TEMPLATE.read_text(encoding="utf-8").replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
 
 
 # ---- what bars a pull request
@@ -101,7 +101,7 @@ def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> I
         title: NAME_vVERSION.
         marks: `trained`, `synthetic`, `record` and `url` of the weights.
     """
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    metadata = read_object(folder / "configs" / "metadata.json")
     if not marks["trained"]:
         yield "There are no trained weights: the zoo wants models/model.pt, or large_files.yml with its address."
     elif marks["synthetic"]:
@@ -123,7 +123,7 @@ def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> I
     published = zoo / "models" / "model_info.json"
     if not published.is_file():
         yield f"Not checked, for want of models/model_info.json: whether {title} is in the zoo already."
-    elif title in json.loads(published.read_text()):
+    elif title in read_object(published):
         yield f"{title} is in the zoo already: raise `version`, and tell in `changelog` what is new."
     yield f"The bundle needs Python {OUR_PYTHON}, the zoo's CI had {ZOO_PYTHON} in October 2024: ask for a newer one."
     yield "Run ./runtests.sh --autofix and --codeformat in the zoo (isort, black, flake8, pytype): not run here."
@@ -133,12 +133,41 @@ def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> I
 # ---- files
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        DataError: when the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as e:
+        raise DataError(f"{path}: not readable as JSON ({e}). Correct it, or choose another folder.") from e
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path}: holds a JSON {type(content).__name__}, expected an object. Correct it, or choose another folder."
+        )
+    return content
+
+
+def unit_test_path(zoo: Path, name: str) -> Path:
+    return zoo / "ci" / "unit_tests" / f"test_{name}.py"
+
+
+def refuse_zoo(zoo: Path, name: str) -> None:
+    """Raise a `DataError` where a bundle is in the zoo, maybe with somebody's edits, or the zoo's list is broken."""
+    for path in (zoo / "models" / name, unit_test_path(zoo, name)):
+        if path.exists():
+            raise DataError(f"{path}: is there already. Delete it first, or choose another --zoo_dir.")
+    read_object(zoo / "models" / "model_info.json")
+
+
 def lay_out_pull_request(source: Path, zoo: Path, title: str, note: str, marks: Mapping[str, Any]) -> list[str]:
     """Write a packed bundle, its unit test and its card in the zoo's form below `zoo`.
 
     Args:
         source: the packed bundle as a folder.
-        zoo: a folder, or a clone of the zoo; the same bundle in it is replaced.
+        zoo: a folder, or a clone of the zoo, without this bundle and its unit test.
         title: NAME_vVERSION.
         note: what is to be known of the weights.
         marks: `trained`, `synthetic`, `record` and `url` of the weights.
@@ -147,23 +176,20 @@ def lay_out_pull_request(source: Path, zoo: Path, title: str, note: str, marks: 
         what still bars a pull request.
 
     Raises:
-        DataError: when something else has the bundle's place.
+        DataError: when there is something in the bundle's place, or the zoo's list is broken.
     """
     name, place = source.name, zoo / "models" / source.name
-    metadata = json.loads((source / "configs" / "metadata.json").read_text())
+    metadata = read_object(source / "configs" / "metadata.json")
     test = unit_test(name, metadata)
-    if place.exists() and not (place / "configs" / "metadata.json").is_file():
-        raise DataError(f"{place}: is in the way, and no bundle. Choose another --zoo_dir, or delete it first.")
+    refuse_zoo(zoo, name)
     with atomic_path(place) as temporary:
         shutil.copytree(source, temporary, ignore=too_large)
         for path in temporary.rglob("*.json"):  # as the zoo's formatter has them
-            path.write_text(json.dumps(json.loads(path.read_text()), indent=4) + "\n")
+            path.write_text(json.dumps(json.loads(path.read_text("utf-8")), indent=4) + "\n", encoding="utf-8")
         card = temporary / "docs" / "README.md"
-        card.write_text(zoo_card(card.read_text(), metadata, name, note))
-        if place.exists():
-            place.rename(temporary.with_name("replaced"))
-    with atomic_path(zoo / "ci" / "unit_tests" / f"test_{name}.py") as temporary:
-        temporary.write_text(test)
+        card.write_text(zoo_card(card.read_text("utf-8"), metadata, name, note), encoding="utf-8")
+    with atomic_path(unit_test_path(zoo, name)) as temporary:
+        temporary.write_text(test, encoding="utf-8")
     return list(barriers(place, zoo, title, marks))
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import package_bundles
 import pytest
 import torch
-from bundle_checks import check_references
+from bundle_checks import check_drift, check_references
 from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, download, download_large_files, get_bundle_info, get_bundle_versions
-from package_bundles import lay_out, main
+from package_bundles import baked_configs, build_network, lay_out, main, read_package
 
 from shared.data import BTCV_LABELS
+from shared.networks.retinanet import FrozenBatchNorm2d
 from shared.utils import DataError, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(tmp_path: Path) -> Path:
     """A copy of a bundle that a test may spoil."""
     return Path(shutil.copytree(UNETR, tmp_path / "bundles" / UNETR.name))
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of all bundles, whose baked configs every test writes anew."""
+    return Path(shutil.copytree(ROOT / "bundles", tmp_path_factory.mktemp("all") / "bundles"))
 
 
 def change(bundle: Path, name: str, **values: Any) -> None:
@@ -158,7 +165,10 @@ def test_a_variant_becomes_part_of_all_configs(tmp_path: Path, weights: Path) ->
     assert image["image"]["spatial_shape"] == pred["pred"]["spatial_shape"] == [32, 32, 32]
     assert pred["pred"]["channel_def"] == {str(v): k for k, v in ({"background": 0} | BTCV_LABELS).items()}
     assert "6.0 x 6.0 x 6.0 mm" in configs["metadata"]["image_classes"]
-    assert "No weights are shipped" not in configs["metadata"]["description"]
+    description = configs["metadata"]["description"]
+    assert "No weights are shipped" not in description
+    assert " The network is that of the variant demo. Variants that are part" in description
+    assert configs["metadata"]["changelog"] == {"0.1.0": "first version: training, evaluation and inference"}
     assert "synthetic data (made_up)" in configs["metadata"]["intended_use"]
     card = (folder / "docs" / "README.md").read_text()
     assert "demo, demo_schedule" in card.split("\n\n")[2]
@@ -172,15 +182,70 @@ def test_pictures_of_a_card_go_along(tmp_path: Path, copy: Path) -> None:
     assert (lay_out(copy, tmp_path / "packed") / "docs" / "picture.png").read_bytes() == picture
 
 
+def test_hidden_files_and_backups_stay_out(tmp_path: Path, copy: Path) -> None:
+    for name in (".DS_Store", "README.md~", ".README.md.swp", "a.swp", ".git/config"):
+        (copy / "docs" / name).parent.mkdir(exist_ok=True)
+        (copy / "docs" / name).write_bytes(b"\xff")
+    folder = lay_out(copy, tmp_path / "packed")
+    assert sorted(path.name for path in (folder / "docs").iterdir()) == ["README.md", "data_license.txt"]
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path, copy: Path) -> None:
+    (copy / "docs" / "notes.txt").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"docs/notes\.txt: byte 2 is no UTF-8"):
+        lay_out(copy, tmp_path / "packed")
+
+
 def test_a_training_variant_leaves_inference_without_fusestyle(tmp_path: Path) -> None:
     bundle = ROOT / "bundles" / "mitosis_fusestyle_cls"
     folder = lay_out(bundle, tmp_path / "packed", variant="shallow,camelyon17")
     train, inference = (read(folder / "configs" / f"{name}.json") for name in ("train", "inference"))
     assert (train["fusestyle_places"], inference["fusestyle_places"]) == ([1, 2], [])
-    assert inference["patch_size"] == "$@record.get('patch_size', 64)"  # the record of the training will say it
+    evaluate = read(folder / "configs" / "evaluate.json")
+    assert inference["patch_size"] == evaluate["patch_size"] == "$@record.get('patch_size', 96)"
     metadata = read(folder / "configs" / "metadata.json")
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [96, 96]
     assert "96 x 96 pixels" in metadata["image_classes"]
+
+
+VARIANTS = [
+    (bundle.name, base + path.stem)
+    for bundle in BUNDLES
+    for path in sorted(bundle.glob("configs/variants/*.json"))
+    for base in ("", "demo,")
+    if path.stem != "demo" or not base
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_variants_leave_training_and_inference_the_same(copies: Path, name: str, variant: str) -> None:
+    for config, content in baked_configs(read_package(ROOT / "bundles" / name, variant=variant)).items():
+        write_json(copies / name / "configs" / f"{config}.json", content)
+    assert check_drift(copies / name) == []
+
+
+def test_a_file_that_is_not_there_is_not_baked(tmp_path: Path) -> None:
+    """Training starts as without it; the network's frozen batch norm computes what batch norm does with its weights."""
+    bundle = ROOT / "bundles" / "mitosis_retinanet_fusestyle"
+    parser = ConfigParser(baked_configs(read_package(bundle, variant="demo"))["inference"])
+    parser["pretrained"] = "weights of another training"
+    torch.manual_seed(0)
+    trained = parser.get_parsed_content("network_def").eval()
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in trained.modules())
+    for name, value in trained.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            value.add_(torch.rand(value.shape))
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    package = read_package(bundle, tmp_path / "model.pt", "demo,pretrained")
+    configs = baked_configs(package)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(build_network(configs, package)(image), trained(image))
+    assert [configs[name]["pretrained"] for name in ("train", "inference")] == [None, None]
+    missing = "The variant pretrained starts from models/pretrained.safetensors, which is not in this package."
+    assert package.note.endswith(missing)
+    main(bundle.name, output_dir=str(tmp_path / "out"), weights=str(package.weights), variant="demo,pretrained")
+    assert read(tmp_path / "out" / f"{bundle.name}_v0.1.0.json")["variants"] == ["demo", "pretrained"]
 
 
 def test_the_classes_are_those_of_the_weights(tmp_path: Path) -> None:
@@ -191,6 +256,8 @@ def test_the_classes_are_those_of_the_weights(tmp_path: Path) -> None:
     assert pred["num_channels"] == 5
     assert pred["channel_def"] == {"0": "background", **{str(value): name for name, value in FOUR.items()}}
     assert metadata["pred_classes"].startswith("5 channels of logits")
+    assert metadata["task"] == "Segmentation of 4 abdominal organs in CT"
+    assert "segments 4 abdominal organs" in metadata["description"]
     assert metadata["label_classes"].endswith("0 background, 1 liver, 2 spleen, 3 left kidney, 4 aorta")
     assert [read(folder / "configs" / f"{name}.json")["labels"] for name in ("train", "inference")] == [FOUR, FOUR]
     assert "were trained on mine." in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
@@ -285,6 +352,19 @@ def test_other_content_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds a JSON list"):
         main(UNETR.name, output_dir=str(tmp_path))
     assert (tmp_path / "model_info.json").read_text() == "[]"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model_info.json", "notes.txt"]
+
+
+def test_a_trained_package_is_not_replaced_by_another_kind(tmp_path: Path, weights: Path) -> None:
+    pack = partial(main, UNETR.name, output_dir=str(tmp_path / "out"))
+    pack()
+    pack(weights=str(weights), variant="demo")
+    pack(weights=str(weights), variant="demo")  # newer weights of the same kind may
+    files = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for options in ({}, {"weights": str(weights), "variant": "demo,plain"}):
+        with pytest.raises(DataError, match=r"tells of a trained package of the variants .*Raise the version"):
+            pack(**options)
+        assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
 
 
 # ---- from a server
@@ -406,7 +486,7 @@ def test_a_pull_request_is_laid_out(tmp_path: Path, weights: Path, capsys: pytes
     untrained = (output / f"{UNETR.name}_v0.1.0_zoo.txt").read_text()
     assert untrained in capsys.readouterr().out
     assert "There are no trained weights" in untrained
-    (zoo / "models" / UNETR.name / "old.txt").touch()
+    shutil.rmtree(zoo)
     write_json(zoo / "models" / "model_info.json", {f"{UNETR.name}_v0.1.0": {}})
     url = "https://example.org/model.pt"
     options = {"weights": str(weights), "variant": "demo", "weights_url": url, "zoo_dir": str(zoo)}
@@ -417,7 +497,6 @@ def test_a_pull_request_is_laid_out(tmp_path: Path, weights: Path, capsys: pytes
     assert "is in the zoo already: raise `version`" in text
     assert sorted(path.name for path in (zoo / "models").iterdir()) == [UNETR.name, "model_info.json"]
     folder = zoo / "models" / UNETR.name
-    assert not (folder / "old.txt").exists()
     assert url in (folder / "large_files.yml").read_text()
     assert not list(folder.rglob("*.pt"))
     card = (folder / "docs" / "README.md").read_text()
@@ -442,7 +521,18 @@ def test_large_weights_stay_out_of_a_pull_request(
     assert not list((tmp_path / "zoo").rglob("*.pt"))
 
 
-def test_something_else_in_the_zoo_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "models" / UNETR.name).mkdir(parents=True)
-    with pytest.raises(DataError, match="is in the way, and no bundle"):
-        main(UNETR.name, output_dir=str(tmp_path), zoo_dir=str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"models/{UNETR.name}/configs/metadata.json", f"{UNETR.name}: is there already. Delete it first"),
+        (f"ci/unit_tests/test_{UNETR.name}.py", "is there already. Delete it first"),
+        ("models/model_info.json", "not readable as JSON"),
+    ],
+)
+def test_a_zoo_is_left_alone(tmp_path: Path, name: str, message: str) -> None:
+    """Where the bundle is in it, maybe with somebody's edits, or its list is broken."""
+    (tmp_path / "zoo" / name).parent.mkdir(parents=True)
+    (tmp_path / "zoo" / name).write_text("mine")
+    with pytest.raises(DataError, match=message):
+        main(UNETR.name, output_dir=str(tmp_path / "out"), zoo_dir=str(tmp_path / "zoo"))
+    assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["mine"]
