@@ -36,13 +36,23 @@ ALWAYS_THERE = {"monai", "torch", "np", "numpy", *dir(builtins)}  # in the expre
 MACHINE_PATH = re.compile(
     r"(?:file://|(?<![\w./}\-]))/(?:home|root|Users|work|workspace|tmp|mnt|media|scratch)/|\b[A-Z]:\\{1,2}(?:Users|[\w.-]+\\)"
 )
+ABSOLUTE_PATH = re.compile(r"/(?!path/to\b)|~/|[A-Za-z]:[\\/]")  # at the start of a value in a config
+# What is a bundle's own in its folder, where runs leave their results too.
+CONTENT = ("LICENSE", "configs/**/*", "docs/**/*", "scripts/**/*", "models/*.json", "large_files.*")
 
 
 # ---- what a bundle's folder holds
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def one_line(error: BaseException) -> str:
+    """The innermost cause of an exception, where MONAI wraps it."""
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def config(bundle: Path, name: str) -> dict[str, Any]:
@@ -125,8 +135,8 @@ def has(content: Any, key: str) -> bool:
 
 
 def text_files(bundle: Path) -> Iterator[tuple[Path, str]]:
-    """Every file of the bundle that is text, and its content."""
-    for path in sorted(bundle.rglob("*")):
+    """Every file of the bundle's own that is text, and its content."""
+    for path in sorted({path for pattern in CONTENT for path in bundle.glob(pattern)}):
         if path.is_file() and "__pycache__" not in path.parts and b"\0" not in (content := path.read_bytes()):
             yield path, content.decode(errors="replace")
 
@@ -203,7 +213,7 @@ def bound_names(file: Path, changed: int) -> dict[str, str]:
         changed: when it was, so that a changed file is read anew.
     """
     names: dict[str, str] = {}
-    for node in statements(ast.parse(file.read_text()).body):
+    for node in statements(ast.parse(file.read_text(encoding="utf-8"), str(file)).body):
         if isinstance(node, ast.ImportFrom):
             source = "." * node.level + (f"{node.module}." if node.module else "")
             names |= {alias.asname or alias.name: f"{source}{alias.name}" * bool(node.level) for alias in node.names}
@@ -232,12 +242,15 @@ def monai_locator() -> ComponentLocator:
 
 def import_faults(statement: str, bundle: Path) -> tuple[dict[str, str], list[str]]:
     """The name that an import line of a config gives to its expressions, for what, and what is wrong with the line."""
-    node = ast.parse(statement).body[0]
+    try:
+        node, *others = ast.parse(statement).body
+    except SyntaxError as e:
+        return {}, [f"{statement}: {e.msg}"]
     assert isinstance(node, ast.Import | ast.ImportFrom)
     first = node.names[0]
     meant = f"{node.module}.{first.name}" if isinstance(node, ast.ImportFrom) else first.name
     faults = [fault for fault in [find_name(meant, bundle)] if fault]
-    if len(node.names) > 1:
+    if others or len(node.names) > 1:
         faults.append("MONAI takes the first name only; give each a line of its own")
     if isinstance(node, ast.Import) and "." in first.name and not first.asname:
         faults.append("expressions cannot use a name with a dot; write `from ... import ...` or `... as ...`")
@@ -290,7 +303,7 @@ def check_files(bundle: Path) -> list[str]:
     empty = "is missing or empty"
     faults = [f"{name} {empty}" for name in wanted if not non_empty(bundle / name)]
     if non_empty(ROOT / "LICENSE") and non_empty(bundle / "LICENSE"):
-        ours, theirs = ((folder / "LICENSE").read_text() for folder in (ROOT, bundle))
+        ours, theirs = ((folder / "LICENSE").read_text(encoding="utf-8") for folder in (ROOT, bundle))
         faults += ["LICENSE differs from that of the collection"] * (ours != theirs)
     return faults
 
@@ -311,7 +324,7 @@ def check_json(bundle: Path) -> list[str]:
     for path in sorted((bundle / "configs").rglob("*.json")):
         where = path.relative_to(bundle)
         try:
-            content = json.loads(path.read_text(), object_pairs_hook=unique)
+            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
             faults += [f"{where}: holds {type(content).__name__}, expected an object"] * (not isinstance(content, dict))
         except ValueError as e:
             faults.append(f"{where}: {e}")
@@ -337,7 +350,7 @@ def check_changelog(bundle: Path) -> list[str]:
     metadata, where = config(bundle, "metadata"), "configs/metadata.json"
     if faults := [f"{where}: {key} is missing" for key in ("version", "changelog") if key not in metadata]:
         return faults
-    named, versions = metadata["version"], list(metadata["changelog"])
+    named, versions = metadata["version"], list(metadata["changelog"] or {})
     if named not in versions:
         return [f"{where}: version {named} is not in changelog ({', '.join(versions) or 'empty'})"]
     newest = max(versions, key=lambda text: [int(number) for number in re.findall(r"\d+", text)])
@@ -346,9 +359,9 @@ def check_changelog(bundle: Path) -> list[str]:
 
 def pins(bundle: Path) -> tuple[dict[str, str], str]:
     """Versions by the name of the package, and where they are from: requirements.txt, or what is installed."""
-    for folder in (bundle.resolve().parent.parent, ROOT):
+    for folder in (code_folder(bundle), ROOT):
         if (folder / "requirements.txt").is_file():
-            text = (folder / "requirements.txt").read_text()
+            text = (folder / "requirements.txt").read_text(encoding="utf-8")
             return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, flags=re.MULTILINE)), "requirements.txt"
     return {name: installed(name) for name in named_versions(bundle)}, "this environment"
 
@@ -369,7 +382,8 @@ def named_versions(bundle: Path) -> dict[str, str]:
     """The versions of packages that metadata.json names."""
     metadata = config(bundle, "metadata")
     keys = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
-    return {name: metadata.get(key, "") for name, key in keys.items()} | metadata.get("required_packages_version", {})
+    named = {name: metadata.get(key, "") for name, key in keys.items()}
+    return named | (metadata.get("required_packages_version") or {})
 
 
 @of_configs
@@ -392,7 +406,8 @@ def check_requirements(bundle: Path) -> list[str]:
 
 def imported_modules(package: Path) -> list[str]:
     """Top-level modules outside the standard library that the files of a package import."""
-    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    modules = [ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in sorted(package.rglob("*.py"))]
+    nodes = [node for module in modules for node in ast.walk(module)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
     return sorted({name.partition(".")[0] for name in names} - sys.stdlib_module_names - {package.name})
@@ -400,11 +415,19 @@ def imported_modules(package: Path) -> list[str]:
 
 def check_paths(bundle: Path) -> list[str]:
     """No file of the bundle names a folder of one machine."""
-    return [
+    faults = [
         f"{path.relative_to(bundle)}:{number}: a path of one machine, {match[0]}..."
         for path, text in text_files(bundle)
         for number, line in enumerate(text.splitlines(), 1)
         if (match := MACHINE_PATH.search(line))
+    ]
+    if check_json(bundle):
+        return faults
+    return faults + [
+        f"configs/{name}.json: {key}: a path of one machine, {value}"
+        for name in ("metadata", *config_names(bundle))
+        for key, value in leaves(config(bundle, name))
+        if isinstance(value, str) and ABSOLUTE_PATH.match(value) and not MACHINE_PATH.search(value)
     ]
 
 
@@ -527,7 +550,8 @@ def check_drift(bundle: Path) -> list[str]:
     roots = ["network_def", "preprocessing", "inferer"]
     keys = what_is_read(inference, [*roots, "network_overlay"]) - RUN_ONLY - TRAINING_ONLY - set(roots)
     for key in sorted(keys & train.keys()):
-        ours, theirs = train[key], recorded_default(key, inference[key])
+        theirs = recorded_default(key, inference[key])
+        ours = train[key if theirs == inference[key] else recorded_key(key, train)]
         if theirs is not None and ours != theirs:  # null: as the image's file says
             faults.append(f"{where}: {key} is {json.dumps(theirs)}, train.json has {json.dumps(ours)}")
     if "image_mean" in what_is_read(inference, ["inferer"]):
@@ -560,6 +584,12 @@ def recorded_default(key: str, value: Any) -> Any:
     return ast.literal_eval(match[1]) if match else value
 
 
+def recorded_key(key: str, train: dict[str, Any]) -> str:
+    """Which key of train.json the weights' record holds under `key`: another where `settings` says so."""
+    source = train.get("settings", {}).get(key, "")
+    return source[1:] if isinstance(source, str) and source[1:] in train else key
+
+
 def steps_on_image(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The transforms of a pipeline as they act on the image: without what they do to the label, and without types."""
     if not has(content, key):
@@ -588,7 +618,8 @@ def listed(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
 def check_metrics(bundle: Path) -> list[str]:
     """Every metric that the configs name is computed: it is a key of the engines' metrics, or the package has it."""
     package = code_folder(bundle) / package_name(bundle)
-    literals = {text for path in package.rglob("*.py") for text in re.findall(r"['\"](\w+)['\"]", path.read_text())}
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    literals = set(re.findall(r"['\"](\w+)['\"]", code))
     faults = []
     for names in combinations(bundle):
         content, _ = try_merged(bundle, names)
@@ -635,14 +666,17 @@ class Command(NamedTuple):
 def card_commands(bundle: Path) -> list[Command]:
     """The commands of `monai.bundle` in the card, those in its blocks of code and those within its text."""
     card = bundle / "docs" / "README.md"
-    text = card.read_text() if card.is_file() else ""
+    text = card.read_text(encoding="utf-8").replace("\\\n", " ") if card.is_file() else ""
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]*-m monai\.bundle [^`\n]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return [parsed_command(line) for line in lines if "-m monai.bundle " in line]
 
 
 def parsed_command(line: str) -> Command:
-    parts = shlex.split(line.partition("-m monai.bundle ")[2], comments=True)
+    try:
+        parts = shlex.split(line.partition("-m monai.bundle ")[2], comments=True)
+    except ValueError as e:
+        raise ValueError(f"docs/README.md: {line.strip()}: {e}") from None
     parts = [part for part in parts if part != "…"]
     name, arguments, options = parts[0], parts[1:], {}
     free = iter(inspect.signature(getattr(monai.bundle, name)).parameters) if hasattr(monai.bundle, name) else iter(())
@@ -681,7 +715,7 @@ def check_card(bundle: Path) -> list[str]:
     for command in commands:
         faults += [f"{where}: {command.line[:60]}...: {fault}" for fault in command_faults(command, bundle)]
     card = bundle / "docs" / "README.md"
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", card.read_text() if card.is_file() else ""):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", card.read_text(encoding="utf-8") if card.is_file() else ""):
         if not re.match(r"\w+:", target) and not (card.parent / target).exists():
             faults.append(f"{where}: links to {target}, which is not there")
     return faults

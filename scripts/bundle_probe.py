@@ -20,6 +20,7 @@ from typing import Any
 import fire
 import monai.bundle
 import nibabel as nib
+import numpy as np
 import torch
 from bundle_checks import (
     SHOWN,
@@ -29,7 +30,9 @@ from bundle_checks import (
     combinations,
     config,
     leaves,
+    one_line,
     package_name,
+    read_json,
     strings,
     try_merged,
 )
@@ -78,14 +81,7 @@ def main(output: str, run_commands: bool = True) -> None:
                 faults, note = [f"{check}: {one_line(e)}"], ""
             seconds = round(time.monotonic() - start, 1)
             found[check] = {"faults": faults, "note": note, "seconds": seconds}
-            Path(output).write_text(json.dumps(found))
-
-
-def one_line(error: BaseException) -> str:
-    """The innermost cause of an exception, where MONAI wraps it."""
-    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = inner
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            Path(output).write_text(json.dumps(found), encoding="utf-8")
 
 
 def check_code(bundle: Path) -> tuple[list[str], str]:
@@ -139,14 +135,20 @@ def check_weights() -> tuple[list[str], str]:
             [f"{INFERENCE}: the network has other weights than that of train.json: {min(differ)}"] if differ else []
         )
     if not WEIGHTS.is_file():
-        listed = [path for path in Path().glob("large_files.*") if str(WEIGHTS) in path.read_text()]
+        listed = [path for path in Path().glob("large_files.*") if str(WEIGHTS) in path.read_text(encoding="utf-8")]
         return faults, f"to be downloaded, {listed[0]}" if listed else "untrained"
     network_of("inference").load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
     record = WEIGHTS.with_suffix(".json")
     if not record.is_file():
         return [*faults, f"{WEIGHTS}: there is no {record} that says what the weights were trained on"], ""
-    content = json.loads(record.read_text())
+    content, inference = read_json(record), config(Path(), "inference")
     faults += [f"{record}: says nothing of {key}" for key in ("name", "network_overlay") if key not in content]
+    overlays = [found.get("network_overlay") or "" for found in (content, inference)]
+    if overlays[0] != overlays[1]:
+        faults.append(f"{record}: network_overlay is {overlays[0]!r}, {INFERENCE} has {overlays[1]!r}")
+    labels = [found.get("labels") for found in (content, inference)]
+    if all(isinstance(found, dict) for found in labels) and labels[0] != labels[1]:
+        faults.append(f"{record}: the weights were trained for the labels {labels[0]}, {INFERENCE} has {labels[1]}")
     return faults, "synthetic data" if content.get("synthetic") else str(content.get("name", ""))
 
 
@@ -187,7 +189,7 @@ def check_torchscript(work: Path) -> tuple[list[str], str]:
     for path in (exported, work / "random.pt"):
         path.unlink(missing_ok=True)
     fault = f"{INFERENCE}: the exported network differs from the network by {difference:.1e}"
-    return [fault] * (difference > 1e-4), f"difference {difference:.0e}"
+    return [fault] * (not difference <= 1e-4), f"difference {difference:.0e}"
 
 
 def check_properties(bundle: Path, work: Path, with_data: bool) -> tuple[list[str], str]:
@@ -240,7 +242,7 @@ def at_demo_size(
 
 def needs_a_file(path: Path) -> bool:
     """Whether an overlay is about weights that neither the bundle nor this check has."""
-    content = json.loads(path.read_text())
+    content = read_json(path)
     return any("/models/" in text for text in strings(content)) and path.parent.name == "variants"
 
 
@@ -253,11 +255,12 @@ def synthetic_data(bundle: Path, folder: Path) -> tuple[Path, Path]:
         path = folder / "dataset.json"
         if not path.is_file():
             coarse(pydoc.locate(f"{own}.data").make_synthetic_ct(folder, 3, processes=1))
+            relabel(path, config(bundle, "train").get("labels", {}))
     else:
         path = folder / ("tiles.json" if metadata["task"].startswith("Detection") else "dataset.json")
         if not path.is_file():
             pydoc.locate(f"{own}.data").make_synthetic_histology(folder, 3, 2, 1, processes=1)
-    return path, folder / json.loads(path.read_text())["test"][0]["image"]
+    return path, folder / read_json(path)["test"][0]["image"]
 
 
 def coarse(datalist: Path) -> None:
@@ -265,6 +268,23 @@ def coarse(datalist: Path) -> None:
     for path in datalist.parent.rglob("*.nii.gz"):
         volume = nib.load(path)
         nib.save(nib.Nifti1Image(volume.dataobj[::3, ::3, ::3], volume.slicer[::3, ::3, ::3].affine), path)
+
+
+def relabel(datalist: Path, labels: dict[str, int]) -> None:
+    """Give a data set other labels than its organs, each of them a slab of the voxels that have any."""
+    content = read_json(datalist)
+    names = {"0": "background"} | {str(value): name for name, value in labels.items()}
+    if not labels or content["labels"] == names:
+        return
+    values = np.array(sorted(labels.values()), np.uint8)
+    for case in content["training"] + content["validation"] + content["test"]:
+        path = datalist.parent / case["label"]
+        image = nib.load(path)
+        array = np.asarray(image.dataobj).astype(np.uint8)
+        marked = array > 0
+        array[marked] = values[np.arange(marked.sum()) * len(values) // marked.sum()]
+        nib.save(nib.Nifti1Image(array, image.affine), path)
+    datalist.write_text(json.dumps(content | {"labels": names}), encoding="utf-8")
 
 
 def check_commands(bundle: Path, work: Path) -> tuple[list[str], str]:

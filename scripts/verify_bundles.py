@@ -28,6 +28,7 @@ from bundle_checks import (
     check_paths,
     check_references,
     check_requirements,
+    one_line,
     pins,
 )
 from bundle_runs import at_least
@@ -54,6 +55,11 @@ PROBE = Path(__file__).parent / "bundle_probe.py"
 Found = dict[str, dict[str, Any]]  # by the name of the check: faults, note, seconds
 
 
+def own_bundles() -> list[str]:
+    """The names of the bundles in this collection."""
+    return sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+
+
 def find_bundle(name: str) -> Path:
     """The folder of a bundle, given by its name in this collection or by a path.
 
@@ -63,8 +69,9 @@ def find_bundle(name: str) -> Path:
     for folder in (Path(name), ROOT / "bundles" / name):
         if (folder / "configs").is_dir():
             return folder.resolve()
-    known = ", ".join(sorted(path.name for path in (ROOT / "bundles").iterdir()))
-    raise DataError(f"{name}: expected the folder of a bundle, which holds configs, or one of {known}.")
+    raise DataError(
+        f"{name}: expected the folder of a bundle, which holds configs, or one of {', '.join(own_bundles())}."
+    )
 
 
 def static_checks(bundle: Path) -> Found:
@@ -72,8 +79,12 @@ def static_checks(bundle: Path) -> Found:
     found: Found = {}
     for name, check in CHECKS.items():
         start = time.monotonic()
-        found[name] = {"faults": check(bundle), "note": "", "seconds": round(time.monotonic() - start, 1)}
-    if (source := pins(bundle)[1]) != "requirements.txt":
+        try:
+            faults = check(bundle)
+        except Exception as e:  # of content that no check expects; the other checks go on
+            faults = [f"this check cannot go on: {one_line(e)}"]
+        found[name] = {"faults": faults, "note": "", "seconds": round(time.monotonic() - start, 1)}
+    if not found["requirements"]["faults"] and (source := pins(bundle)[1]) != "requirements.txt":
         found["requirements"]["note"] = f"as in {source}"
     return found
 
@@ -84,14 +95,15 @@ def running_checks(bundle: Path, run_commands: bool) -> Found:
         output, log = Path(name) / "found.json", Path(name) / "log"
         command = [sys.executable, str(PROBE), "--output", str(output), "--run_commands", str(run_commands)]
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # nothing is left in the folder
-        with log.open("w") as file:
+        with log.open("wb") as file:
             status = subprocess.run(
                 command, cwd=bundle, env=environment, stdout=file, stderr=file, check=False
             ).returncode
-        found: Found = json.loads(output.read_text()) if output.is_file() else {}
-        if status:
-            last = (log.read_text(errors="replace").splitlines() or [""])[-1]
-            fault = f"the process that runs the bundle's code ended with status {status}: {last[:300]}"
+        found: Found = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+        if status or "properties" not in found:  # the last check; the code may end the process as if all were well
+            last = (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
+            done = ", ".join(found) or "nothing"
+            fault = f"the process that runs the bundle's code ended with status {status}, done is {done}: {last[:300]}"
             found["process"] = {"faults": [fault], "note": "", "seconds": 0}
     return found
 
@@ -131,7 +143,7 @@ def main(*bundles: str, run_commands: bool = True, output: str = "", jobs: int =
         jobs: bundles at a time.
     """
     at_least(1, jobs=jobs)
-    folders = [find_bundle(str(name)) for name in bundles or sorted(p.name for p in (ROOT / "bundles").iterdir())]
+    folders = [find_bundle(str(name)) for name in bundles or own_bundles()]
     check = partial(verify, run_commands=flag("run_commands", run_commands))
     with ThreadPoolExecutor(jobs) as pool:
         found = list(tqdm(pool.map(check, folders), total=len(folders), desc="verifying", unit="bundle"))

@@ -11,13 +11,16 @@ from typing import Any
 
 import bundle_checks
 import bundle_probe
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import verify_bundles
-from bundle_checks import check_references, check_requirements, combinations, find_name
+from bundle_checks import check_paths, check_references, check_requirements, combinations, find_name, pins
 from package_bundles import lay_out
 from verify_bundles import CHECKS, find_bundle, main, running_checks
 
+from shared.data import load_datalist
 from shared.utils import DataError, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +57,7 @@ def change(name: str, **values: Any) -> Callable[[Path], None]:
 
     def apply(bundle: Path) -> None:
         path = bundle / "configs" / f"{name}.json"
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         for key, value in values.items():
             *parents, last = key.split("__")
             part = content
@@ -63,7 +66,7 @@ def change(name: str, **values: Any) -> Callable[[Path], None]:
             part[last] = value
             if value is ...:
                 del part[last]
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
 
     return apply
 
@@ -73,7 +76,8 @@ def overlay(name: str, content: dict[str, Any]) -> Callable[[Path], None]:
 
     def apply(bundle: Path) -> None:
         path = bundle / "configs" / f"{name}.json"
-        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | content))
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps(old | content), encoding="utf-8")
 
     return apply
 
@@ -81,18 +85,18 @@ def overlay(name: str, content: dict[str, Any]) -> Callable[[Path], None]:
 def import_line(line: str) -> Callable[[Path], None]:
     def apply(bundle: Path) -> None:
         path = bundle / "configs" / "train.json"
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content["imports"].append(line)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
 
     return apply
 
 
 def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
     def apply(bundle: Path) -> None:
-        text = (bundle / name).read_text()
+        text = (bundle / name).read_text(encoding="utf-8")
         assert old in text
-        (bundle / name).write_text(text.replace(old, new))
+        (bundle / name).write_text(text.replace(old, new), encoding="utf-8")
 
     return apply
 
@@ -127,10 +131,12 @@ BROKEN = [
     ("metadata", change("metadata", task=...), "'task' is a required property"),
     ("metadata", change("metadata", network_data_format__outputs__pred__num_channels=13), "pred has 13 channels"),
     ("changelog", change("metadata", version="0.2.0"), "version 0.2.0 is not in changelog (0.1.0)"),
+    ("changelog", change("metadata", changelog=None), "version 0.1.0 is not in changelog (empty)"),
     ("changelog", change("metadata", changelog={"0.1.0": "a", "0.10.0": "b", "0.9.0": "c"}), "goes on to 0.10.0"),
     ("requirements", change("metadata", numpy_version="1.26.4"), "numpy is 1.26.4, requirements.txt has"),
     ("requirements", change("metadata", required_packages_version__itk="5.3.0"), "itk is 5.3.0, requirements.txt has"),
     ("requirements", change("metadata", required_packages_version__scipy=...), "lacks scipy, which shared imports"),
+    ("requirements", change("metadata", required_packages_version=None), "lacks scipy, which shared imports"),
     ("requirements", change("metadata", required_packages_version__pandas="2.0.0"), "pandas is 2.0.0"),
     ("references", change("train", loss___target_="DiceLos"), "DiceLos: MONAI has no component of this name"),
     ("references", change("train", optimizer___target_="torch.optim.AdamX"), "torch.optim has no AdamX"),
@@ -141,6 +147,8 @@ BROKEN = [
     ("references", import_line("$from shared.utils import flags"), "shared/utils/__init__.py has no flags"),
     ("references", import_line("$import shared.utils"), "expressions cannot use a name with a dot"),
     ("references", import_line("$import os, re"), "MONAI takes the first name only"),
+    ("references", import_line("$import os; import re"), "import os; import re: MONAI takes the first name only"),
+    ("references", import_line("$import os as"), "import os as: "),
     ("references", change("inference", device="@devise"), "configs/inference.json: device: @devise is not there"),
     ("references", change("train", seed="$@train#trainer#epochs + 1"), "@train#trainer#epochs is not there"),
     ("references", change("train", seed="%sead"), "%sead: there is no sead"),
@@ -170,6 +178,9 @@ BROKEN = [
     ("metrics", change("train", seed="$lambda engine: engine.state.metrics['val_los']"), "seed wants val_los"),
     ("paths", change("train", dataset_dir="/".join(("", "home", "me", "data"))), "configs/train.json:1: a path of one"),
     ("paths", lambda b: (b / "docs/more.md").write_text("file://" + "/tmp" + "/x"), "docs/more.md:1: a path of one"),
+    ("paths", change("train", dataset_dir="/" + "data/btcv"), "configs/train.json: dataset_dir: a path of one machine"),
+    ("paths", change("variants/tcf", seed=[{"a": "~" + "/data"}]), "variants/tcf.json: seed#0#a: a path of"),
+    ("paths", change("inference", input="C:" + "/data/x"), "configs/inference.json: input: a path of one machine, C:/"),
     ("paths", lambda b: (b / "docs/more.md").write_text("D:" + "\\data\\ct"), "docs/more.md:1: a path of one"),
     ("card", replace("docs/README.md", "configs/train.json", "configs/trian.json"), "no command to train"),
     ("card", replace("docs/README.md", "configs/evaluate.json", "configs/eval.json"), "there is no configs/eval.json"),
@@ -177,6 +188,7 @@ BROKEN = [
     ("card", replace("docs/README.md", "--input /path", "--inputs /path"), "no config has the key inputs of --inputs"),
     ("card", replace("docs/README.md", "--ckpt_file", "--ckpt"), "no config has the key ckpt of --ckpt"),
     ("card", replace("docs/README.md", "ckpt_export", "export"), "no command to export to TorchScript"),
+    ("card", replace("docs/README.md", "monai.bundle run --", "monai.bundle run \\\n  --nope 1 --"), "the key nope"),
     ("card", lambda b: (b / "docs/README.md").write_text("[a](b.md)"), "links to b.md, which is not there"),
 ]  # fmt: skip
 
@@ -190,6 +202,46 @@ def test_a_check_sees_what_is_broken(
     faults = CHECKS[check](bundle)
     assert [fault for fault in faults if says in fault], faults
     assert not any("\n" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("check", "breaks", "says"),
+    [
+        (
+            "card",
+            replace("docs/README.md", "--input /path", "--input '/path"),
+            "docs/README.md: python -m monai.bundle",
+        ),
+        ("requirements", lambda b: (b / "scripts/data/ct.py").write_text("def f(:\n"), "SyntaxError: "),
+    ],
+)
+def test_a_check_that_cannot_go_on_is_a_fault(
+    packed: Path, tmp_path: Path, check: str, breaks: Callable[[Path], None], says: str
+) -> None:
+    folder = shutil.copytree(packed, tmp_path / "bundle")
+    breaks(folder)
+    found = verify_bundles.static_checks(folder)
+    assert found.keys() == CHECKS.keys()
+    (fault,) = found[check]["faults"]
+    assert fault.startswith("this check cannot go on: ")
+    assert says in fault
+    assert "ct.py, line 1" in fault or check == "card"
+    assert found["files"]["faults"] == []
+
+
+def test_what_runs_leave_in_the_folder_is_not_the_bundle_s(bundle: Path) -> None:
+    for name in ("output", "eval", "models"):
+        (bundle / name).mkdir()
+        (bundle / name / "run.json").write_text('"' + "/home" + '/me/x"')
+    change("train", dataset_dir="/path/to/data")(bundle)
+    assert check_paths(bundle) == ["models/run.json:1: a path of one machine, " + "/home" + "/..."]
+
+
+def test_requirements_of_other_folders_are_no_pins(tmp_path: Path) -> None:
+    """A model zoo has some of its own at its root, two folders above each bundle."""
+    folder = copied(UNETR, tmp_path / "models" / UNETR.name)
+    (tmp_path / "requirements.txt").write_text("numpy==1.0\n")
+    assert pins(folder) == pins(UNETR)
 
 
 def test_a_fault_of_a_base_is_told_once(bundle: Path) -> None:
@@ -226,7 +278,7 @@ def test_names_are_followed_to_where_they_are_made(bundle: Path, tmp_path: Path)
 def test_what_a_packed_bundle_s_own_files_lack_is_seen(packed: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(packed, tmp_path / "bundle")
     path = folder / "scripts" / "handlers" / "__init__.py"
-    path.write_text(path.read_text().replace("SavePredictions", "Gone"))
+    path.write_text(path.read_text(encoding="utf-8").replace("SavePredictions", "Gone"), encoding="utf-8")
     assert "scripts/handlers/__init__.py has no SavePredictions" in "".join(check_references(folder))
     replace("configs/inference.json", "scripts.transforms", "shared.transforms")(folder)
     assert "the bundle's package is scripts" in "".join(check_references(folder))
@@ -244,7 +296,7 @@ def test_without_pins_the_installed_versions_count(bundle: Path, monkeypatch: py
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A classifier with the demo's network as its own, and the working folder in it."""
     folder = copied(CLASSIFIER, tmp_path / CLASSIFIER.name)
-    network = json.loads((folder / "configs/variants/demo.json").read_text())
+    network = json.loads((folder / "configs/variants/demo.json").read_text(encoding="utf-8"))
     for name in ("train", "inference"):
         overlay(name, network)(folder)
     (folder / "models").mkdir()
@@ -257,8 +309,15 @@ def test_weights_that_fit_and_have_a_record(small: Path) -> None:
     network = bundle_probe.network_of("inference")
     torch.save(network.state_dict(), small / "models/model.pt")
     assert "there is no models/model.json" in bundle_probe.check_weights()[0][0]
-    write_json(small / "models/model.json", {"name": "made up", "network_overlay": "", "synthetic": True})
+    record = {"name": "made up", "network_overlay": "configs/variants/demo.json", "synthetic": True}
+    write_json(small / "models/model.json", record)
     assert bundle_probe.check_weights() == ([], "synthetic data")
+    overlay("inference", {"labels": {"a": 1}})(small)
+    write_json(small / "models/model.json", record | {"network_overlay": "", "labels": {"b": 1}})
+    assert bundle_probe.check_weights()[0] == [
+        "models/model.json: network_overlay is '', configs/inference.json has 'configs/variants/demo.json'",
+        "models/model.json: the weights were trained for the labels {'b': 1}, configs/inference.json has {'a': 1}",
+    ]
     torch.save(torch.nn.Linear(1, 1).state_dict(), small / "models/model.pt")
     with pytest.raises(RuntimeError, match="Missing key"):
         bundle_probe.check_weights()
@@ -287,6 +346,43 @@ def test_shapes_and_export_are_those_of_the_network(small: Path, tmp_path: Path)
     (small / "models/model.ts").write_bytes(b"none")
     with pytest.raises(RuntimeError, match="PytorchStreamReader"):
         bundle_probe.check_torchscript(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_seen(small: Path, tmp_path: Path) -> None:
+    state = bundle_probe.network_of("inference").state_dict()
+    torch.save(state | {"fc.bias": torch.full_like(state["fc.bias"], torch.nan)}, small / "models/model.pt")
+    assert bundle_probe.check_torchscript(tmp_path)[0] == [
+        "configs/inference.json: the exported network differs from the network by nan"
+    ]
+
+
+@pytest.mark.parametrize("count", [4, 30])
+def test_made_up_scans_take_the_labels_of_the_configuration(tmp_path: Path, count: int) -> None:
+    labels = {f"part {i}": i for i in range(1, count + 1)}
+    array = np.random.default_rng(0).integers(0, 14, (6, 5, 4)).astype(np.uint8)
+    cases = [{"image": f"{i}.nii", "label": f"{i}.nii"} for i in range(3)]
+    for case in cases:
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / case["label"])
+    datalist = tmp_path / "dataset.json"
+    splits = {"training": cases[:1], "validation": cases[1:2], "test": cases[2:]}
+    write_json(datalist, {"labels": {"0": "background", "1": "spleen"}, **splits})
+    bundle_probe.relabel(datalist, labels)
+    for split in splits:
+        (case,) = load_datalist(datalist, split, labels=labels)
+        found = np.asarray(nib.load(case["label"]).dataobj)
+        assert set(np.unique(found)) == {0, *labels.values()}
+        np.testing.assert_array_equal(found > 0, array > 0)
+
+
+def test_a_process_that_ends_early_is_a_fault(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = tmp_path / "probe.py"
+    probe.write_text(
+        "import os, sys\nopen(sys.argv[2], 'w').write('{\"code\": {}}')\nprint('bye', flush=True)\nos._exit(0)\n"
+    )
+    monkeypatch.setattr(verify_bundles, "PROBE", probe)
+    assert running_checks(small, run_commands=False)["process"]["faults"] == [
+        "the process that runs the bundle's code ended with status 0, done is code: bye"
+    ]
 
 
 def test_components_take_what_the_configs_give_them(small: Path) -> None:
@@ -325,7 +421,7 @@ def test_the_command_ends_with_the_faults(
     monkeypatch.setattr(verify_bundles, "running_checks", lambda *given: ran.append(given) or {})
     main(str(bundle), "mitosis_fusestyle_cls", run_commands=False, output=str(tmp_path / "found.json"))
     assert ran == [(bundle, False), (CLASSIFIER, False)]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert found["mitosis_fusestyle_cls"]["drift"]["faults"] == []
     assert capsys.readouterr().out.splitlines()[0].split() == [bundle.name, CLASSIFIER.name]
 
@@ -334,6 +430,18 @@ def test_the_command_ends_with_the_faults(
     with pytest.raises(SystemExit, match=r"abdominal_unetr_cbs: configs: configs/train.json: "):
         main(str(bundle))
     assert len(ran) == 2  # the code does not run on configs that cannot be read
+
+
+def test_all_bundles_are_those_with_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied(CLASSIFIER, tmp_path / "bundles" / CLASSIFIER.name)
+    (tmp_path / "bundles" / ".DS_Store").touch()
+    verified = []
+    monkeypatch.setattr(verify_bundles, "ROOT", tmp_path)
+    monkeypatch.setattr(verify_bundles, "verify", lambda bundle, run_commands: verified.append(bundle) or {})
+    main()
+    assert verified == [folder]
+    with pytest.raises(DataError, match=r"or one of mitosis_fusestyle_cls\.$"):
+        find_bundle("none")
 
 
 def test_a_name_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
@@ -357,12 +465,12 @@ def test_packed_bundles_run_their_own_code_each(packed: Path, tmp_path: Path) ->
     """Two versions of a bundle in one call, one of them broken; `shared` is not theirs to use."""
     other = shutil.copytree(packed, tmp_path / "other")
     path = other / "scripts" / "networks" / "resnet.py"
-    path.write_text(path.read_text() + "\nimport shared.layers\n")
+    path.write_text(path.read_text(encoding="utf-8") + "\nimport shared.layers\n", encoding="utf-8")
     output = tmp_path / "found.json"
     command = [sys.executable, str(ROOT / "scripts" / "verify_bundles.py"), str(packed), str(other)]
     command += ["--run_commands", "false", "--jobs", "2", "--output", str(output)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    found = json.loads(output.read_text())
+    found = json.loads(output.read_text(encoding="utf-8"))
     assert {name: r["faults"] for name, r in found[packed.name].items() if r["faults"]} == {}
     assert found[packed.name]["weights"]["note"] == "untrained"
     assert result.returncode == 1
