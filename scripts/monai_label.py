@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import fire
@@ -20,6 +22,14 @@ HOST = "127.0.0.1"
 # MONAI Label sees in the name of a folder what its bundle is for. What metadata.json says of the output, and that word.
 KINDS = {"segmentation": "segmentation", "classification": "classification", "anchor outputs": "detection"}
 IMAGES = ("nii.gz", "nii", "nrrd", "mha", "jpg", "jpeg", "png", "tif", "tiff", "svs", "ndpi", "mrxs")
+TRAINED_HERE = "labels submitted to MONAI Label"  # the name in the record of weights that monai_label_app.py trained
+
+# By default a page from anywhere may ask, in the user's own browser, and so read and delete studies. MONAI Label 0.8.5
+# cannot print its setting of other origins, and stops; so only what makes the answers may see it.
+START = (
+    "from monailabel.config import settings; settings.MONAI_LABEL_CORS_ORIGINS = {origins}; import monailabel.app; "
+    "settings.MONAI_LABEL_CORS_ORIGINS = []; from monailabel.main import Main; Main().run()"
+)
 
 
 def served_name(bundle: Path) -> str:
@@ -33,7 +43,7 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
     """The file of each bundle, from what is given as NAME=FILE.
 
     Raises:
-        DataError: when nothing is given, or anything but a bundle's name and a file.
+        DataError: when nothing is given, anything but a bundle's name and a file, or a bundle twice.
     """
     known = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
     if not weights:
@@ -47,6 +57,8 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
         name, _, file = str(text).partition("=")
         if name not in known or not file:
             raise DataError(f"{text}: expected NAME=FILE, where NAME is one of {', '.join(known)}.")
+        if name in files:
+            raise DataError(f"{text}: {name} was given twice. Give one file of weights for each bundle.")
         if not Path(file).expanduser().is_file():
             raise DataError(f"{file}: there is no such file of weights. Give the model.pt that training writes.")
         files[name] = Path(file).expanduser().resolve()
@@ -56,21 +68,40 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
 def deploy(name: str, weights: Path, models: Path) -> str:
     """Pack a bundle into a folder below `models`, and return what it is called there.
 
-    The record beside the weights names the variant that they belong to. What was trained in MONAI Label stays.
+    The record beside the weights names the variant that they belong to. What was trained in MONAI Label stays, and so
+    does what was served before, until the new package is complete.
+
+    Raises:
+        DataError: when the weights do not fit the network.
     """
     served = served_name(BUNDLES / name)
     folder = models / served
-    if (folder / "training").is_dir():
+    if read_model_record(folder / "models" / "model.pt").get("name") == TRAINED_HERE:
         print(f"{served}: goes on with what was trained in MONAI Label, not with {weights}. Delete {folder} to change.")
         return served
-    shutil.rmtree(folder, ignore_errors=True)
     overlay = read_model_record(weights).get("network_overlay") or ""
-    lay_out(BUNDLES / name, folder, weights, Path(overlay).stem)
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=models, prefix=".new-") as temporary:
+        try:
+            new = lay_out(BUNDLES / name, Path(temporary) / served, weights, Path(overlay).stem)
+        except DataError as e:
+            if "--variant" not in str(e):  # an option of package_bundles.py
+                raise
+            why = str(e).partition(" Give --variant")[0].replace("--variant is", f"{weights}: its record names")
+            raise DataError(
+                f"{why} Give weights of {name}, and keep the model.json that training wrote beside model.pt."
+            ) from None
+        if folder.exists():
+            folder.rename(Path(temporary) / "old")
+        new.rename(folder)
     return served
 
 
 def check_studies(studies: str) -> str:
-    """The folder of the images, or the address of a DICOMweb server or a Digital Slide Archive.
+    """The folder of the images, or the address of a server.
+
+    MONAI Label takes an address for that of a DICOMweb server, and for that of a Digital Slide Archive where
+    MONAI_LABEL_DATASTORE=dsa is set.
 
     Raises:
         DataError: when it is not there (MONAI Label would make an empty one) or cannot be written to.
@@ -81,8 +112,8 @@ def check_studies(studies: str) -> str:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         found = "cannot be written to" if folder.is_dir() else "there is no such folder"
         raise DataError(f"{folder}: {found}. Give the folder with the images; MONAI Label keeps labels beside them.")
-    if not any(file.name.lower().endswith(IMAGES) for file in folder.iterdir()):
-        print(f"{folder}: holds no image ({', '.join(IMAGES)}). Clients can still send theirs.")
+    if not any(file.name.endswith(IMAGES) for file in folder.iterdir()):  # as MONAI Label looks: in small letters alone
+        print(f"{folder}: holds no image ({', '.join(IMAGES)}, in small letters). Clients can still send theirs.")
     return str(folder)
 
 
@@ -96,11 +127,17 @@ def check_port(port: int) -> None:
             raise DataError(f"--port {port} cannot be used ({e}). Choose another, such as --port {8001}.") from e
 
 
+def check_mpp(mpp: float) -> None:
+    """Raise a `DataError` for anything but a positive number, and 0."""
+    if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not 0 <= mpp < math.inf:
+        raise DataError(f"--mpp is {mpp}, expected a positive number: µm a pixel, such as 0.25.")
+
+
 def main(studies: str, *weights: str, port: int = 8000, app_dir: str = "", mpp: float = 0.0) -> None:
     """Serve bundles with MONAI Label.
 
     Args:
-        studies: folder with the images, where MONAI Label also keeps labels.
+        studies: folder with the images, where MONAI Label also keeps labels; or an address, see `check_studies`.
         weights: NAME=FILE each: a bundle, and the model.pt of a training of it, with the model.json beside it.
         port: of the server, on this machine alone.
         app_dir: where the packed bundles go, and what is trained here; runs/monai_label by default.
@@ -110,18 +147,20 @@ def main(studies: str, *weights: str, port: int = 8000, app_dir: str = "", mpp: 
     files = read_weights(weights)
     place = check_studies(str(studies))
     check_port(port)
-    app = Path(app_dir).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
-    (app / "model").mkdir(parents=True, exist_ok=True)
+    check_mpp(mpp)
+    app = Path(str(app_dir)).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
+    app.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / "scripts" / "monai_label_app.py", app / "main.py")
     names = [deploy(name, file, app / "model") for name, file in files.items()]
     print(f"{', '.join(names)}: soon at http://{HOST}:{port}, log in {app / 'logs' / 'app.log'}", flush=True)
-    command = ["-m", "monailabel.main", "start_server", "--app", str(app), "--studies", place]
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    origins = json.loads(environ.pop("MONAI_LABEL_CORS_ORIGINS", "null")) or [f"http://{HOST}:{port}"]
+    command = ["start_server", "--app", str(app), "--studies", place]
     command += ["--host", HOST, "--port", str(port), "--conf", "models", ",".join(names)]
     # any word but the sources that it knows: it then takes the bundles that are there, and asks no server for others
     command += ["--conf", "zoo_source", "local", *(["--conf", "mpp", str(mpp)] if mpp else [])]
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps([f"*.{ending}" for ending in IMAGES]))
-    os.execve(sys.executable, [sys.executable, *command], environ)
+    os.execve(sys.executable, [sys.executable, "-c", START.format(origins=origins), *command], environ)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
 # MONAI Label's server with the bundles of this collection, in an environment that is made on the first call.
 #
-#   bash scripts/monai_label.sh STUDIES NAME=WEIGHTS [NAME=WEIGHTS ...]   the images' folder; a bundle and its model.pt
-#   bash scripts/monai_label.sh --set_up                                  only the environment
-#   bash scripts/monai_label.sh --help                                    all options
+#   bash scripts/monai_label.sh STUDIES NAME=WEIGHTS [NAME=WEIGHTS ...] [OPTION ...]
+#   bash scripts/monai_label.sh --set_up    only the environment
+#
+# STUDIES: the folder with the images, where MONAI Label also keeps labels; or the address of a DICOMweb server, or,
+# with MONAI_LABEL_DATASTORE=dsa set, of a Digital Slide Archive. NAME=WEIGHTS: a bundle, and the model.pt of a
+# training of it, with the model.json that training wrote beside it.
+#
+#   --port 8000       of the server, on this machine alone
+#   --app_dir DIR     where the packed bundles go, and what is trained here; runs/monai_label by default
+#   --mpp 0.25        micrometres a pixel of slides and regions that do not say it; without it they are refused
 #
 # The environment is .venv-monailabel, with the versions of requirements-monailabel.txt, never the project's own.
 # PYTHON=: see setup_env.sh; here 3.11 or 3.12.
@@ -12,6 +19,20 @@ environment_name=.venv-monailabel
 requirements_name=requirements-monailabel.txt
 versions="3.11 or 3.12"
 USE_CURRENT_ENV=0
+
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+if [ $# = 0 ]; then
+    usage >&2
+    exit 1
+fi
+for argument in "$@"; do
+    case "$argument" in -h | --help)
+        usage
+        exit
+        ;;
+    esac
+done
 
 install_packages() {
     local install=("$environment/bin/python" -m pip install)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,9 +79,9 @@ class Detector(BundleInferTask):
         return parser
 
     def run_detector(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
-        region, size = data[self.input_key], data.get("size") or [0]
-        x, y = (data.get("location") or [0, 0]) if min(size) > 0 else (0, 0)
-        part = region.window(x, y, *size) if min(size) > 0 else region
+        region, size = data[self.input_key], data.get("size") or [0, 0]
+        x, y = (data.get("location") or [0, 0]) if any(size) else (0, 0)
+        part = region.window(x, y, *size) if any(size) else region
         found = self.inferer(data)(part, self._get_network(device, data))
         return {**data, **found, "box": found["box"] + [x, y, x, y]}
 
@@ -122,11 +124,17 @@ class Trainer(BundleTrainTask):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         trained, served = Path(self.bundle_path, "training"), Path(self.bundle_path, "models")
+        for name in ("model.json", "model.pt"):  # those of an earlier run must not be served for this one's
+            (trained / name).unlink(missing_ok=True)
         result = super().__call__(request, datastore)
         for name in ("model.json", "model.pt"):  # the server looks at the latter's time of change
             shutil.copyfile(trained / name, served / f"{name}.new")
             os.replace(served / f"{name}.new", served / name)
         return result
+
+    def _run_command(self, cmd: list[str], env: dict[str, str]) -> None:
+        """For more processes than one. MONAI Label's own takes a failed run for a finished one."""
+        subprocess.run(cmd, env=env, check=True)
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, str]]:
         labels = self.bundle_config["labels"]
@@ -176,6 +184,23 @@ class Trainer(BundleTrainTask):
         return overrides
 
 
+def request_faults(request: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `mpp`, `location` and `size`, in a sentence each."""
+    faults, mpp = [], request.get("mpp")
+    location, size = request.get("location") or [0, 0], request.get("size") or [0, 0]
+    if mpp is not None and not (type(mpp) in (int, float) and 0 < mpp < math.inf):
+        faults.append(f"mpp is {mpp!r}, expected a positive number: µm a pixel.")
+    if not _is_pair(location):
+        faults.append(f"location is {location!r}, expected [x, y] in whole pixels.")
+    if not (_is_pair(size) and (min(size) > 0 or not any(size))):
+        faults.append(f"size is {size!r}, expected [width, height] in whole pixels, or [0, 0] for the whole image.")
+    return faults
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]
+
+
 def _record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -205,6 +230,7 @@ class BundleApp(MONAILabelApp):
         return {"random": Random(), "first": First()}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        self._refuse_faulty(request, datastore or self.datastore())
         try:
             return super().infer(request, datastore)
         except Exception as error:
@@ -213,11 +239,21 @@ class BundleApp(MONAILabelApp):
                 raise HTTPException(422, detail=str(error)) from error
             raise
 
+    def _refuse_faulty(self, request: dict[str, Any], datastore: Datastore) -> None:
+        model, image, faults = request.get("model"), request.get("image"), request_faults(request)
+        if model not in self._infers:
+            faults.append(f"{model}: there is no such model, expected one of {', '.join(self._infers)}.")
+        if isinstance(image, str) and not os.path.exists(image) and not datastore.get_image_uri(image):
+            faults.append(f"{image}: is not among the studies. Give the id of one, or send the image as a file.")
+        if faults:
+            raise HTTPException(422, detail=" ".join(faults))
+
     def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """What QuPath and the Digital Slide Archive ask for: one answer for the part of a slide that is selected.
 
         MONAI Label would cut the slide into tiles first, and figures on their borders; the bundle does that better.
         """
-        if not isinstance(self._infers.get(request.get("model", "")), Detector):
-            raise HTTPException(422, detail=f"{request.get('model')}: gives no outlines in slides. Ask /infer instead.")
+        task = self._infers.get(request.get("model", ""))
+        if task and not isinstance(task, Detector):
+            raise HTTPException(422, detail=f"{request['model']}: gives no outlines in slides. Ask /infer instead.")
         return self.infer(request, datastore)

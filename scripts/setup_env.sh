@@ -1,7 +1,7 @@
 # Sourced by test.sh, demo.sh and monai_label.sh. Afterwards $root is the checkout and `python` has all that is needed.
 #
 #   PYTHON=/path/to/python   the interpreter to make the environment with, 3.11 to 3.13
-#   USE_CURRENT_ENV=1        makes nothing and uses the environment that is active
+#   USE_CURRENT_ENV=1        makes nothing and uses the environment that is active (not monai_label.sh)
 #
 # The environment is .venv inside the checkout. It is made once and made anew when requirements.txt, the checkout's
 # place or the version of PYTHON has changed, or when an earlier attempt was cut short. monai_label.sh sets
@@ -60,7 +60,8 @@ logged() {
             "or name another interpreter: PYTHON=/path/to/python3.12"
     elif grep -qiE 'NewConnectionError|NameResolutionError|ProxyError|connection broken|timed out|unreachable' "$log"; then
         fail "the package index cannot be reached: no network? Try again when it is there, behind a proxy set" \
-            "HTTPS_PROXY, or use an environment that has everything: USE_CURRENT_ENV=1. Full log: $log"
+            "HTTPS_PROXY. test.sh and demo.sh also take an environment that has everything: USE_CURRENT_ENV=1." \
+            "Full log: $log"
     fi
     fail "the set-up failed. Full log: $log"
 }
@@ -75,7 +76,8 @@ make_environment() {
     local free_mb
     choose_interpreter
     if [ -e "$environment" ] && [ ! -f "$stamp" ]; then
-        fail "$environment exists, but was not made by this script. Remove it, or activate it and set USE_CURRENT_ENV=1."
+        fail "$environment exists, but was not made by this script. Remove it; or, for test.sh and demo.sh, activate" \
+            "an environment and set USE_CURRENT_ENV=1."
     fi
     rm -rf "$environment"
     free_mb="$(df -Pm "$root" | awk 'NR == 2 { print $4 }')"

@@ -237,6 +237,16 @@ def test_the_models_are_listed_by_what_they_do(server: Server) -> None:
     assert set(info["trainers"]) == set(SEGMENTATION)
 
 
+def test_pages_from_elsewhere_may_not_ask(server: Server) -> None:
+    request = urllib.request.Request(f"{server.address}/datastore/", headers={"Origin": "https://elsewhere.example"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.headers["access-control-allow-origin"] is None
+    headers = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "DELETE"}
+    request = urllib.request.Request(f"{server.address}/datastore/?id=slide", headers=headers, method="OPTIONS")
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=60)
+
+
 def test_answers_are_those_of_bundle_run_with_bundles_taking_turns(server: Server, data: Path, tmp_path: Path) -> None:
     inputs = images(data)
     expected = {model: bundle_run(server, model, image, tmp_path / model) for model, image in inputs.items()}
@@ -293,6 +303,35 @@ def test_the_answer_says_what_is_wrong_with_an_image(server: Server, data: Path)
     assert b"gives no outlines" in server.ask(f"/infer/wsi/{CLASSIFICATION}?image=slide", b"{}", "application/json")
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"mpp": "abc"}, "mpp is 'abc', expected a positive number"),
+        ({"mpp": -1}, "mpp is -1, expected a positive number"),
+        ({"mpp": 0.25, "size": [50]}, "size is [50], expected [width, height]"),
+        ({"mpp": 0.25, "size": [50, -5]}, "size is [50, -5], expected"),
+        ({"mpp": 0.25, "size": [0, 5]}, "size is [0, 5], expected"),
+        ({"mpp": 0.25, "size": [50, 50], "location": "corner"}, "location is 'corner', expected [x, y]"),
+    ],
+)
+def test_the_answer_says_what_is_wrong_with_a_request(
+    server: Server, data: Path, params: dict[str, Any], message: str
+) -> None:
+    assert (
+        message
+        in json.loads(server.send(f"/infer/{DETECTION}", "file", images(data)[DETECTION], params=params))["detail"]
+    )
+
+
+@pytest.mark.parametrize("path", ["/infer", "/infer/wsi"])
+def test_the_answer_says_that_there_is_no_such_model_or_image(server: Server, path: str) -> None:
+    body = json.dumps({}).encode() if path.endswith("wsi") else b""
+    refused = json.loads(server.ask(f"{path}/unet?image=slide", body, "application/json", "POST"))["detail"]
+    assert refused.startswith("unet: there is no such model, expected one of abdominal_")
+    refused = json.loads(server.ask(f"{path}/{DETECTION}?image=slide_9", body, "application/json", "POST"))["detail"]
+    assert refused.startswith("slide_9: is not among the studies")
+
+
 def submit(server: Server, data: Path, number: int, labels: dict[str, int]) -> None:
     """An image, and its label as 3D Slicer submits it: the segments' order beside the label map."""
     name = f"ct_{number:03}"
@@ -330,6 +369,12 @@ def test_one_epoch_of_training(server: Server, data: Path, tmp_path: Path) -> No
         assert (record["synthetic"], bool(record["pretrained"])) == (pretrained, pretrained)
         expected = bundle_run(server, model, images(data)[model], tmp_path / model)
         check_trained(server, model, images(data)[model], expected)
+
+    after = (models / "model.pt").read_bytes()
+    failed = server.train(model, force_multi_gpu=True)  # on no GPU at all
+    assert failed["status"] == "ERROR"
+    assert (models / "model.pt").read_bytes() == after
+    assert not (server.bundle(model) / "training" / "model.pt").exists()
 
 
 def check_trained(server: Server, model: str, image: Path, expected: Path) -> None:

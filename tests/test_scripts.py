@@ -24,6 +24,8 @@ case "$*" in
 esac
 """
 
+TESTS = f"-m pytest --numprocesses {min(os.cpu_count() or 1, 4)} --dist loadfile"
+
 
 def executable(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def test_first_call_installs_then_runs_everything(checkout: Checkout) -> None:
         f"{checkout.root}/scripts/check_env.py",
         "-m ruff check .",
         "-m ruff format --check .",
-        "-m pytest -x -k a name",
+        f"{TESTS} -x -k a name",
     ]
 
 
@@ -304,4 +306,4 @@ def test_continuous_integration_runs_the_test_script(checkout: Checkout) -> None
     (checkout.root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", checkout.root / ".ci")
     assert checkout.run("../.ci/run", "-x").returncode == 0
-    assert checkout.calls()[-1] == "-m pytest -x"
+    assert checkout.calls()[-1] == f"{TESTS} -x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import monai_label
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai_label import BUNDLES, check_port, check_studies, deploy, read_weights, served_name
+from monai_label import BUNDLES, TRAINED_HERE, check_mpp, check_port, check_studies, deploy, read_weights, served_name
 
 from shared.utils import DataError
 
@@ -28,6 +29,13 @@ def weights(tmp_path: Path) -> Path:
     torch.save(network.state_dict(), tmp_path / "model.pt")
     (tmp_path / "model.json").write_text(json.dumps({"name": "x", "network_overlay": DEMO}))
     return tmp_path / "model.pt"
+
+
+@pytest.fixture
+def other_weights(weights: Path) -> Path:
+    """Of a network that is not the bundle's own, without a record."""
+    (weights.parent / "other").mkdir()
+    return shutil.copy(weights, weights.parent / "other")
 
 
 def test_folders_tell_monai_label_what_a_bundle_is_for() -> None:
@@ -58,6 +66,11 @@ def test_weights_that_cannot_be_served(given: tuple[str, ...], message: str) -> 
         read_weights(given)
 
 
+def test_weights_of_a_bundle_given_twice(weights: Path) -> None:
+    with pytest.raises(DataError, match=f"{NAME} was given twice"):
+        read_weights((f"{NAME}={weights}", f"{NAME}={weights}"))
+
+
 def test_a_bundle_is_packed_with_the_variant_of_its_weights_until_it_is_trained_there(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -66,19 +79,46 @@ def test_a_bundle_is_packed_with_the_variant_of_its_weights_until_it_is_trained_
     folder = models / f"{NAME}_classification"
     assert json.loads((folder / "configs" / "inference.json").read_text())["network_overlay"] == DEMO
     (folder / "configs" / "inference.json").write_text("{}")
+    (folder / "training").mkdir()  # as a training that fails leaves it
     deploy(NAME, weights, models)  # made anew
     assert json.loads((folder / "configs" / "inference.json").read_text())["network_overlay"] == DEMO
     assert capsys.readouterr().out == ""
-    (folder / "training").mkdir()
     (folder / "models" / "model.pt").write_bytes(b"trained")
+    (folder / "models" / "model.json").write_text(json.dumps({"name": TRAINED_HERE}))
     deploy(NAME, weights, models)
     assert (folder / "models" / "model.pt").read_bytes() == b"trained"
     assert "goes on with what was trained in MONAI Label" in capsys.readouterr().out
 
 
+def test_the_server_names_what_it_trains_as_deploy_looks_for_it() -> None:
+    assert f'"name": "{TRAINED_HERE}"' in (Path(monai_label.__file__).parent / "monai_label_app.py").read_text()
+
+
+def test_what_is_served_outlives_weights_that_do_not_fit(weights: Path, other_weights: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    folder = models / deploy(NAME, weights, models)
+    message = rf"other/model\.pt.* Give weights of {NAME}, and keep the model\.json that training wrote"
+    with pytest.raises(DataError, match=message) as caught:
+        deploy(NAME, other_weights, models)
+    assert "--variant" not in str(caught.value)
+    assert (folder / "models" / "model.pt").read_bytes() == weights.read_bytes()
+    deploy(NAME, folder / "models" / "model.pt", models)  # weights from the folder that is made anew
+    assert (folder / "models" / "model.pt").read_bytes() == weights.read_bytes()
+    assert [path.name for path in models.iterdir()] == [folder.name]
+
+
+def test_a_variant_that_the_bundle_has_not(weights: Path, tmp_path: Path) -> None:
+    weights.with_suffix(".json").write_text(json.dumps({"network_overlay": "mine.json"}))
+    with pytest.raises(DataError, match=r"model\.pt: its record names mine, .* has .*demo.*\. Give weights of"):
+        deploy(NAME, weights, tmp_path / "models")
+
+
 def test_studies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert check_studies("https://a.server/dicom-web") == "https://a.server/dicom-web"
     assert check_studies(str(tmp_path)) == str(tmp_path)
+    assert "holds no image" in capsys.readouterr().out
+    (tmp_path / "slide.TIF").touch()  # MONAI Label would not see it
+    check_studies(str(tmp_path))
     assert "holds no image" in capsys.readouterr().out
     (tmp_path / "ct.nii.gz").touch()
     assert check_studies(str(tmp_path)) == str(tmp_path)
@@ -98,6 +138,24 @@ def test_a_port_that_is_taken() -> None:
     check_port(port)
     with pytest.raises(DataError, match="--port 70000 cannot be used"):
         check_port(70000)
+
+
+@pytest.mark.parametrize("mpp", ["abc", -0.25, True, float("inf"), float("nan")])
+def test_a_pixel_size_that_is_none(mpp: object) -> None:
+    with pytest.raises(DataError, match=r"--mpp is .*expected a positive number"):
+        check_mpp(mpp)
+    check_mpp(0.25)
+    check_mpp(0)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["studies", "-h"], 0), ([], 1)])
+def test_help_needs_no_environment(arguments: list[str], status: int, tmp_path: Path) -> None:
+    script = shutil.copy(Path(monai_label.__file__).with_suffix(".sh"), tmp_path)  # without what makes environments
+    result = subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
+    assert result.returncode == status
+    said = result.stdout if status == 0 else result.stderr
+    assert all(option in said for option in ("STUDIES NAME=WEIGHTS", "--set_up", "--port", "--app_dir", "--mpp"))
+    assert "set -e" not in said
 
 
 def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:
