@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$root"
 
-# A process for each core, up to four (each takes 2 GB), and a file of tests to one of them, for its fixtures' sake.
+# A process for each core, up to four (each takes up to 4 GB), and a file of tests to one of them, for its fixtures' sake.
 # Small tensors gain nothing from more threads than one.
 cores="$(getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
