@@ -15,7 +15,7 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from ..utils import DataError, atomic_path, data_error_message, fault_list, writable_folder
+from ..utils import DataError, atomic_path, data_error_message, fault_list, is_disk_full, writable_folder
 
 CACHES = ("disk", "memory", "none")
 
@@ -99,7 +99,7 @@ def _for_all_cases(function: Callable, arguments: Sequence[Any], num_workers: in
             return function(argument)
         except Exception as e:
             message = data_error_message(e)
-            if message is None:
+            if message is None or is_disk_full(e):
                 raise
             return DataError(message)
 

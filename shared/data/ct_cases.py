@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from tqdm.contrib.concurrent import thread_map
 
-from ..utils import DataError, fault_list, write_csv
+from ..utils import DataError, DiskFullError, fault_list, write_csv
 from .geometry import check_grid, check_nifti_header
 from .patches import SPLITS, first_few, text_table, write_datalist
 
@@ -264,6 +264,8 @@ def map_cases(
     def attempt(case: CtCase) -> Result | DataError:
         try:
             return function(case)
+        except DiskFullError:
+            raise
         except DataError as e:
             return e
 

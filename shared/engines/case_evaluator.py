@@ -12,7 +12,7 @@ from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
-from ..utils import DataError, data_error_message, fault_list, flag, gather_list
+from ..utils import DataError, data_error_message, fault_list, flag, gather_list, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ class CaseEvaluator(InferenceEvaluator):
     A failure in loading (from a `FaultTolerantDataset`), in the network or in the postprocessing is logged and kept in
     `failures`; `state.batch` and `state.output` of that iteration are empty lists. When all other cases are done, and
     the handlers of the end of the run have written their reports, `run` raises one error that lists the failures. In a
-    distributed run, where each rank has a share of the cases, it is raised on rank 0, with those of all ranks.
+    distributed run, where each rank has a share of the cases, it is raised on rank 0, with those of all ranks. A full
+    disk ends the run at once.
 
     Args:
         device: where the network is.
@@ -156,7 +157,7 @@ class CaseEvaluator(InferenceEvaluator):
             self._note_padding(case, batchdata[CommonKeys.IMAGE])
             return super()._iteration(engine, batchdata)
         except Exception as error:  # whatever it is, the other cases go on
-            if not self.keep_going:
+            if not self.keep_going or is_disk_full(error):
                 raise
             self.failures.append((case, _reason(error)))
             logger.error("%s failed: %s", case, self.failures[-1][1])

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from ..inferers import axis_maps
-from ..utils import DataError, writable_folder
+from ..utils import DataError, name_full_disk, writable_folder
 from .preview import save_preview
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class SaveSegmentationd(SaveImaged):
                 f"{target}: holds other things ({', '.join(others[:3]) or 'a file'}) than an earlier segmentation, "
                 "which would be replaced. Choose another --output_dir."
             )
-        with tempfile.TemporaryDirectory(dir=self.output_dir, prefix=".writing-") as temporary:
+        with tempfile.TemporaryDirectory(dir=self.output_dir, prefix=".writing-") as temporary, name_full_disk(target):
             folder = Path(temporary) / "new"
             folder.mkdir()
             nib.save(_nifti(label_map, affine, source), folder / f"{case}_seg.nii.gz")

@@ -1,19 +1,22 @@
 """Errors that name the file at fault, output files that are whole or absent, and the ranks of a distributed run."""
 
-from .errors import DataError, data_error_message, fault_list, flag, show_errors_briefly
-from .files import append_csv, atomic_path, writable_folder, write_csv, write_json
+from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
+from .files import append_csv, atomic_path, name_full_disk, writable_folder, write_csv, write_json
 from .process_group import gather_list, join_process_group, leave_process_group
 
 __all__ = [
     "DataError",
+    "DiskFullError",
     "append_csv",
     "atomic_path",
     "data_error_message",
     "fault_list",
     "flag",
     "gather_list",
+    "is_disk_full",
     "join_process_group",
     "leave_process_group",
+    "name_full_disk",
     "show_errors_briefly",
     "writable_folder",
     "write_csv",

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
 from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -12,12 +13,21 @@ logger = logging.getLogger(__name__)
 # What gloo, NCCL and the store say where the process at the other end of a connection is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
+FREE_SPACE = (
+    "Free space, or choose another folder, and run the command again; a training goes on from its last checkpoint with "
+    "--resume true."
+)
+
 
 class DataError(ValueError):
     """Something the user gave cannot be used: a file, a folder, a setting.
 
     The message stands alone. It names the file or key, what was found, what was expected and what to do.
     """
+
+
+class DiskFullError(DataError):
+    """A file could not be written because its disk is full. What writes the next one would meet the same."""
 
 
 def flag(name: str, value: object) -> bool:
@@ -52,6 +62,15 @@ def data_error_message(error: BaseException | None) -> str | None:
     return message
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk, or a quota that is used up, is what an exception, or one that it stems from, tells of."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def lost_rank_message(error: BaseException) -> str | None:
     """What to say where a rank of a distributed run stops only because another one has, or was told to stop.
 
@@ -77,6 +96,7 @@ def show_errors_briefly() -> None:
 
     * A `DataError`, however deep below MONAI's and ignite's own exceptions, is printed as its message alone
       (set `SHOW_TRACEBACK=1` to see all of it); the exit status is 1.
+    * A full disk is named as the reason.
     * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
     * A rank of a distributed run says so where it stops because another one has ended.
 
@@ -87,6 +107,8 @@ def show_errors_briefly() -> None:
         message = data_error_message(error) or lost_rank_message(error)
         if isinstance(error, KeyboardInterrupt):
             message = lost_rank_message(error) or f"interrupted {error}".rstrip()
+        if message is None and is_disk_full(error):  # of a file that another library writes
+            message = f"the disk is full. {FREE_SPACE}"
         if message is None or os.environ.get("SHOW_TRACEBACK") == "1":
             sys.__excepthook__(kind, error, traceback)
         else:

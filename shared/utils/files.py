@@ -3,13 +3,36 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import FREE_SPACE, DataError, DiskFullError, is_disk_full
+
+FULL = 2**20  # bytes that are free on a disk where a large file has just failed to fit
+
+
+@contextmanager
+def name_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """While `path` is written in the block: raise an error that says so where its disk is full.
+
+    Raises:
+        DiskFullError: in place of the writer's own error. torch's, of a checkpoint that did not fit, is "unexpected pos
+            25877184 vs 25877080".
+    """
+    path = Path(path)
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as e:
+        # What writes in C++ does not tell why it failed.
+        if not is_disk_full(e) and shutil.disk_usage(path.parent).free >= FULL:
+            raise
+        raise DiskFullError(f"{path}: could not be written, the disk is full. {FREE_SPACE}") from e
 
 
 @contextmanager
@@ -21,6 +44,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         DataError: when the folder cannot be made or written to.
+        DiskFullError: when the file does not fit on the disk.
     """
     path = Path(path)
     try:
@@ -31,7 +55,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             f"{path.parent}: cannot be written to ({e.strerror}). "
             "Choose another output folder or change its permissions."
         ) from e
-    with folder as name:
+    with folder as name, name_full_disk(path):
         temporary = Path(name) / path.name
         yield temporary
         os.replace(temporary, path)
@@ -58,10 +82,10 @@ def append_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], field
         DataError: when the file cannot be written to.
     """
     try:
-        with Path(path).open("a", newline="", encoding="utf-8") as file:
+        with name_full_disk(path), Path(path).open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, fieldnames=list(fieldnames)).writerows(rows)
     except OSError as e:
-        raise DataError(f"{path}: cannot be written to ({e.strerror}). Free space, or change its permissions.") from e
+        raise DataError(f"{path}: cannot be written to ({e.strerror}). Change its permissions.") from e
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from monai.transforms import MapTransform, RandShiftIntensityd, Transform
 
 from shared.data import cached_dataset
-from shared.utils import DataError
+from shared.utils import DataError, DiskFullError
 
 
 class ReadNumberd(MapTransform):
@@ -91,6 +92,18 @@ def test_every_bad_case_is_named_before_training(data: list[dict[str, str]], tmp
     (tmp_path / "0.txt").write_text("0")
     with pytest.raises(DataError, match=r"^.*2\.txt: is empty$"):
         cached_dataset(data, transforms(), cache=cache, cache_dir=tmp_path / "cache")
+
+
+def test_a_full_disk_ends_the_preprocessing_at_once(
+    data: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(content: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(DiskFullError, match=r"\.pt: could not be written, the disk is full"):
+        cached_dataset(data * 100, transforms(), cache="disk", cache_dir=tmp_path / "cache", num_workers=1)
+    assert len(ReadNumberd.reads) < 150
 
 
 def test_another_cache_is_refused(data: list[dict[str, str]]) -> None:

@@ -24,9 +24,9 @@ from shared.data import (
     worker_count,
     write_ct_datalist,
 )
-from shared.data.ct_cases import match_cases
+from shared.data.ct_cases import map_cases, match_cases
 from shared.transforms import LoadVolumed
-from shared.utils import DataError
+from shared.utils import DataError, DiskFullError
 
 LABELS = {"spleen": 1, "tumour": 2, "liver": 3}
 
@@ -145,6 +145,15 @@ def test_a_coloured_label_map_is_refused(tmp_path: Path) -> None:
     case = write_pair(tmp_path, "a", np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
     with pytest.raises(DataError, match=r"a_label.nii.gz: a colour or multi-channel picture \(4 × 4 × 4, 3 values"):
         check_ct_case(case, LABELS)
+
+
+def test_a_full_disk_is_not_taken_for_a_fault_of_the_case(tmp_path: Path) -> None:
+    def write(case: CtCase) -> None:
+        raise DiskFullError(f"{case.name}: could not be written, the disk is full.")
+
+    cases = [CtCase(str(k), tmp_path / "image", tmp_path / "label") for k in range(2)]
+    with pytest.raises(DiskFullError):
+        map_cases(tmp_path, write, cases, 1, "writing")
 
 
 def test_pairs_and_what_is_left_out() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from monai.inferers import SlidingWindowInferer
 
 from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_readable, collate_regions, prepare_region
 from shared.networks import fusestyle_resnet
-from shared.utils import DataError
+from shared.utils import DataError, is_disk_full
 
 CASES = ["a", "b", "c", "d"]
 
@@ -37,7 +38,9 @@ def make_evaluator(
 ) -> CaseEvaluator:
     def write(d: dict[str, Any]) -> dict[str, Any]:
         if d["how"] == "unwritable":
-            raise OSError("disk full")
+            raise OSError("not permitted")
+        if d["how"] == "too large":
+            raise OSError(errno.ENOSPC, "No space left on device")
         if d["how"] == "interrupted":
             raise KeyboardInterrupt
         done.append(d["case"])
@@ -72,7 +75,7 @@ def test_goes_on_and_lists_the_failures_at_the_end(num_workers: int, caplog: pyt
         "3 of 4 cases failed:",
         "  a: a.nii: cannot be read.",
         "  c: RuntimeError: out of memory",
-        "  d: OSError: disk full",
+        "  d: OSError: not permitted",
     ]
     assert evaluator.failures[0] == ("a", "a.nii: cannot be read.")
     assert done == ["b"]
@@ -153,6 +156,15 @@ def test_stops_at_the_first_on_demand(how: str) -> None:
     with pytest.raises((DataError, RuntimeError, OSError)):
         make_evaluator(["fine", how, "fine"], done, keep_going=False).run()
     assert done == ["a"]
+
+
+def test_a_full_disk_ends_the_run() -> None:
+    done: list[str] = []
+    evaluator = make_evaluator(["unreadable", "too large", "fine"], done)
+    with pytest.raises(RuntimeError) as caught:
+        evaluator.run()
+    assert is_disk_full(caught.value)
+    assert done == []
 
 
 def test_interrupt_passes() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from monai.data import MetaTensor
 import shared.transforms.save as save_module
 from shared.transforms import LoadVolumed, SaveSegmentationd, save_preview
 from shared.transforms.save import _on_grid_of
-from shared.utils import DataError
+from shared.utils import DataError, DiskFullError
 
 LABELS = {"spleen": 1, "liver": 2, "aorta": 3}
 AFFINE = np.array([[0, -0.8, 0, 10], [0.9, 0, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
@@ -95,10 +96,10 @@ def test_earlier_result_is_replaced_and_nothing_is_left_over(tmp_path: Path) -> 
 
 def test_all_three_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(save_module, "save_preview", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskFullError, match="out/ct: could not be written, the disk is full"):
         SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)(make_case(tmp_path))
     assert list((tmp_path / "out").iterdir()) == []
 

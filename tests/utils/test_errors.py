@@ -43,6 +43,12 @@ def test_an_unexpected_error_keeps_its_traceback() -> None:
     assert "Traceback" in result.stderr
 
 
+def test_a_full_disk_is_named_whoever_writes() -> None:
+    result = run("import errno\nraise OSError(errno.ENOSPC, 'No space left on device')")
+    assert result.returncode == 1
+    assert result.stderr.startswith("\nError: the disk is full. Free space, or choose another folder, and run")
+
+
 def test_a_data_error_of_a_worker_process_is_as_short() -> None:
     result = run(
         """

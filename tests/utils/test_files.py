@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
-from shared.utils import DataError, atomic_path, writable_folder, write_csv, write_json
+from shared.utils import DataError, DiskFullError, append_csv, atomic_path, writable_folder, write_csv, write_json
+
+FULL = Path("/dev/full")  # a file of Linux that is always full
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
@@ -53,3 +58,46 @@ def test_tables(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "t.json", {"a": float("nan")})
     assert json.loads((tmp_path / "t.json").read_text()) == {"a": [1, None]}
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.symlink_to(FULL)
+            temporary.write_text("new")
+
+    with pytest.raises(DiskFullError, match=r"scores.json: could not be written, the disk is full. Free space"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(DiskFullError, match=r"^/dev/full: could not be written, the disk is full"):
+        append_csv(FULL, [{"a": 1}], ["a"])
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("free", "error"), [(0, DiskFullError), (2**30, RuntimeError)])
+def test_a_checkpoint_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, error: type[Exception]
+) -> None:
+    """torch does not say why a file could not be written; what is free on the disk does."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=free))
+
+    def write() -> None:
+        with atomic_path(tmp_path / "last.pt") as temporary:
+            temporary.symlink_to(FULL)
+            torch.save({"weight": torch.zeros(10**5)}, temporary)
+
+    with pytest.raises(error, match="last.pt: could not be written" if free == 0 else "unexpected pos|iostream"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_full_disk_an_error_in_the_data_is_still_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=0))
+    with pytest.raises(DataError, match=r"^scan.nii.gz: is empty$") as caught, atomic_path(tmp_path / "label.nii.gz"):
+        raise DataError("scan.nii.gz: is empty")
+    assert not isinstance(caught.value, DiskFullError)
