@@ -17,4 +17,4 @@ export MPLBACKEND=agg # no display is needed
 
 python -m ruff check .
 python -m ruff format --check .
-python -m pytest --numprocesses "$((cores < 4 ? cores : 4))" --dist loadfile "$@"
+python -m pytest --numprocesses "$((cores < 4 ? cores : 4))" --dist loadfile --max-worker-restart 0 "$@"

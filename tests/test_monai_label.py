@@ -167,6 +167,10 @@ def server(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
             yield found
         finally:
             process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # it waits for what it was asked last
+                process.kill()
 
 
 def wait_for(server: Server, process: subprocess.Popen) -> None:
