@@ -278,12 +278,14 @@ class _Scene:
     def scatter(self, size: int, taken: Sequence[tuple[float, float]]) -> None:
         """Ordinary nuclei wherever there is room."""
         spacing, low, high = self.tissue.spacing, -_MARGIN, size + _MARGIN
-        points = list(taken)
-        for x, y in self.rng.uniform(low, high, (int(6 * ((high - low) / spacing) ** 2), 2)):
-            # Figures keep their cells to themselves.
-            clear = [np.hypot(x - a, y - b) > (34 if i < len(taken) else spacing) for i, (a, b) in enumerate(points)]
-            if all(clear):
-                points.append((x, y))
+        chances = self.rng.uniform(low, high, (int(6 * ((high - low) / spacing) ** 2), 2))
+        points = np.concatenate([np.reshape(taken, (-1, 2)), np.empty_like(chances)])
+        apart = np.where(np.arange(len(points)) < len(taken), 34, spacing)  # figures keep their cells to themselves
+        count = len(taken)
+        for x, y in chances:
+            if np.all(np.hypot(points[:count, 0] - x, points[:count, 1] - y) > apart[:count]):
+                points[count] = x, y
+                count += 1
                 self.nucleus(x, y)
 
 
@@ -361,7 +363,7 @@ def _write_slide(output_dir: Path, slide: _Slide) -> None:
 
 def _save(path: Path, pixels: np.ndarray) -> None:
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
+        Image.fromarray(pixels).save(temporary, compress_level=1)  # noise hardly compresses at any level
 
 
 def _plan_kind(mitotic: bool, rng: np.random.Generator) -> str:
