@@ -195,12 +195,12 @@ def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_voxel_classifier_does_not_solve_the_task(tmp_path: Path) -> None:
     """The difficulty is fixed here: intensity and place alone must not tell the organs apart."""
-    make_synthetic_ct(tmp_path / "ct", cases=24, seed=0)
+    make_synthetic_ct(tmp_path / "ct", cases=12, seed=0)
     command = [sys.executable, ROOT / "scripts/voxel_classifier.py", "--data_dir", tmp_path / "ct"]
     subprocess.run([*command, "--output", tmp_path / "scores.json"], check=True, capture_output=True)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert list(scores["dice"]) == list(BTCV_LABELS)
     assert scores["mean"] == pytest.approx(np.mean(list(scores["dice"].values())))
-    assert scores["mean"] <= 0.45
+    assert scores["mean"] <= 0.4
     # It is an honest attempt all the same: the easiest organ is well above chance.
     assert scores["dice"]["liver"] > 0.5

@@ -15,10 +15,10 @@ def demo(*options: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [(), ("abdominal_lambda3d_cbs",)], ids=str)
-def test_a_short_demo_goes_all_the_way(tmp_path: Path, name: tuple[str, ...]) -> None:
+def test_a_short_demo_goes_all_the_way(tmp_path: Path) -> None:
+    """The other abdominal bundle's is the same in another folder; `test_verify_bundles.py` runs its commands."""
     folder = tmp_path / "demo"
-    result = demo(*name, "--output_dir", folder, "--cases", 4, "--epochs", 4)
+    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     table = result.stdout[result.stdout.index("voxel classifier ") :]
     assert "left_adrenal_gland" in table
