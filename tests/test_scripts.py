@@ -24,7 +24,7 @@ case "$*" in
 esac
 """
 
-TESTS = f"-m pytest --numprocesses {min(os.cpu_count() or 1, 4)} --dist loadfile"
+TESTS = f"-m pytest --numprocesses {min(os.cpu_count() or 1, 4)} --dist loadfile --max-worker-restart 0"
 
 
 def executable(path: Path, text: str) -> Path:

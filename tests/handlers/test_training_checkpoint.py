@@ -19,7 +19,7 @@ from torch import nn
 from shared.handlers import ClassBoostStrategy, SeedEpochs, TrainingCheckpoint, TrainingReport
 from shared.handlers.training_checkpoint import _load_optimizer
 from shared.metrics import ClassDice, MeanClassDice
-from shared.utils import DataError
+from shared.utils import DataError, DiskFullError
 
 NAMES = ["left", "right"]
 
@@ -246,7 +246,7 @@ def test_a_save_that_is_cut_short_is_done_again(tmp_path: Path, monkeypatch: pyt
     save_best = TrainingCheckpoint._save_best
     with monkeypatch.context() as patch:
         patch.setattr(TrainingCheckpoint, "_save_best", full_disk)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(DiskFullError, match=r"last.pt: could not be written, the disk is full"):
             run(tmp_path / "parts")
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"] == best - 1
     run(tmp_path / "parts", resume=True)
