@@ -45,6 +45,8 @@ from monai import bundle
 sys.path.insert(0, os.getcwd())
 for name, options in json.loads(sys.argv[1]):
     getattr(bundle, name)(**options)
+    for file in ("last.pt", "best.pt") if "ckpt_dir" in options else ():  # of all variants they are gigabytes
+        Path(options["ckpt_dir"], file).unlink(missing_ok=True)
 import scripts
 assert Path(scripts.__file__).resolve().parent == Path("scripts").resolve(), scripts.__file__
 assert "shared" not in sys.modules
@@ -114,7 +116,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of processes that find an error where `shared` would be."""
     folder = tmp_path_factory.mktemp("poison")
     (folder / "shared.py").write_text("raise ImportError('the repository is not here')\n")
-    return os.environ | {"PYTHONPATH": str(folder), "MPLBACKEND": "agg"}
+    # the files that torch's export leaves behind go with the folder
+    return os.environ | {"PYTHONPATH": str(folder), "TMPDIR": str(folder), "MPLBACKEND": "agg"}
 
 
 def run(folder: Path, environment: dict[str, str], *arguments: str) -> str:
