@@ -10,7 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$root"
 
 # A process for each core, up to four (each takes up to 4 GB), and a file of tests to one of them, for its fixtures' sake.
-# Small tensors gain nothing from more threads than one.
+# Small tensors gain nothing from more threads than one. A process that a hanging test has ended is not started again: it
+# would begin with that test.
 cores="$(getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export MPLBACKEND=agg # no display is needed
