@@ -23,7 +23,7 @@ from monai.bundle import ConfigWorkflow
 from scipy.stats import wilcoxon
 from tqdm import tqdm
 
-from shared.data import make_synthetic_histology, read_patch_table, split_patches
+from shared.datasets import make_synthetic_histology, read_patch_table, split_patches
 from shared.utils import DataError, atomic_path, show_errors_briefly, write_csv, write_json
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "mitosis_fusestyle_cls"

@@ -13,7 +13,7 @@ import numpy as np
 from bundle_runs import spread
 from matplotlib.figure import Figure
 
-from shared.data import PAPER_VOXEL_SHARES
+from shared.datasets import PAPER_VOXEL_SHARES
 
 POOR = 0.8  # "poorly performing" below it
 MEAN, POOR_MEAN = "mean over organs", "mean over poor organs"

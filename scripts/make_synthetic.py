@@ -6,8 +6,9 @@ import json
 
 import fire
 
-from shared.data import SPLITS, count_patches, make_synthetic_ct, make_synthetic_histology, text_table
-from shared.utils import flag, show_errors_briefly
+from shared.data import SPLITS
+from shared.datasets import count_patches, make_synthetic_ct, make_synthetic_histology
+from shared.utils import flag, show_errors_briefly, text_table
 
 
 def ct(output_dir: str, cases: int = 12, seed: int = 0, processes: int | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import fire
 from demo import bundle as run_bundle
 
-from shared.data import BTCV_LABELS
+from shared.datasets import BTCV_LABELS
 from shared.utils import write_json
 
 BUNDLES = ("abdominal_unetr_cbs", "abdominal_lambda3d_cbs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fire
 from fire.decorators import SetParseFn
 
-from shared.data import (
+from shared.datasets import (
     BTCV_LABELS,
     check_ct_cases,
     extract_btcv,

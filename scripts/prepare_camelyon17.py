@@ -8,15 +8,9 @@ from pathlib import Path
 import fire
 import torch
 
-from shared.data import (
-    CAMELYON17_LABELS,
-    check_image_files,
-    count_patches,
-    read_camelyon17,
-    text_table,
-    write_datalist,
-)
-from shared.utils import flag, show_errors_briefly
+from shared.data import write_datalist
+from shared.datasets import CAMELYON17_LABELS, check_image_files, count_patches, read_camelyon17
+from shared.utils import flag, show_errors_briefly, text_table
 
 SAMPLE = 1000
 

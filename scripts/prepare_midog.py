@@ -9,7 +9,8 @@ from pathlib import Path
 
 import fire
 
-from shared.data import (
+from shared.data import leaked_slides, write_datalist
+from shared.datasets import (
     MIDOG_LABELS,
     MidogImage,
     claim_folder,
@@ -19,7 +20,6 @@ from shared.data import (
     count_regions,
     crop_midog,
     find_midog,
-    leaked_slides,
     midog_patches,
     midog_region_settings,
     midog_regions,
@@ -27,10 +27,8 @@ from shared.data import (
     read_midog,
     split_patches,
     split_regions,
-    text_table,
-    write_datalist,
 )
-from shared.utils import DataError, flag, show_errors_briefly, write_csv
+from shared.utils import DataError, flag, show_errors_briefly, text_table, write_csv
 
 
 def patches(

@@ -10,16 +10,9 @@ from typing import Any
 
 import fire
 
-from shared.data import (
-    count_patches,
-    leaked_slides,
-    read_patch_table,
-    scanner_name,
-    split_patches,
-    text_table,
-    write_datalist,
-)
-from shared.utils import flag, show_errors_briefly
+from shared.data import leaked_slides, scanner_name, write_datalist
+from shared.datasets import count_patches, read_patch_table, split_patches
+from shared.utils import flag, show_errors_briefly, text_table
 
 
 def main(

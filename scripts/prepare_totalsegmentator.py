@@ -5,7 +5,7 @@ from __future__ import annotations
 import fire
 from fire.decorators import SetParseFn
 
-from shared.data import (
+from shared.datasets import (
     BTCV_LABELS,
     find_totalsegmentator,
     merge_totalsegmentator,

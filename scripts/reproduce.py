@@ -18,7 +18,8 @@ from demo import count_firings
 from detection_table import detection_table
 from dice_table import POOR, Column, markdown, picture, summarise
 
-from shared.data import BTCV_LABELS, dataset_info, load_datalist
+from shared.data import dataset_info, load_datalist
+from shared.datasets import BTCV_LABELS
 from shared.losses import label_voxel_counts
 from shared.utils import DataError, atomic_path, fault_list, show_errors_briefly, write_csv, write_json
 

@@ -34,8 +34,7 @@ from bundle_checks import (
 from bundle_runs import at_least
 from tqdm import tqdm
 
-from shared.data import text_table
-from shared.utils import DataError, flag, show_errors_briefly, write_json
+from shared.utils import DataError, flag, show_errors_briefly, text_table, write_json
 
 # In the order of the table; those of bundle_probe.py, which run the bundle's code, come behind.
 CHECKS: dict[str, Check] = {

@@ -29,7 +29,7 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from shared.data import make_synthetic_ct, make_synthetic_histology
+from shared.datasets import make_synthetic_ct, make_synthetic_histology
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "monai_label.sh"

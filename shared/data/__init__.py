@@ -1,179 +1,53 @@
 """Datalists, data sets, tables of patches, synthetic volumes and synthetic histology."""
 
-from .btcv import BTCV_LABELS, extract_btcv, find_btcv, is_unpacked_btcv
 from .cached_dataset import cached_dataset
-from .camelyon17 import CAMELYON17_LABELS, CAMELYON17_SPLITS, read_camelyon17
-from .ct_cases import (
-    PAPER_VOXEL_SHARES,
-    CtCase,
-    check_ct_case,
-    check_ct_cases,
-    count_organs,
-    option_names,
-    organ_table,
-    resolve_folders,
-    split_cases,
-    worker_count,
-    write_ct_datalist,
-)
-from .datalist import dataset_info, load_datalist
-from .detection import collate_detections
-from .detection_writers import (
-    write_detections_csv,
-    write_gallery,
-    write_geojson,
-    write_midog_json,
-    write_overview,
-)
-from .domain_datalist import domain_names
+from .collate import collate_detections, collate_readable, collate_regions
+from .ct_datalist import load_datalist
+from .datalist import SPLITS, dataset_info, leaked_slides, write_datalist
+from .domain_datalist import domain_names, scanner_name
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
-from .midog import (
-    MIDOG_FIELDS,
-    MIDOG_LABELS,
-    MIDOG_NAMES,
-    MidogImage,
-    claim_folder,
-    count_midog,
-    crop_midog,
-    crop_square,
-    dark_nuclei,
-    find_midog,
-    midog_domain,
-    midog_patches,
-    midog_settings,
-    read_midog,
-)
-from .midog_tiles import clipped_boxes, count_regions, midog_region_settings, midog_regions, split_regions
-from .nnunet import read_nnunet, split_nnunet
 from .patch_datalist import load_patches, patch_labels, positive_weight
-from .patches import (
-    SPLITS,
-    check_image_files,
-    count_patches,
-    leaked_slides,
-    read_patch_table,
-    scanner_name,
-    split_patches,
-    text_table,
-    write_datalist,
-)
 from .region_datalist import TILE_KINDS, load_regions, region_labels, tile_items
 from .region_tiles import RegionTiles, Tile, tile_grid, tile_origins
-from .regions import Region, open_region, tissue_mask, tissue_share
+from .regions import Region, open_region
 from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
-from .synthetic_ct import ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
-from .synthetic_histology import (
-    IMPOSTER_KINDS,
-    MITOTIC_KINDS,
-    SCANNER_PROFILES,
-    ScannerProfile,
-    make_synthetic_histology,
-    render_stains,
-)
-from .totalsegmentator import (
-    TOTALSEGMENTATOR_ORGANS,
-    find_totalsegmentator,
-    merge_masks,
-    merge_totalsegmentator,
-    split_totalsegmentator,
-)
+from .tissue import tissue_mask, tissue_share
 
 __all__ = [
-    "BTCV_LABELS",
-    "CAMELYON17_LABELS",
-    "CAMELYON17_SPLITS",
-    "IMPOSTER_KINDS",
-    "MIDOG_FIELDS",
-    "MIDOG_LABELS",
-    "MIDOG_NAMES",
-    "MITOTIC_KINDS",
-    "ORIENTATIONS",
-    "PAPER_VOXEL_SHARES",
-    "SCANNER_PROFILES",
     "SPLITS",
     "TILE_KINDS",
     "TILE_SHARES",
-    "TOTALSEGMENTATOR_ORGANS",
-    "CtCase",
     "DomainBalancedSampler",
     "DomainBatchSampler",
     "InferenceSampler",
-    "MidogImage",
     "Region",
     "RegionTiles",
-    "ScannerProfile",
     "Tile",
     "TileSampler",
     "cached_dataset",
     "case_name",
-    "check_ct_case",
-    "check_ct_cases",
-    "check_image_files",
-    "claim_folder",
-    "clipped_boxes",
     "collate_detections",
-    "count_midog",
-    "count_organs",
-    "count_patches",
-    "count_regions",
-    "crop_midog",
-    "crop_square",
-    "dark_nuclei",
+    "collate_readable",
+    "collate_regions",
     "dataset_info",
     "domain_names",
-    "extract_btcv",
-    "find_btcv",
-    "find_midog",
-    "find_totalsegmentator",
-    "is_unpacked_btcv",
     "leaked_slides",
     "list_images",
     "list_inputs",
     "load_datalist",
     "load_patches",
     "load_regions",
-    "make_synthetic_ct",
-    "make_synthetic_histology",
-    "merge_masks",
-    "merge_totalsegmentator",
-    "midog_domain",
-    "midog_patches",
-    "midog_region_settings",
-    "midog_regions",
-    "midog_settings",
     "open_region",
-    "option_names",
-    "organ_table",
     "patch_labels",
     "positive_weight",
-    "read_camelyon17",
-    "read_midog",
-    "read_nnunet",
-    "read_patch_table",
     "read_rgb",
     "region_labels",
-    "render_stains",
-    "resolve_folders",
     "scanner_name",
-    "split_cases",
-    "split_nnunet",
-    "split_patches",
-    "split_regions",
-    "split_totalsegmentator",
-    "synthetic_ct_case",
-    "text_table",
     "tile_grid",
     "tile_items",
     "tile_origins",
     "tissue_mask",
     "tissue_share",
-    "worker_count",
-    "write_ct_datalist",
     "write_datalist",
-    "write_detections_csv",
-    "write_gallery",
-    "write_geojson",
-    "write_midog_json",
-    "write_overview",
 ]

@@ -1,19 +1,17 @@
+"""What datalists of any kind have in common: how they are read, written and described."""
+
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from monai.data import check_missing_files, load_decathlon_datalist, partition_dataset
+from ..utils import DataError, atomic_path
 
-from ..utils import DataError
-from .inputs import case_name
-
-_FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
+SPLITS = ("training", "validation", "test")
+FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
 DATALIST_REMEDY = "Check `dataset_dir` and `datalist`."
 
 
@@ -39,146 +37,6 @@ def read_json_object(path: Path, expected: str, remedy: str) -> dict[str, Any]:
     return content
 
 
-def _check_entries(path: Path, split: str, entries: object) -> None:
-    if not isinstance(entries, list) or not entries:
-        found = "is not a list" if entries else "is missing or empty"
-        raise DataError(f"{path}: the list '{split}' {found}. Expected {_FORMAT}.")
-    for i, entry in enumerate(entries):
-        for key in ("image", "label"):
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-                raise DataError(
-                    f"{path}: entry {i} of '{split}' is {json.dumps(entry)}, which names no file under '{key}'. "
-                    'Expected {"image": "a path", "label": "a path"}, relative to the folder of the datalist.'
-                )
-
-
-def _check_labels(path: Path, found: object, labels: Mapping[str, int]) -> None:
-    """The data set's own names of its labels, if it has them, are those of the configuration, whatever the spelling."""
-    if found is None:
-        return
-    try:
-        own = {int(k): str(v) for k, v in dict(found).items() if int(k) != 0}
-    except (TypeError, ValueError) as e:
-        raise DataError(
-            f"{path}: 'labels' is {json.dumps(found)}. Expected the name of each label id, as in "
-            '{"0": "background", "1": "spleen"}.'
-        ) from e
-    wanted = {v: k for k, v in labels.items()}
-
-    def plain(name: str | None) -> str | None:
-        return name and name.lower().replace(" ", "_").replace("-", "_")
-
-    differ = [i for i in sorted(own.keys() | wanted.keys()) if plain(own.get(i)) != plain(wanted.get(i))]
-    if differ:
-        i = differ[0]
-        raise DataError(
-            f"{path}: label {i} is {own.get(i, 'nothing')} in the datalist and {wanted.get(i, 'nothing')} in the "
-            f"configuration. The datalist has {own}, `labels` has {wanted}. Set `labels` to what the label files hold, "
-            "or correct the datalist."
-        )
-
-
-def _check_own_names(path: Path, content: Mapping[str, Any]) -> None:
-    """The `case` that entries may have can be a file's name, and stands for one image in all lists."""
-    images: dict[str, Any] = {}
-    lists = [part for part in content.values() if isinstance(part, list)]
-    for entry in (e for part in lists for e in part if isinstance(e, dict) and "case" in e):
-        name, image = entry["case"], entry.get("image")
-        if not isinstance(name, str) or not name.strip(". ") or "/" in name:
-            raise DataError(f"{path}: 'case' is {json.dumps(name)}. Expected what can be a file's name, as \"s0011\".")
-        if images.setdefault(name, image) != image:
-            raise DataError(
-                f"{path}: {images[name]} and {image} are both the case {name}. Give each a name of its own."
-            )
-
-
-def _case_names(path: Path, entries: list[dict[str, Any]]) -> list[str]:
-    """The entry's own `case`, or the image file's name without extension; where files share it, with the folders."""
-    images = [entry["image"] for entry in entries]
-    names = [entry.get("case", case_name(i)) for entry, i in zip(entries, images, strict=True)]
-    if len(set(names)) < len(names):
-        folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
-        longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
-        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        listed = [i for i, n in zip(images, names, strict=True) if n == name]
-        raise DataError(f"{path}: {count} entries are the case {name}: {listed[:5]}. List each case once.")
-    return names
-
-
-def _fold_of(path: Path, cases: list[dict[str, Any]], split: str, fold: int, folds: int) -> list[dict[str, Any]]:
-    if not 2 <= folds <= len(cases) or not 0 <= fold < folds:
-        raise DataError(
-            f"fold {fold} of {folds} cannot be made of the {len(cases)} training and validation cases of {path}. "
-            f"Expected `folds` from 2 to {len(cases)} and `fold` from 0 to `folds` - 1."
-        )
-    order = np.random.default_rng(0).permutation(len(cases))
-    cases = sorted(cases, key=lambda c: c["case"])
-    parts = partition_dataset([cases[i] for i in order], num_partitions=folds)
-    if split == "validation":
-        return list(parts[fold])
-    return [case for i, part in enumerate(parts) if i != fold for case in part]
-
-
-def load_datalist(
-    path: str | os.PathLike,
-    split: str,
-    fold: int | None = None,
-    folds: int | None = None,
-    labels: Mapping[str, int] | None = None,
-) -> list[dict[str, Any]]:
-    """The cases of one split of a decathlon datalist, checked.
-
-    With `folds` and `fold`, cross-validation: the training and validation cases are pooled, sorted by case name,
-    shuffled with a fixed seed and dealt out into `folds` parts. Part number `fold` is the split `"validation"`, the
-    others are `"training"`. The split `"test"` takes no part in it and stays as it is.
-
-    Args:
-        path: the datalist, a JSON file; the files that it names are relative to its folder.
-        split: `"training"`, `"validation"` or `"test"` (or another list that the file has).
-        fold: which part validates, in [0, folds).
-        folds: number of parts, at least 2.
-        labels: name → id of the configuration; compared with the datalist's own where it has them (lower or upper
-            case, blank, hyphen or underscore make no difference).
-
-    Returns:
-        Dicts with what the entry holds; `image` and `label` are full paths; `case` is a name that no other of them
-        has: the entry's own, or made from the image's file name.
-
-    Raises:
-        DataError: the file is missing or not JSON, the split is missing or empty, an entry names no image or label,
-            a listed file does not exist, a case is listed twice, two have one name or a name that cannot be a
-            file's, the labels differ, or the fold is impossible.
-    """
-    path = Path(path)
-    content = read_json_object(path, _FORMAT, DATALIST_REMEDY)
-    if labels is not None:
-        _check_labels(path, content.get("labels"), labels)
-    if (fold is None) != (folds is None):
-        raise DataError(f"`fold` is {fold} and `folds` is {folds}. Set both, or neither.")
-    pooled = folds is not None and split in ("training", "validation")
-    sources = [s for s in ("training", "validation") if content.get(s)] or ["training"] if pooled else [split]
-
-    cases: list[dict[str, Any]] = []
-    for source in sources:
-        _check_entries(path, source, content.get(source))
-        cases += load_decathlon_datalist(path, data_list_key=source)
-    _check_own_names(path, content)
-    # As they stand in the file: MONAI takes a name for a path where there is a file or folder of that name.
-    entries = [entry for source in sources for entry in content[source]]
-    for case, name in zip(cases, _case_names(path, entries), strict=True):
-        case["case"] = name
-    missing = check_missing_files(cases, keys=("image", "label"))
-    if missing:
-        names = ", ".join(str(m) for m in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(
-            f"{path}: {len(missing)} of the {2 * len(cases)} files listed in {' and '.join(sources)} do not exist: "
-            f"{names}. Paths are relative to {path.parent}."
-        )
-    return _fold_of(path, cases, split, fold, folds) if pooled else cases
-
-
 def dataset_info(
     path: str | os.PathLike, split: str | None = None, fold: int | None = None, folds: int | None = None
 ) -> dict[str, Any]:
@@ -190,10 +48,49 @@ def dataset_info(
     Raises:
         DataError: when the file is missing or not JSON.
     """
-    content = read_json_object(Path(path), _FORMAT, DATALIST_REMEDY)
+    content = read_json_object(Path(path), FORMAT, DATALIST_REMEDY)
     part = {"split": split, "fold": fold, "folds": folds}
     return {
         "name": str(content.get("name") or Path(path).resolve().parent.name),
         "synthetic": content.get("synthetic") is True,
         **{key: value for key, value in part.items() if value is not None},
     }
+
+
+def leaked_slides(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[int, int]:
+    """How many slides of the test split are in training or validation too, and how many it has."""
+    slides = {split: {(p["domain"], p["slide"]) for p in patches} for split, patches in splits.items()}
+    return len(slides["test"] & (slides["training"] | slides["validation"])), len(slides["test"])
+
+
+def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Write a datalist as JSON, with a line for each entry. The same content leaves an older file as it is.
+
+    Raises:
+        DataError: when the name does not end in .json, or the file holds something else and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise DataError(f"{path}: a datalist is a .json file. Choose another --output.")
+    if path.exists():
+        if _holds(path, content):
+            return
+        if not overwrite:
+            raise DataError(f"{path}: holds another datalist. Choose another output, or replace it with --overwrite.")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for i, (key, value) in enumerate(content.items()):
+            file.write(f"{',' if i else '{'}\n  {json.dumps(key)}: ")
+            if isinstance(value, list) and value:
+                for k, entry in enumerate(value):
+                    file.write(f"{',' if k else '['}\n    {json.dumps(entry, allow_nan=False)}")
+                file.write("\n  ]")
+            else:
+                file.write(json.dumps(value, allow_nan=False))
+        file.write("\n}\n")
+
+
+def _holds(path: Path, content: Mapping[str, Any]) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == content
+    except (OSError, ValueError):
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from monai.data import check_missing_files
 
 from ..utils import DataError
 from .datalist import DATALIST_REMEDY, read_json_object
-from .patches import scanner_name
 
 logger = logging.getLogger(__name__)
 
@@ -179,3 +179,14 @@ def known_domains(path: Path, content: Entry, domains: Sequence[str] | None) -> 
     if unknown:
         raise DataError(f"{path}: there is no domain {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
     return found
+
+
+# How data sets spell the scanners of MIDOG, and the short names used here.
+_SCANNERS = {"XR": r"\bxr\b|c12000 22", "S360": r"\bs360\b", "CS": r"\bcs2?\b", "GT450": r"\bgt\s?450\b"}
+
+
+def scanner_name(name: str) -> str:
+    """The short name of a scanner: XR, S360, CS or GT450, whatever a data set calls it; another stays as it is."""
+    spaced = re.sub("[_-]+", " ", name.lower())
+    found = [short for short, pattern in _SCANNERS.items() if re.search(pattern, spaced)]
+    return found[0] if len(found) == 1 else name.strip()

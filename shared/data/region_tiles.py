@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from .inputs import case_name
-from .regions import Region, open_region, tissue_mask, tissue_share
+from .regions import Region, open_region
+from .tissue import tissue_mask, tissue_share
 
 
 class Tile(NamedTuple):

@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import openslide
 import tiffslide
 from PIL import Image
-from scipy.ndimage import binary_dilation, uniform_filter
 
 from ..utils import DataError
 from .images import read_rgb
+from .region_files import _header, _mpp, _no_limit, _pillow, _stamp
 
 _TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
 _PICTURE_CACHE = 256 * 2**20  # bytes, of pictures that were decoded whole in a process; one larger one goes in alone
-_LARGEST_PICTURE = 2**29  # pixels; more are not decoded at once. Pillow takes 4 bytes for each, and twice that to read
 _MOST_AT_ONCE = 2**22  # pixels read from the file before they are resampled, up to 18 bytes each on the way
-MASK_SIZE = 2048  # pixels of the longer side of a tissue mask
-_MICRONS = (0.05, 4.0)  # a pixel; what is outside of it was meant for a printer
-_SATURATION, _DARKEST = 0.07, 40  # of tissue, from 0 to 1 and 255
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_COLOURS = (2, 6)  # RGB and YCbCr, in a TIFF
-
-
-class _Header(NamedTuple):
-    reader: str  # openslide, tiffslide or pillow
-    size: tuple[int, int]
-    microns: tuple[Any, Any]  # a pixel, in x and y, as the file has it
-
-
-class _Tiff(NamedTuple):
-    size: tuple[int, int]
-    microns: tuple[Any, Any]
-    axes: str
-    tiled: bool
-    photometric: Any
-    samples: int
-    bits: int
 
 
 class Region:
@@ -199,35 +173,6 @@ def _region(path: str, mpp: float | None, stamp: tuple[int, int]) -> Region:
     return Region(path, mpp)
 
 
-def tissue_mask(region: Region, max_size: int = MASK_SIZE) -> tuple[np.ndarray, float]:
-    """Where there is tissue, and not glass or the black that some scanners put around it.
-
-    Tissue is what has colour: (max − min) / max of red, green and blue, each averaged over 3 × 3 pixels, is at least
-    0.07, where glass and empty lumina lie at 0.02 to 0.06; and the brightest of the three is at least 40 of 255. The
-    mask is one pixel wider than what is found. A pen's marks have colour, too.
-
-    Args:
-        region: at scale `max(region.size) / max_size` it is read whole: from a pyramid at once, but from a large
-            TIFF without one by decoding all of it.
-        max_size: the longer side of the mask at most.
-
-    Returns:
-        the mask, bool, (height, width), and how many pixels of the file one of its pixels is wide.
-    """
-    colours = uniform_filter(region.thumbnail(max_size).astype(np.float32), (3, 3, 1), mode="nearest")
-    return binary_dilation(_has_colour(colours), np.ones((3, 3))), _thumbnail_scale(region, max_size)
-
-
-def tissue_share(pixels: np.ndarray) -> float:
-    """The share of an image (height, width, 3), uint8, that is tissue as in `tissue_mask`, seen at an eighth."""
-    return float(_has_colour(np.asarray(Image.fromarray(pixels).reduce(8), np.float32)).mean())
-
-
-def _has_colour(colours: np.ndarray) -> np.ndarray:
-    brightest, least = colours.max(-1), colours.min(-1)
-    return (brightest - least >= _SATURATION * brightest) & (brightest >= _DARKEST)
-
-
 @lru_cache(maxsize=1)
 def _thumbnail(region: Region, max_size: int) -> np.ndarray:
     """Kept for who asks next: of a large file without a pyramid it takes as long as reading all of it."""
@@ -250,96 +195,6 @@ def _on_white(image: Image.Image) -> np.ndarray:
             ground.paste(image, mask=alpha)
             return np.asarray(ground)
     return np.asarray(image.convert("RGB"))
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    """Changes when the file does."""
-    try:
-        found = os.stat(path)
-    except OSError as e:
-        raise DataError(f"{path}: there is no such file, or it cannot be reached ({e.strerror}).") from e
-    if os.path.isdir(path):
-        raise DataError(
-            f"{path}: found a folder, expected an image file: a whole slide, TIFF, PNG or JPEG. Give the file itself, "
-            "for a slide in several files the one that OpenSlide opens."
-        )
-    return found.st_mtime_ns, found.st_size
-
-
-def _header(path: str) -> _Header:
-    """Who can read a file, and what its header says."""
-    try:
-        with openslide.OpenSlide(path) as slide:
-            names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-            found = _Header("openslide", slide.dimensions, tuple(map(slide.properties.get, names)))
-            if slide.properties[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
-                return found
-    except openslide.OpenSlideError:
-        found = None
-    tiff = _tiff(path)
-    if found is None and tiff and tiff.axes == "YXS" and (tiff.tiled or math.prod(tiff.size) > _LARGEST_PICTURE):
-        found = _Header("tiffslide", tiff.size, tiff.microns)
-    if found and tiff:
-        _check_colours(path, tiff)  # OpenSlide turns everything into 8-bit RGB without a word
-    return found or _picture_header(path)
-
-
-def _tiff(path: str) -> _Tiff | None:
-    """What tiffslide finds in a file; None where it is no TIFF, or broken."""
-    try:
-        with Path(path).open("rb") as file:
-            if file.read(4) not in _TIFF:
-                return None
-        with tiffslide.TiffSlide(path) as slide:
-            names = (tiffslide.PROPERTY_NAME_MPP_X, tiffslide.PROPERTY_NAME_MPP_Y)
-            microns = tuple(map(slide.properties.get, names))
-            page, axes = slide.ts_tifffile.pages[0], slide.properties["tiffslide.series-axes"]
-            colours = (page.photometric, page.samplesperpixel, page.bitspersample)
-            return _Tiff(slide.dimensions, microns, axes, page.is_tiled, *colours)
-    except Exception:  # on a broken header any; who is asked next says what is wrong
-        return None
-
-
-def _check_colours(path: str, tiff: _Tiff) -> None:
-    """Raise unless it is 8-bit RGB, also as YCbCr or with a palette."""
-    if tiff.bits != 8 or not ((tiff.photometric in _COLOURS and tiff.samples in (3, 4)) or tiff.photometric == 3):
-        name = "grey" if tiff.photometric in (0, 1) else getattr(tiff.photometric, "name", tiff.photometric)
-        raise DataError(
-            f"{path}: found {name} with {tiff.samples} × {tiff.bits} bit, expected 8-bit RGB. The colours of the "
-            "stains cannot be made up: export it as 8-bit RGB from the slide."
-        )
-
-
-def _picture_header(path: str) -> _Header:
-    try:
-        with _no_limit(), Image.open(path) as opened:
-            size, dots = opened.size, opened.info.get("dpi", (0, 0))
-    except (OSError, SyntaxError, ValueError) as e:  # what Pillow's readers raise
-        raise DataError(
-            f"{path}: cannot be read as an image ({e}). Expected a whole slide that OpenSlide reads, or 8-bit RGB as "
-            "TIFF, PNG or JPEG; copy the file again, or export it anew."
-        ) from e
-    if math.prod(size) > _LARGEST_PICTURE:
-        raise DataError(
-            f"{path}: has {size[0]} × {size[1]} pixels, and of this format all of them have to be decoded at once; "
-            f"expected no more than {_LARGEST_PICTURE:,}. Convert it to a tiled TIFF."
-        )
-    return _Header("pillow", size, tuple(25400 / float(d) if d else None for d in dots))
-
-
-def _mpp(path: str, microns: Sequence[Any]) -> float | None:
-    try:
-        x, y = map(float, microns)
-    except (TypeError, ValueError):
-        return None
-    if not all(_MICRONS[0] <= length <= _MICRONS[1] for length in (x, y)):
-        return None
-    if abs(x - y) > 0.02 * max(x, y):
-        raise DataError(
-            f"{path}: its pixels are {x:g} × {y:g} µm, expected square ones. Resample it; or, where the file is wrong, "
-            "give the µm a pixel as mpp."
-        )
-    return (x + y) / 2
 
 
 @lru_cache(maxsize=64)
@@ -380,18 +235,3 @@ def _picture(path: str, stamp: tuple[int, int], size: tuple[int, int]) -> opensl
                 found = openslide.ImageSlide(read_rgb(path))
         _pictures[path, stamp] = found
         return found
-
-
-_pillow = threading.RLock()  # of its limit, which belongs to the process, and of `_pictures`
-
-
-@contextmanager
-def _no_limit() -> Iterator[None]:
-    """Pillow objects to images above a limit, for fear of decompression bombs; one of our own is checked here."""
-    with _pillow:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit

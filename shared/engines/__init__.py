@@ -1,13 +1,6 @@
 """Engines that run a network over cases, and those of a detector."""
 
-from .case_evaluator import (
-    CaseEvaluator,
-    FaultTolerantDataset,
-    InferenceEvaluator,
-    collate_readable,
-    collate_regions,
-    prepare_region,
-)
+from .case_evaluator import CaseEvaluator, FaultTolerantDataset, InferenceEvaluator, prepare_region
 from .detection import DetectionEvaluator, DetectionTrainer, MeanImageLoss, prepare_detection_batch
 
 __all__ = [
@@ -17,8 +10,6 @@ __all__ = [
     "FaultTolerantDataset",
     "InferenceEvaluator",
     "MeanImageLoss",
-    "collate_readable",
-    "collate_regions",
     "prepare_detection_batch",
     "prepare_region",
 ]

@@ -8,7 +8,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
-from monai.data import Dataset, list_data_collate
+from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
@@ -53,23 +53,6 @@ class FaultTolerantDataset(Dataset):
         except Exception as error:  # whatever it is, the other cases go on; the evaluator reports it
             logger.debug("%s could not be loaded", self.data[index]["case"], exc_info=True)
             return {"failure": _reason(error), "case": self.data[index]["case"]}
-
-
-def collate_readable(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of what a `FaultTolerantDataset` could load, and `failures`: (case, reason) of what it could not.
-
-    Where nothing could be loaded, `case` is an empty list and `image` one black image (1, 3, 64, 64), of no case:
-    MONAI's ResNet cannot take an empty batch.
-    """
-    failures = [(item["case"], item["failure"]) for item in items if "failure" in item]
-    loaded = [item for item in items if "failure" not in item]
-    batch = list_data_collate(loaded) if loaded else {CommonKeys.IMAGE: torch.zeros(1, 3, 64, 64), "case": []}
-    return {**batch, "failures": failures}
-
-
-def collate_regions(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """A batch of what a `FaultTolerantDataset` gives of regions, which no tensor can hold: a list for each key."""
-    return {key: [item[key] for item in items] for key in items[0]}
 
 
 def prepare_region(

@@ -1,22 +1,17 @@
 """Ignite handlers: class re-weighting, what keeps a training safe, and reports."""
 
 from .adapt_batch_norm import AdaptBatchNorm
-from .class_reweighting import (
-    ClassBoostStrategy,
-    ClassReweighting,
-    PlateauClassFreezing,
-    StaticClassWeights,
-    ThresholdClassFreezing,
-)
-from .classification_report import ClassificationReport, classification_table
+from .class_reweighting import ClassReweighting
+from .classification_report import ClassificationReport
 from .decision_threshold import DecisionThreshold
-from .detection_report import DetectionReport, detection_table
+from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
 from .region_detections import RegionDetections
+from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from .save_detections import SaveDetections
 from .save_predictions import SavePredictions
 from .seed_epochs import SeedEpochs
-from .segmentation_report import SegmentationReport, summary_table
+from .segmentation_report import SegmentationReport
 from .stop_on_bad_loss import StopOnBadLoss
 from .training_checkpoint import TrainingCheckpoint
 from .training_curves import TrainingCurves
@@ -42,7 +37,4 @@ __all__ = [
     "TrainingCheckpoint",
     "TrainingCurves",
     "TrainingReport",
-    "classification_table",
-    "detection_table",
-    "summary_table",
 ]

@@ -2,37 +2,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine
 
 from ..inferers import DetectionMerger
+from ..metrics.detection import Findings
 from ..networks import PyramidAnchors
 from ..utils import DataError
-
-
-class Findings(NamedTuple):
-    """What was detected in some regions, and what is there: as `shared.metrics.detection_f1` takes them, by region.
-
-    Attributes:
-        points: (n, 2), centres in pixels of the image.
-        scores: (n,), from high to low.
-        classes: (n,).
-        true_points: (m, 2).
-        true_classes: (m,).
-    """
-
-    points: list[np.ndarray]
-    scores: list[np.ndarray]
-    classes: list[np.ndarray]
-    true_points: list[np.ndarray]
-    true_classes: list[np.ndarray]
-
-    def of(self, chosen: Sequence[int]) -> Findings:
-        """Those of some regions."""
-        return Findings(*([column[i] for i in chosen] for column in self))
 
 
 class RegionDetections:

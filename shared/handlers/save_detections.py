@@ -12,21 +12,13 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
-from ..data.detection_writers import (
-    MITOTIC,
-    centres,
-    count_text,
-    write_detections_csv,
-    write_gallery,
-    write_geojson,
-    write_midog_json,
-    write_overview,
-)
-from ..data.regions import Region, tissue_mask
+from ..data import Region, tissue_mask
 from ..metrics import mitotic_count
-from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from ..reports import write_detections_csv, write_gallery, write_geojson, write_midog_json, write_overview
+from ..reports.classification import check_classes
+from ..reports.detection_files import MITOTIC, centres, count_text
+from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, gather_list, writable_folder, write_csv, write_json
-from .classification_report import check_classes
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data import read_rgb
-from ..transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from ..reports.classification import check_classes, checked_probabilities
+from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, atomic_path, fault_list, flag, gather_list, writable_folder, write_csv, write_json
-from .classification_report import check_classes, checked_probabilities
 
 logger = logging.getLogger(__name__)
 

@@ -5,4 +5,11 @@ from .region import RegionInferer
 from .restore import axis_maps, restore_label_map
 from .suppression import suppress_within_radius
 
-__all__ = ["DetectionMerger", "Detections", "RegionInferer", "axis_maps", "restore_label_map", "suppress_within_radius"]
+__all__ = [
+    "DetectionMerger",
+    "Detections",
+    "RegionInferer",
+    "axis_maps",
+    "restore_label_map",
+    "suppress_within_radius",
+]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.anchors import PyramidAnchors, decode_detections
+from ..networks import PyramidAnchors, decode_detections
 from .suppression import suppress_within_radius
 
 SLACK = 8  # pixels of a tile; two tiles that see a figure from its two sides differ by less about its centre

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..data import Region, RegionTiles
 from ..data.region_datalist import MPP_TOLERANCE
-from ..data.region_tiles import RegionTiles
-from ..data.regions import Region
-from ..networks.anchors import PyramidAnchors
+from ..networks import PyramidAnchors
 from ..utils import DataError
 from .detection import DetectionMerger, Detections
 

@@ -3,4 +3,10 @@
 from .fusestyle import FuseStyle, fuse_style, reference_indices
 from .lambda_layer import LambdaLayer, apply_lambdas
 
-__all__ = ["FuseStyle", "LambdaLayer", "apply_lambdas", "fuse_style", "reference_indices"]
+__all__ = [
+    "FuseStyle",
+    "LambdaLayer",
+    "apply_lambdas",
+    "fuse_style",
+    "reference_indices",
+]

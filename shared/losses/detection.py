@@ -12,7 +12,8 @@ from monai.losses.focal_loss import sigmoid_focal_loss
 from monai.losses.giou_loss import BoxGIoULoss
 from torch import Tensor, nn
 
-from ..networks.anchors import BETWEEN, BOX_CODER, PyramidAnchors, match_anchors
+from ..networks import PyramidAnchors, match_anchors
+from ..networks.anchors import BETWEEN, BOX_CODER
 from ..utils import DataError
 
 BOX_LOSSES = ("smooth_l1", "giou")

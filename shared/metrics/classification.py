@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..utils import DataError
+from .bootstrap import _blocks, _interval
 
 logger = logging.getLogger(__name__)
 
 SCORES = ("accuracy", "balanced_accuracy", "auc", "f1", "sensitivity", "specificity")
 COUNTS = ("tp", "fp", "tn", "fn")
-# Weights that are worked on at a time, 32 MB of them, however many resamples of however many patches there are.
-BLOCK = 2**22
-
-
-def _blocks(rows: int, length: int) -> Iterator[slice]:
-    step = max(1, BLOCK // max(1, length))
-    return (slice(i, i + step) for i in range(0, rows, step))
 
 
 def _checked(prob: ArrayLike, label: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -181,15 +175,6 @@ def bootstrap_scores(
     blocks = [weighted_auc(prob, label, draws[block][:, group]) for block in _blocks(len(draws), len(prob))]
     scores["auc"] = np.concatenate([*blocks, []])
     return {name: _interval(scores[name], n) for name in SCORES}
-
-
-def _interval(scores: np.ndarray, slides: int) -> dict[str, Any]:
-    defined = scores[~np.isnan(scores)]
-    if not len(defined):  # nothing is drawn from a single slide
-        reason = "all patches are from a single slide" if slides == 1 else "undefined in every resample"
-        return {"interval": None, "resamples_left_out": len(scores), "no_interval_because": reason}
-    interval = np.percentile(defined, [2.5, 97.5]).tolist()
-    return {"interval": interval, "resamples_left_out": len(scores) - len(defined)}
 
 
 def best_threshold(prob: ArrayLike, label: ArrayLike) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from ..utils import DataError
-from .classification import _blocks, _interval
+from .bootstrap import _blocks, _interval
 
 MATCHINGS = ("one_to_one", "many_to_one")
 
@@ -447,3 +447,25 @@ def bootstrap_detection(
     values = _scores_of_counts(weights @ _counts_of_images(*own, radius, threshold, matching, len(points)))
     values["average_precision"] = _average_precision(*own, radius, weights)
     return {name: _interval(value, n) for name, value in values.items()}
+
+
+class Findings(NamedTuple):
+    """What was detected in some regions, and what is there: as `shared.metrics.detection_f1` takes them, by region.
+
+    Attributes:
+        points: (n, 2), centres in pixels of the image.
+        scores: (n,), from high to low.
+        classes: (n,).
+        true_points: (m, 2).
+        true_classes: (m,).
+    """
+
+    points: list[np.ndarray]
+    scores: list[np.ndarray]
+    classes: list[np.ndarray]
+    true_points: list[np.ndarray]
+    true_classes: list[np.ndarray]
+
+    def of(self, chosen: Sequence[int]) -> Findings:
+        """Those of some regions."""
+        return Findings(*([column[i] for i in chosen] for column in self))

@@ -3,7 +3,6 @@
 from .crop import CropBodyd
 from .load import LoadVolumed
 from .patch import LoadPatchd
-from .preview import save_preview
 from .region import OpenRegiond
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
@@ -23,6 +22,5 @@ __all__ = [
     "ResampleVolumed",
     "RestoreLabelMapd",
     "SaveSegmentationd",
-    "save_preview",
     "stain_jitter",
 ]

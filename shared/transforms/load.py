@@ -14,8 +14,8 @@ from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 
+from ..data import case_name
 from ..data.geometry import check_geometry, check_grid, check_nifti_header
-from ..data.inputs import case_name
 from ..utils import DataError
 
 # Largest difference between two affines, in mm, that is taken for rounding.

@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 from PIL import Image
 
-from ..data.images import read_rgb
+from ..data import read_rgb
 from ..utils import DataError
 
 

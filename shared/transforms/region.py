@@ -7,7 +7,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 
-from ..data.regions import open_region
+from ..data import open_region
 
 
 class OpenRegiond(LoadImaged):

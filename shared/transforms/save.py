@@ -15,13 +15,11 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from ..inferers import axis_maps
+from ..reports import save_preview
+from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, name_full_disk, writable_folder
-from .preview import save_preview
 
 logger = logging.getLogger(__name__)
-
-SYNTHETIC_WARNING = "The network was trained on synthetic data: not for real scans."
-UNKNOWN_WARNING = "Nobody knows what the network was trained on (no record beside its weights): not for clinical use."
 
 
 class SaveSegmentationd(SaveImaged):

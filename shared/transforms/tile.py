@@ -9,7 +9,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from torch import Tensor
 
-from ..data.regions import Region, open_region, tissue_share
+from ..data import Region, open_region, tissue_share
 
 _PLACES = 32  # random places that the best of is taken, where no figure says where
 

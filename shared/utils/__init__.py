@@ -3,6 +3,7 @@
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
 from .files import append_csv, atomic_path, name_full_disk, writable_folder, write_csv, write_json
 from .process_group import gather_list, join_process_group, leave_process_group
+from .text import text_table
 
 __all__ = [
     "DataError",
@@ -18,6 +19,7 @@ __all__ = [
     "leave_process_group",
     "name_full_disk",
     "show_errors_briefly",
+    "text_table",
     "writable_folder",
     "write_csv",
     "write_json",

@@ -23,7 +23,7 @@ import torch
 from package_bundles import main, write_zip
 from safetensors.torch import save_file
 
-from shared.data import BTCV_LABELS, make_synthetic_histology
+from shared.datasets import BTCV_LABELS, make_synthetic_histology
 from shared.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]

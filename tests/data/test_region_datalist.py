@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.data import domain_names, load_regions, make_synthetic_histology, region_labels, tile_items
+from shared.data import domain_names, load_regions, region_labels, tile_items
+from shared.datasets import make_synthetic_histology
 from shared.utils import DataError
 
 SPLITS = ("training", "validation", "test")
@@ -224,7 +225,9 @@ def test_an_item_for_each_figure_and_for_tissue_without(tmp_path: Path) -> None:
 
 
 def test_synthetic_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.data.synthetic_histology._draw", lambda size, *_: np.zeros((size, size, 3), np.uint8))
+    monkeypatch.setattr(
+        "shared.datasets.synthetic_histology._draw", lambda size, *_: np.zeros((size, size, 3), np.uint8)
+    )
     make_synthetic_histology(tmp_path, 3, 2, 1, label_all=False, processes=1)
     path = tmp_path / "tiles.json"
     assert region_labels(path) == {"non_mitotic": 0, "mitotic": 1}

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.ndimage import zoom
 from torch.utils.data import DataLoader
 
-from shared.data import Region, RegionTiles, open_region, regions, tile_grid, tile_origins, tissue_mask
+from shared.data import Region, RegionTiles, open_region, region_files, regions, tile_grid, tile_origins, tissue_mask
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,7 +298,7 @@ def test_large_pictures(image: np.ndarray, tmp_path: Path, monkeypatch: pytest.M
     for kind in ("png", "strips"):
         assert (Region(WRITERS[kind](tmp_path, image)).read(0, 0, WIDTH, HEIGHT) == image).all()
     assert Image.MAX_IMAGE_PIXELS == 1000
-    monkeypatch.setattr(regions, "_LARGEST_PICTURE", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(region_files, "_LARGEST_PICTURE", WIDTH * HEIGHT - 1)
     with pytest.raises(DataError, match=r"a\.png: has 300 × 200 pixels, .* expected no more than 59,999"):
         Region(tmp_path / "a.png")
     strips = Region(tmp_path / "strips.tif")

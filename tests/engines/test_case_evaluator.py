@@ -13,7 +13,8 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 
-from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_readable, collate_regions, prepare_region
+from shared.data import collate_readable, collate_regions
+from shared.engines import CaseEvaluator, FaultTolerantDataset, prepare_region
 from shared.networks import fusestyle_resnet
 from shared.utils import DataError, is_disk_full
 

@@ -11,8 +11,8 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
 
-from shared.data import DomainBatchSampler
-from shared.engines import FaultTolerantDataset, collate_readable
+from shared.data import DomainBatchSampler, collate_readable
+from shared.engines import FaultTolerantDataset
 from shared.handlers import AdaptBatchNorm
 from shared.utils import DataError
 

@@ -15,8 +15,9 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
-from shared.handlers import ClassificationReport, classification_report, classification_table
+from shared.handlers import ClassificationReport, classification_report
 from shared.metrics import bootstrap_scores, classification_scores
+from shared.reports import classification_table
 from shared.utils import DataError
 
 NAMES = ("other", "mitotic")

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from shared.data import collate_detections
 from shared.engines import DetectionEvaluator
-from shared.handlers import DetectionReport, detection_report, detection_table, region_detections
+from shared.handlers import DetectionReport, detection_report, region_detections
 from shared.metrics import average_precision, bootstrap_detection, detection_f1, match_detections
 from shared.networks import PyramidAnchors
+from shared.reports import detection, detection_table
 from shared.utils import DataError
 
 SIZE = 224
@@ -165,7 +166,7 @@ def test_scores_of_each_domain_and_group(tmp_path: Path, matching: str) -> None:
 def test_the_two_matchings_differ(tmp_path: Path) -> None:
     _, report = evaluate(tmp_path / "out", regions(tmp_path, ["XR"]), matching="many_to_one", match_radius=45.0)
     findings, how = report.detections.findings(), report.how
-    one_to_one = detection_report._values(findings, how._replace(matching="one_to_one"), 1)["f1"]
+    one_to_one = detection._values(findings, how._replace(matching="one_to_one"), 1)["f1"]
     assert read_summary(tmp_path / "out")["domains"]["XR"]["f1"]["value"] > one_to_one + 0.02
     assert "in the repository of the MIDOG challenge" in read_summary(tmp_path / "out")["notes"][0]
 
@@ -224,9 +225,9 @@ def test_gallery_shows_what_is_wrong(tmp_path: Path) -> None:
     data = regions(tmp_path)
     _, report = evaluate(tmp_path / "out", data)
     findings, how = report.detections.findings(), report.how
-    matches = detection_report._matches(findings, 10.0)
-    wrong = detection_report._false_positives(findings, matches, how)
-    missed = detection_report._false_negatives(findings, matches, how)
+    matches = detection._matches(findings, 10.0)
+    wrong = detection._false_positives(findings, matches, how)
+    missed = detection._false_negatives(findings, matches, how)
     total = read_summary(tmp_path / "out")["pooled_images"]["all"]
     assert (len(wrong), len(missed)) == (total["fp"], total["fn"])
     assert min(len(wrong), len(missed)) > 12
@@ -247,9 +248,9 @@ def test_gallery_shows_what_is_wrong(tmp_path: Path) -> None:
     assert {crop.text == "not seen" for crop in missed} == {True, False}
 
     summary = read_summary(tmp_path / "out")
-    figure = detection_report._gallery(findings, matches, data, how, summary)
+    figure = detection._gallery(findings, matches, data, how, summary)
     figure.canvas.draw()
-    shown = [axes for axes in figure.findobj(detection_report.Axes) if axes.images]
+    shown = [axes for axes in figure.findobj(detection.Axes) if axes.images]
     assert len(shown) == 24
     dark = [bool((axes.images[0].get_array()[40, 40] == (60, 20, 90)).all()) for axes in shown]
     # False positives lie on the background or on figures of the other class, false negatives on figures
@@ -274,8 +275,8 @@ def test_gallery_says_when_there_is_nothing_to_show(tmp_path: Path, perfect: boo
     _, report = evaluate(tmp_path / "out", data, items)
     findings = report.detections.findings()
     summary = read_summary(tmp_path / "out")
-    matches = detection_report._matches(findings, 10.0)
-    figure = detection_report._gallery(findings, matches, data, report.how, summary)
+    matches = detection._matches(findings, 10.0)
+    figure = detection._gallery(findings, matches, data, report.how, summary)
     titles = [text.get_text() for text in figure.findobj(Text)]
     assert "no false positives" in titles
     assert ("no false negatives" in titles) == perfect
@@ -333,7 +334,7 @@ def test_picture_has_a_curve_and_a_mark_for_each_domain(tmp_path: Path, matching
     data = [r | ({"box": [], "label": []} if r["domain"] == "CS" else {}) for r in regions(tmp_path)]
     _, report = evaluate(tmp_path / "out", data, matching=matching)
     summary = read_summary(tmp_path / "out")
-    figure = detection_report._figure(report.detections.findings(), data, report.how, summary)
+    figure = detection._figure(report.detections.findings(), data, report.how, summary)
     figure.savefig(tmp_path / "report.png")
     left, right = figure.axes
     curves = [line for line in left.lines if line.get_label().split()[0] in summary["domains"]]

@@ -12,11 +12,12 @@ import torch
 from monai.data import DataLoader
 from PIL import Image
 
+from shared.data import collate_regions
 from shared.data.regions import Region
-from shared.engines import CaseEvaluator, FaultTolerantDataset, collate_regions, prepare_region
+from shared.engines import CaseEvaluator, FaultTolerantDataset, prepare_region
 from shared.handlers import SaveDetections, save_detections
+from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import OpenRegiond
-from shared.transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.utils import DataError
 
 NAMES = ("non_mitotic", "mitotic")

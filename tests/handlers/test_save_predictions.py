@@ -15,10 +15,11 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 from PIL import Image
 
-from shared.engines import FaultTolerantDataset, collate_readable
+from shared.data import collate_readable
+from shared.engines import FaultTolerantDataset
 from shared.handlers import SavePredictions, save_predictions
+from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import LoadPatchd
-from shared.transforms.save import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.utils import DataError
 
 NAMES = ("other", "mitotic")

@@ -16,9 +16,10 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
-from shared.handlers import SegmentationReport, summary_table
-from shared.handlers.segmentation_report import bootstrap_means
+from shared.handlers import SegmentationReport
 from shared.metrics import segmentation_scores
+from shared.metrics.bootstrap import bootstrap_means
+from shared.reports import summary_table
 from shared.utils import DataError
 
 LABELS = {"liver": 2, "spleen": 1, "pancreas": 3, "aorta": 4}

@@ -10,8 +10,8 @@ import sklearn.metrics
 
 from shared.metrics import (
     best_threshold,
+    bootstrap,
     bootstrap_scores,
-    classification,
     classification_scores,
     read_threshold,
     roc_curve,
@@ -42,7 +42,7 @@ def test_auc_counts_the_pairs() -> None:
 
 
 def test_auc_of_resamples_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification, "BLOCK", 450)  # two resamples at a time
+    monkeypatch.setattr(bootstrap, "BLOCK", 450)  # two resamples at a time
     prob, label = patches()
     weights = np.random.default_rng(1).multinomial(200, [1 / 200] * 200, size=7)
     expected = [sklearn.metrics.roc_auc_score(label, prob, sample_weight=w) for w in weights]
@@ -108,7 +108,7 @@ def test_what_one_class_alone_leaves_undefined(label: list[int], defined: dict[s
 
 def test_bootstrap_is_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slide by slide, with repeated patches; slides differ in size, and one resample in a few lacks a class."""
-    monkeypatch.setattr(classification, "BLOCK", 200)
+    monkeypatch.setattr(bootstrap, "BLOCK", 200)
     prob, label = patches(60)
     slides = np.array(["a"] * 30 + ["b"] * 20 + ["c"] * 10)
     label[slides == "c"], label[slides == "b"] = 1, 0

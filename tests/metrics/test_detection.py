@@ -10,8 +10,8 @@ import sklearn.metrics
 from shared.metrics import (
     average_precision,
     best_detection_threshold,
+    bootstrap,
     bootstrap_detection,
-    classification,
     detection_f1,
     match_detections,
     precision_recall_curve,
@@ -319,7 +319,7 @@ def test_best_threshold_by_hand() -> None:
 @pytest.mark.parametrize("matching", ["one_to_one", "many_to_one"])
 def test_bootstrap_is_its_definition(matching: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the drawn images themselves; some have no figure, and the groups differ in size."""
-    monkeypatch.setattr(classification, "BLOCK", 500)  # a few resamples at a time
+    monkeypatch.setattr(bootstrap, "BLOCK", 500)  # a few resamples at a time
     data = images(6, steps=8)
     groups = np.array(list("abbbcc"))
     for i in (4, 5):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 from scipy.stats import wilcoxon
 
-from shared.data import make_synthetic_histology
+from shared.datasets import make_synthetic_histology
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

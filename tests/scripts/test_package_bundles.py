@@ -24,7 +24,7 @@ from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, download, download_large_files, get_bundle_info, get_bundle_versions
 from package_bundles import baked_configs, build_network, lay_out, main, read_package
 
-from shared.data import BTCV_LABELS
+from shared.datasets import BTCV_LABELS
 from shared.networks.retinanet import FrozenBatchNorm2d
 from shared.utils import DataError, write_json
 

@@ -16,7 +16,7 @@ import reproduce
 from matplotlib.image import imread
 from reproduce import COLUMNS, organ_table
 
-from shared.data import BTCV_LABELS
+from shared.datasets import BTCV_LABELS
 from shared.utils import DataError, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[2]

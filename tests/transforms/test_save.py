@@ -13,7 +13,8 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 
 import shared.transforms.save as save_module
-from shared.transforms import LoadVolumed, SaveSegmentationd, save_preview
+from shared.reports import save_preview
+from shared.transforms import LoadVolumed, SaveSegmentationd
 from shared.transforms.save import _on_grid_of
 from shared.utils import DataError, DiskFullError
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..utils import DataError
-from .patches import first_few
+from ..utils.text import first_few
 
 CAMELYON17_LABELS = {"normal": 0, "tumour": 1}
 """A patch is a tumour patch when its middle 32 × 32 pixels hold any tumour."""

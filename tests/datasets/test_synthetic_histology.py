@@ -15,11 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-from shared.data import (
+from shared.data import SPLITS
+from shared.datasets import (
     IMPOSTER_KINDS,
     MITOTIC_KINDS,
     SCANNER_PROFILES,
-    SPLITS,
     ScannerProfile,
     count_patches,
     make_synthetic_histology,

@@ -1,9 +1,13 @@
+"""Batches of detections, of regions, and of what could be read."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.data import list_data_collate
+from monai.utils import CommonKeys
 
 
 def collate_detections(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -31,3 +35,20 @@ def collate_detections(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch["box"] = [torch.as_tensor(box, dtype=torch.float32).reshape(-1, 4) for box in batch["box"]]
     batch["label"] = [torch.as_tensor(label, dtype=torch.int64).reshape(-1) for label in batch["label"]]
     return batch
+
+
+def collate_readable(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of what a `FaultTolerantDataset` could load, and `failures`: (case, reason) of what it could not.
+
+    Where nothing could be loaded, `case` is an empty list and `image` one black image (1, 3, 64, 64), of no case:
+    MONAI's ResNet cannot take an empty batch.
+    """
+    failures = [(item["case"], item["failure"]) for item in items if "failure" in item]
+    loaded = [item for item in items if "failure" not in item]
+    batch = list_data_collate(loaded) if loaded else {CommonKeys.IMAGE: torch.zeros(1, 3, 64, 64), "case": []}
+    return {**batch, "failures": failures}
+
+
+def collate_regions(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A batch of what a `FaultTolerantDataset` gives of regions, which no tensor can hold: a list for each key."""
+    return {key: [item[key] for item in items] for key in items[0]}

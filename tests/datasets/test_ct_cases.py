@@ -9,14 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from shared.data import (
+from shared.data import load_datalist
+from shared.datasets import (
     BTCV_LABELS,
     PAPER_VOXEL_SHARES,
     CtCase,
     check_ct_case,
     check_ct_cases,
     count_organs,
-    load_datalist,
     option_names,
     organ_table,
     resolve_folders,
@@ -24,7 +24,7 @@ from shared.data import (
     worker_count,
     write_ct_datalist,
 )
-from shared.data.ct_cases import map_cases, match_cases
+from shared.datasets.ct_cases import map_cases, match_cases
 from shared.transforms import LoadVolumed
 from shared.utils import DataError, DiskFullError
 

@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from shared.data import CtCase, load_datalist, read_nnunet, split_nnunet
+from shared.data import load_datalist
+from shared.datasets import CtCase, read_nnunet, split_nnunet
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
-import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from tqdm.contrib.concurrent import thread_map
 
-from ..utils import DataError, DiskFullError, fault_list, write_csv
-from .geometry import check_grid, check_nifti_header
-from .patches import SPLITS, first_few, text_table, write_datalist
+from ..data import SPLITS, write_datalist
+from ..data.geometry import check_grid, check_nifti_header
+from ..utils import DataError, DiskFullError, fault_list, text_table, write_csv
+from ..utils.text import first_few
 
 PAPER_VOXEL_SHARES: dict[str, float] = {
     "spleen": 9.1,
@@ -275,31 +275,6 @@ def map_cases(
     faults = {case.name: str(result) for case, result in pairs if isinstance(result, DataError)}
     refuse_cases(source, faults, len(cases))
     return results
-
-
-def split_cases(
-    cases: Sequence[CtCase], seed: int = 0, test_share: float = 0.2, validation_share: float = 0.2
-) -> dict[str, list[CtCase]]:
-    """Deal out cases to `training`, `validation` and `test`, each sorted by name.
-
-    Args:
-        cases: in any order; the result depends on their names and the seed alone.
-        seed: of the shuffle.
-        test_share: of all cases, at least one; 0 for none.
-        validation_share: the same.
-
-    Raises:
-        DataError: when no case would remain for training, or the seed is not a whole number of 0 or above.
-    """
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise DataError(f"--seed is {seed}, expected a whole number of 0 or above.")
-    ordered = sorted(cases, key=lambda case: case.name)
-    test, validation = (max(1, round(share * len(ordered))) if share else 0 for share in (test_share, validation_share))
-    if test + validation >= len(ordered):
-        raise DataError(f"Found {len(ordered)} case(s), expected {test + validation + 1} or more: one for each split.")
-    order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(seed)).tolist()
-    parts = {"training": order[test + validation :], "validation": order[test:][:validation], "test": order[:test]}
-    return {split: [ordered[i] for i in sorted(part)] for split, part in parts.items()}
 
 
 def count_organs(labels: Mapping[str, int], splits: Mapping[str, Sequence[CtCase]]) -> list[dict[str, Any]]:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import (
+from shared.data import load_patches
+from shared.datasets import (
     count_midog,
     crop_midog,
     crop_square,
     dark_nuclei,
     find_midog,
-    load_patches,
     midog_domain,
     midog_patches,
     read_midog,
@@ -173,7 +173,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return crop_square(*arguments)
 
-    monkeypatch.setattr("shared.data.midog.crop_square", crop)
+    monkeypatch.setattr(sys.modules["shared.datasets.midog_patches"], "crop_square", crop)
     with pytest.raises(KeyboardInterrupt):
         script.patches(output_dir=str(tmp_path / "out"), **options, workers=1)
     assert not (tmp_path / "out/dataset.json").exists()

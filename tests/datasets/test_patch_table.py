@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import (
-    check_image_files,
-    count_patches,
-    leaked_slides,
-    read_patch_table,
-    scanner_name,
-    split_patches,
-    text_table,
-    write_datalist,
-)
-from shared.utils import DataError
+from shared.data import leaked_slides, scanner_name, write_datalist
+from shared.datasets import check_image_files, count_patches, read_patch_table, split_patches
+from shared.utils import DataError, text_table
 
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = ROOT / "../shared/data/histology/mitosis_vs_nucleus"

@@ -1,33 +1,18 @@
-"""Labelled image patches from several domains (scanners, centres): read from a table, split by slide, counted."""
+"""A table of labelled image patches: read, checked, counted."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.contrib.concurrent import thread_map
 
-from ..utils import DataError, atomic_path, fault_list
-from .images import read_rgb
-
-SPLITS = ("training", "validation", "test")
-
-# How data sets spell the scanners of MIDOG, and the short names used here.
-_SCANNERS = {"XR": r"\bxr\b|c12000 22", "S360": r"\bs360\b", "CS": r"\bcs2?\b", "GT450": r"\bgt\s?450\b"}
-
-
-def scanner_name(name: str) -> str:
-    """The short name of a scanner: XR, S360, CS or GT450, whatever a data set calls it; another stays as it is."""
-    spaced = re.sub("[_-]+", " ", name.lower())
-    found = [short for short, pattern in _SCANNERS.items() if re.search(pattern, spaced)]
-    return found[0] if len(found) == 1 else name.strip()
+from ..data import read_rgb, scanner_name
+from ..utils import DataError, fault_list
 
 
 def read_patch_table(
@@ -145,59 +130,6 @@ def check_image_files(
         raise DataError(summary + fault_list(found, 5))
 
 
-def first_few(names: Sequence[str], count: int = 5) -> str:
-    """The first names of a list, and dots where there are more: for messages."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def split_patches(
-    patches: Sequence[Mapping[str, Any]],
-    unit: str = "slide",
-    test_share: float = 0.2,
-    validation_share: float = 0.2,
-    seed: int = 0,
-) -> dict[str, list[dict[str, Any]]]:
-    """Deal out patches to `training`, `validation` and `test`, within each domain on its own.
-
-    By slide, no slide is in two splits. By patch, as in the paper, patches of one slide, even neighbours, stand on
-    both sides, and the scores are those of slides that training has seen.
-
-    Args:
-        patches: as `read_patch_table` gives them; `domain` and `slide` are read.
-        unit: `"slide"` or `"patch"`.
-        test_share: share of the slides (or patches) of each domain for testing.
-        validation_share: share of the rest for validation.
-        seed: another one gives another split; the same gives the same, whatever the order of the patches.
-
-    Raises:
-        ValueError: when a share is out of its range.
-        DataError: when the unit is neither, or a domain has fewer than three slides (patches).
-    """
-    if unit not in ("slide", "patch"):
-        raise DataError(f'unit must be "slide" or "patch", got {unit!r}')
-    if not (0 < test_share < 1 and 0 < validation_share < 1):
-        raise ValueError(f"the shares must be between 0 and 1, got {test_share} and {validation_share}")
-    units: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for patch in sorted(patches, key=lambda p: p["image"]):
-        units[patch["domain"]][patch["slide" if unit == "slide" else "image"]].append(dict(patch))
-    result: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    generator = torch.Generator().manual_seed(seed)
-    for domain, members in sorted(units.items()):
-        names = sorted(members)
-        if len(names) < 3:
-            raise DataError(
-                f"The domain {domain} has {len(names)} {unit}(s), expected 3 or more: one each for training, "
-                'validation and test. Leave it out of the table, or split by patch (unit="patch").'
-            )
-        order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
-        test = min(max(1, round(test_share * len(names))), len(names) - 2)
-        validation = min(max(1, round(validation_share * (len(names) - test))), len(names) - test - 1)
-        for i, name in enumerate(order):
-            split = "test" if i < test else "validation" if i < test + validation else "training"
-            result[split] += members[name]
-    return result
-
-
 def count_patches(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """A row for each domain and split: `domain`, `split`, `slides`, `negative`, `positive`."""
     domains = sorted({patch["domain"] for patches in splits.values() for patch in patches})
@@ -209,52 +141,3 @@ def count_patches(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
             counts = {"negative": len(own) - positive, "positive": positive}
             rows.append({"domain": domain, "split": split, "slides": len({p["slide"] for p in own}), **counts})
     return rows
-
-
-def leaked_slides(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[int, int]:
-    """How many slides of the test split are in training or validation too, and how many it has."""
-    slides = {split: {(p["domain"], p["slide"]) for p in patches} for split, patches in splits.items()}
-    return len(slides["test"] & (slides["training"] | slides["validation"])), len(slides["test"])
-
-
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as lines of aligned columns under a header; numbers to the right."""
-    columns = list(rows[0]) if rows else []
-    width = {c: max(len(str(c)), *(len(str(row[c])) for row in rows)) for c in columns}
-    right = {c for c in columns if isinstance(rows[0][c], int)}
-    lines = [{c: c for c in columns}, *rows]
-    cells = [[str(r[c]).rjust(width[c]) if c in right else str(r[c]).ljust(width[c]) for c in columns] for r in lines]
-    return "\n".join("  ".join(line).rstrip() for line in cells)
-
-
-def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Write a datalist as JSON, with a line for each entry. The same content leaves an older file as it is.
-
-    Raises:
-        DataError: when the name does not end in .json, or the file holds something else and `overwrite` is false.
-    """
-    path = Path(path)
-    if path.suffix != ".json":
-        raise DataError(f"{path}: a datalist is a .json file. Choose another --output.")
-    if path.exists():
-        if _holds(path, content):
-            return
-        if not overwrite:
-            raise DataError(f"{path}: holds another datalist. Choose another output, or replace it with --overwrite.")
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for i, (key, value) in enumerate(content.items()):
-            file.write(f"{',' if i else '{'}\n  {json.dumps(key)}: ")
-            if isinstance(value, list) and value:
-                for k, entry in enumerate(value):
-                    file.write(f"{',' if k else '['}\n    {json.dumps(entry, allow_nan=False)}")
-                file.write("\n  ]")
-            else:
-                file.write(json.dumps(value, allow_nan=False))
-        file.write("\n}\n")
-
-
-def _holds(path: Path, content: Mapping[str, Any]) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) == content
-    except (OSError, ValueError):
-        return False

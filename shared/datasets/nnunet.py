@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.datalist import read_json_object
 from ..utils import DataError
-from .ct_cases import CtCase, match_cases, split_cases
-from .datalist import read_json_object
-from .patches import first_few
+from ..utils.text import first_few
+from .ct_cases import CtCase, match_cases
+from .splits import split_cases
 
 _FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "spleen": 1, ...}, ...}'
 _ENDINGS = (".nii.gz", ".nii")

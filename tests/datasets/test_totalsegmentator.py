@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from shared.data import (
+from shared.data import load_datalist
+from shared.datasets import (
     BTCV_LABELS,
     TOTALSEGMENTATOR_ORGANS,
     CtCase,
     find_totalsegmentator,
-    load_datalist,
     merge_masks,
     merge_totalsegmentator,
     split_totalsegmentator,

@@ -14,7 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from shared.data import BTCV_LABELS, extract_btcv, find_btcv, load_datalist
+from shared.data import load_datalist
+from shared.datasets import BTCV_LABELS, extract_btcv, find_btcv
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

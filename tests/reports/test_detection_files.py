@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from shared.data import (
-    detection_writers,
+from shared.data.regions import Region
+from shared.metrics import MitoticCount
+from shared.reports import (
+    detection_files,
     write_detections_csv,
     write_gallery,
     write_geojson,
     write_midog_json,
     write_overview,
 )
-from shared.data.regions import Region
-from shared.metrics import MitoticCount
 
 NAMES = ("non_mitotic", "mitotic")
 COUNT = MitoticCount(1, (100.0, 50.0, 900.0, 650.0), 2.0, 0.75, False, True)
@@ -112,7 +112,7 @@ def test_geojson_for_qupath(tmp_path: Path) -> None:
     ],
 )
 def test_count_in_words(count: MitoticCount, text: str) -> None:
-    assert detection_writers.count_text(count) == text
+    assert detection_files.count_text(count) == text
 
 
 def test_csv_holds_all_detections(tmp_path: Path) -> None:

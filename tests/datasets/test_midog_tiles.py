@@ -14,15 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shared.data import (
-    clipped_boxes,
-    load_regions,
-    midog_patches,
-    midog_regions,
-    read_midog,
-    split_patches,
-    split_regions,
-)
+from shared.data import load_regions
+from shared.datasets import clipped_boxes, midog_patches, midog_regions, read_midog, split_patches, split_regions
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,7 +220,7 @@ def test_real_annotation_files(
         def __init__(self, path: Path) -> None:
             pass
 
-    monkeypatch.setattr("shared.data.midog_tiles.Region", NoFile)
+    monkeypatch.setattr("shared.datasets.midog_tiles.Region", NoFile)
     _, images = read_midog(REAL / name)
     regions = midog_regions(images, tmp_path, tmp_path / "out")
     labelled = [r for r in regions if r["labelled"]]

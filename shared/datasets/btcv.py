@@ -15,8 +15,8 @@ from typing import IO
 from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, atomic_path
+from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
-from .patches import first_few
 
 BTCV_LABELS: dict[str, int] = {
     "spleen": 1,

@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.contrib.concurrent import thread_map
 
+from ..data import Region
 from .midog import MidogImage, midog_domain
-from .patches import split_patches
-from .regions import Region
 
 
 def midog_regions(
@@ -80,30 +78,6 @@ def clipped_boxes(images: Sequence[MidogImage]) -> tuple[int, int]:
 def midog_region_settings(annotations: str | os.PathLike) -> dict[str, Any]:
     """What the datalist of regions depends on, apart from the split."""
     return {"annotations_sha256": hashlib.sha256(Path(annotations).read_bytes()).hexdigest(), "content": "regions"}
-
-
-def split_regions(regions: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Deal out labelled regions to `training`, `validation` and `test`, by slide, within each domain on its own.
-
-    Slides with figures are dealt out as `split_patches` deals out the patches around their figures: the same seed gives
-    the same splits. Slides without any, of which there are no patches, are dealt out by themselves, in the same shares
-    as far as their number allows.
-
-    Raises:
-        DataError: when a domain has fewer than three slides with figures.
-    """
-    splits = split_patches([r for r in regions if r["box"]], seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    empty = [r for r in regions if not r["box"]]
-    for domain in sorted({r["domain"] for r in empty}):
-        own = sorted((r for r in empty if r["domain"] == domain), key=lambda r: r["image"])
-        order = torch.randperm(len(own), generator=generator).tolist()
-        test = round(0.2 * len(own))
-        validation = round(0.2 * (len(own) - test))
-        for i, k in enumerate(order):
-            split = "test" if i < test else "validation" if i < test + validation else "training"
-            splits[split].append(dict(own[k]))
-    return splits
 
 
 def count_regions(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from shared.data import BTCV_LABELS, ORIENTATIONS, PAPER_VOXEL_SHARES, make_synthetic_ct, synthetic_ct_case
+from shared.datasets import BTCV_LABELS, ORIENTATIONS, PAPER_VOXEL_SHARES, make_synthetic_ct, synthetic_ct_case
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

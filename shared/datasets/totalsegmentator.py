@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from ..utils import DataError, atomic_path
+from ..utils.text import first_few
 from .btcv import BTCV_LABELS
 from .ct_cases import (
     PAPER_VOXEL_SHARES,
@@ -29,9 +30,8 @@ from .ct_cases import (
     match_cases,
     open_nifti,
     read_voxels,
-    split_cases,
 )
-from .patches import first_few
+from .splits import split_cases
 
 logger = logging.getLogger(__name__)
 

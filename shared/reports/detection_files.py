@@ -21,9 +21,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ..metrics.mitotic_count import MitoticCount
+from ..data import Region
+from ..data.tissue import MASK_SIZE
+from ..metrics import MitoticCount
 from ..utils import atomic_path, write_csv
-from .regions import MASK_SIZE, Region
 
 MITOTIC = 1
 COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold")

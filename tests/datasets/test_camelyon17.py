@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import load_patches, read_camelyon17
+from shared.data import load_patches
+from shared.datasets import read_camelyon17
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,8 +25,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from ..data import SPLITS
 from ..utils import DataError, atomic_path, write_json
-from .patches import SPLITS, split_patches
+from .splits import split_patches
 from .synthetic_ct import _cores, _refuse_other_content
 
 MITOTIC_KINDS = ("plate", "ring", "anaphase")

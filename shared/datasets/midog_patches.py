@@ -1,0 +1,205 @@
+"""Patches around the annotated figures of MIDOG, and around dark nuclei."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+from scipy.ndimage import gaussian_filter, minimum_filter
+from tqdm.contrib.concurrent import thread_map
+
+from ..data.datalist import read_json_object
+from ..utils import DataError, atomic_path, write_json
+from ..utils.text import first_few
+from .midog import _BOX, MidogImage, midog_domain
+
+
+def midog_patches(images: Sequence[MidogImage], domain: Sequence[str]) -> list[dict[str, Any]]:
+    """An entry of a datalist for each figure of the labelled images: `image` is where `crop_midog` puts its crop."""
+    entries = []
+    for image in images:
+        for figure in image.figures:
+            entry = _entry(image, domain, f"{figure['annotation_id']}.png")
+            entries.append({"image": entry["image"], "label": figure["label"], **entry, **figure, **entry})
+    return entries
+
+
+def _entry(image: MidogImage, domain: Sequence[str], name: str) -> dict[str, Any]:
+    known = {"image": f"patches/{image.stem}/{name}", "domain": midog_domain(image, domain), "slide": image.file_name}
+    known |= {"labelled": image.labelled, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
+    return {**known, **image.fields, **known}  # a field of the source that has one of these names gives way
+
+
+def midog_settings(annotations: str | os.PathLike, size: int, unlabelled_per_image: int) -> dict[str, Any]:
+    """What the crops depend on."""
+    digest = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()
+    return {"annotations_sha256": digest, "size": size, "unlabelled_per_image": unlabelled_per_image}
+
+
+def claim_folder(
+    output_dir: str | os.PathLike, settings: Mapping[str, Any], own: Sequence[str], stems: Sequence[str]
+) -> None:
+    """Make the output folder, or go on in one with the same settings; `preparation.json` in it holds them.
+
+    Raises:
+        DataError: when the folder holds something else: other files than `own`, crops of other images than `stems`,
+            or the result of other settings.
+    """
+    folder = Path(output_dir)
+    mark = folder / "preparation.json"
+    remedy = "Choose a new folder with --output_dir, or delete this one first."
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: found a file, expected a folder. {remedy}")
+    found = [path.name for path in sorted(folder.glob("[!.]*"))]
+    strange = [name for name in found if not mark.is_file() or name not in (*own, mark.name, "patches")]
+    strange += [f"patches/{p.name}" for p in sorted(folder.glob("patches/[!.]*")) if p.name not in set(stems)]
+    if strange:
+        raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {remedy}")
+    if mark.is_file():
+        before = read_json_object(mark, "the settings of an earlier run", remedy)
+        differ = [f"{k} {before.get(k)}" for k, v in settings.items() if before.get(k) != v]
+        if differ:
+            raise DataError(f"{folder}: was filled with other settings: {', '.join(differ)}. {remedy}")
+    else:
+        write_json(mark, settings)
+
+
+def crop_midog(
+    images: Sequence[MidogImage],
+    image_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    domain: Sequence[str] = ("scanner",),
+    size: int = 64,
+    unlabelled_per_image: int = 20,
+    num_workers: int = 4,
+) -> list[dict[str, Any]]:
+    """Write the crops of all images as PNG files below `output_dir`.
+
+    Each image is decoded once, about 160 MB at a time for each worker. The crops of an image appear together when
+    they are complete; images that have them are passed over, so an interrupted run goes on where it stopped.
+
+    Args:
+        images: as `find_midog` gives them.
+        image_dir: where the TIFF files are.
+        output_dir: gets a folder `patches` with a folder for each image.
+        domain: fields for `midog_domain`.
+        size: side of the crops in pixels. Beyond the edges the image is reflected.
+        unlabelled_per_image: crops around dark nuclei of each image that was not annotated, at most.
+        num_workers: images cropped at a time.
+
+    Returns:
+        entries of a datalist for the crops of images that were not annotated, without a label.
+
+    Raises:
+        DataError: an image cannot be decoded, or the folder of its crops holds other files.
+    """
+    crop = partial(_crop_image, Path(image_dir), Path(output_dir) / "patches", size, unlabelled_per_image)
+    # Threads, because Pillow decodes and encodes without holding Python's lock.
+    with _largest_image(images):
+        names = thread_map(crop, images, max_workers=num_workers, desc="cropping", unit="image")
+    unlabelled = []
+    for image, found in zip(images, names, strict=True):
+        for name in [] if image.labelled else found:
+            x, y = map(int, re.findall(r"\d+", name))
+            unlabelled.append({**_entry(image, domain, name), "x": float(x), "y": float(y)})
+    return unlabelled
+
+
+@contextmanager
+def _largest_image(images: Sequence[MidogImage]) -> Iterator[None]:
+    """Pillow objects to images above a limit, for fear of decompression bombs. The sizes are known and checked here."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None:
+        Image.MAX_IMAGE_PIXELS = max([limit, *(image.size[0] * image.size[1] for image in images)])
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _crop_image(image_dir: Path, patches: Path, size: int, unlabelled: int, image: MidogImage) -> list[str]:
+    """Write the crops of one image, unless they are there. Returns their file names, in order."""
+    folder = patches / image.stem
+    centres = {f"{figure['annotation_id']}.png": (figure["x"], figure["y"]) for figure in image.figures}
+    if folder.is_dir():
+        found = sorted(path.name for path in folder.iterdir())
+        wanted = centres if image.labelled else [n for n in found if re.fullmatch(r"x\d{5,}_y\d{5,}\.png", n)]
+        if set(found) != set(wanted):
+            raise DataError(f"{folder}: holds other files than the crops of {image.file_name}. Delete it, and go on.")
+        return found
+    if image.labelled and not centres:
+        return []
+    try:
+        with TiffImagePlugin.TiffImageFile(image_dir / image.file_name) as pixels:
+            pixels.load()
+    except (OSError, SyntaxError, ValueError) as e:
+        raise DataError(
+            f"{image_dir / image.file_name}: cannot be decoded ({e}). Download it again, and start again: the images "
+            "before it are done."
+        ) from e
+    if not image.labelled:
+        centres = {f"x{x:05d}_y{y:05d}.png": (x, y) for x, y in dark_nuclei(pixels, unlabelled, size)}
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for name, (x, y) in centres.items():
+            Image.fromarray(crop_square(pixels, x, y, size)).save(temporary / name)
+    return sorted(centres)
+
+
+def crop_square(image: Image.Image, x: float, y: float, size: int) -> np.ndarray:
+    """The square around (x, y), in pixels from the image's corner; beyond its edges the image is reflected.
+
+    The square begins at the pixel ⌊x − size / 2⌋; the edge itself is not repeated, as in `numpy.pad`'s "reflect".
+
+    Returns:
+        uint8, (size, size, 3).
+    """
+    columns, rows = _reflected(x, size, image.width), _reflected(y, size, image.height)
+    left, top = int(columns.min()), int(rows.min())
+    part = np.asarray(image.crop((left, top, int(columns.max()) + 1, int(rows.max()) + 1)))
+    return part[np.ix_(rows - top, columns - left)]
+
+
+def _reflected(centre: float, size: int, length: int) -> np.ndarray:
+    start, margin = math.floor(centre - size / 2), size + _BOX  # a centre may lie outside by half a box
+    return np.pad(np.arange(length), margin, mode="reflect")[start + margin : start + margin + size]
+
+
+def dark_nuclei(image: Image.Image, count: int, size: int) -> list[tuple[int, int]]:
+    """Centres of the darkest nuclei: minima of the smoothed red channel, which haematoxylin absorbs and eosin doesn't.
+
+    Where blue is not clearly above green there is no stain: white ground, black borders and dust are no nuclei.
+
+    Args:
+        image: RGB, about 0.25 µm a pixel.
+        count: how many at most.
+        size: the centres are at least this many pixels apart in one direction, and half of it from the edges.
+
+    Returns:
+        (x, y) in pixels, from the darkest to the brightest.
+    """
+    shrink = 4  # to about 1 µm a pixel; a nucleus is 6 to 12
+    small = np.asarray(image.reduce(shrink), np.float32)
+    red, green, blue = (gaussian_filter(small[..., channel], 2) for channel in range(3))
+    minimum = (red == minimum_filter(red, 7)) & (blue - green > 10)
+    rows, columns = np.nonzero(minimum)
+    xs, ys = columns * shrink + shrink // 2, rows * shrink + shrink // 2
+    margin = size / 2
+    inside = (xs >= margin) & (xs <= image.width - margin) & (ys >= margin) & (ys <= image.height - margin)
+    order = np.argsort(np.where(inside, red[rows, columns], np.inf), kind="stable")[: inside.sum()]
+    chosen: list[tuple[int, int]] = []
+    for x, y in zip(xs[order].tolist(), ys[order].tolist(), strict=True):
+        if len(chosen) == count:
+            break
+        if all(max(abs(x - a), abs(y - b)) >= size for a, b in chosen):
+            chosen.append((x, y))
+    return chosen

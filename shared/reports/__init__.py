@@ -1,0 +1,19 @@
+"""What people read."""
+
+from .classification import classification_table
+from .detection import detection_table
+from .detection_files import write_detections_csv, write_gallery, write_geojson, write_midog_json, write_overview
+from .preview import save_preview
+from .segmentation import summary_table
+
+__all__ = [
+    "classification_table",
+    "detection_table",
+    "save_preview",
+    "summary_table",
+    "write_detections_csv",
+    "write_gallery",
+    "write_geojson",
+    "write_midog_json",
+    "write_overview",
+]
