@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import fire
+from experiments.runs import count_firings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE_OF_ONE_PERCENT = (
@@ -63,7 +63,7 @@ def abdominal(name: str, output_dir: Path, cases: int, epochs: int) -> None:
     run("1/5 Make synthetic CTs", "scripts/make_synthetic.py", "ct", "--output_dir", data, "--cases", str(cases))
     run(
         "2/5 What a voxel classifier reaches, for comparison",
-        *("scripts/voxel_classifier.py", "--data_dir", data, "--output", report / "voxel_classifier.json"),
+        *("scripts/benchmark.py", "voxel_classifier", "--data_dir", data, "--output", report / "voxel_classifier.json"),
     )
     length = ["--max_epochs", str(epochs)] if epochs else []
     configs = ["train", "variants/demo", "variants/demo_schedule"]
@@ -79,11 +79,6 @@ def abdominal(name: str, output_dir: Path, cases: int, epochs: int) -> None:
         *("--input", data / "dataset.json", "--ckpt_path", models / "model.pt"),
         *("--output_dir", output_dir / "segmentations", *overlap),
     )
-
-
-def count_firings(path: Path) -> int:
-    with path.open() as file:
-        return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] in ("1", "True")})
 
 
 def show_organs(name: str, output_dir: Path) -> None:

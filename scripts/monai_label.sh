@@ -44,4 +44,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 [ "${1:-}" != --set_up ] || exit 0
 export MPLBACKEND=agg # no display is needed
 # `shared` is for packing alone: the server gets what is packed.
-PYTHONPATH="$root" exec python "$root/scripts/monai_label.py" "$@"
+PYTHONPATH="$root:$root/scripts" exec python -m monai_label.serve "$@"

@@ -14,29 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_checks import (
-    ROOT,
+from bundle_tools.bundle import ROOT, one_line
+from bundle_tools.card import check_card
+from bundle_tools.checks import (
     Check,
-    check_card,
     check_changelog,
-    check_drift,
     check_files,
     check_json,
     check_metadata,
-    check_metrics,
-    check_overlays,
     check_paths,
-    check_references,
     check_requirements,
-    one_line,
     pins,
 )
-from bundle_runs import at_least
+from bundle_tools.overlays import check_drift, check_metrics, check_overlays, check_references
+from experiments.runs import at_least
 from tqdm import tqdm
 
 from shared.utils import DataError, flag, show_errors_briefly, text_table, write_json
 
-# In the order of the table; those of bundle_probe.py, which run the bundle's code, come behind.
+# In the order of the table; those of bundle_tools/probe.py, which run the bundle's code, come behind.
 CHECKS: dict[str, Check] = {
     "files": check_files,
     "configs": check_json,
@@ -50,7 +46,7 @@ CHECKS: dict[str, Check] = {
     "paths": check_paths,
     "card": check_card,
 }
-PROBE = Path(__file__).parent / "bundle_probe.py"
+PROBE = ("-m", "bundle_tools.probe")
 Found = dict[str, dict[str, Any]]  # by the name of the check: faults, note, seconds
 
 
@@ -92,8 +88,11 @@ def running_checks(bundle: Path, run_commands: bool) -> Found:
     """The checks that run the bundle's code, in a process of their own."""
     with tempfile.TemporaryDirectory() as name:
         output, log = Path(name) / "found.json", Path(name) / "log"
-        command = [sys.executable, str(PROBE), "--output", str(output), "--run_commands", str(run_commands)]
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # nothing is left in the folder
+        command = [sys.executable, *PROBE]
+        command += ["--output", str(output), "--run_commands", str(run_commands)]
+        path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]))
+        # no byte code is left in the folder
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
         with log.open("wb") as file:
             status = subprocess.run(
                 command, cwd=bundle, env=environment, stdout=file, stderr=file, check=False

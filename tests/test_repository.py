@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from bundle_checks import MACHINE_PATH
+from bundle_tools.checks import MACHINE_PATH
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,14 +107,14 @@ def pinned(requirements: str) -> set[str]:
 def test_what_is_imported_is_pinned() -> None:
     pins, server_pins = pinned("requirements.txt"), pinned("requirements-monailabel.txt")
     distributions = metadata.packages_distributions()
-    own = {path.stem for path in modules("scripts")} | {"shared"} | sys.stdlib_module_names
+    own = {path.stem for path in (ROOT / "scripts").iterdir()} | {"shared"} | sys.stdlib_module_names
     files = [path for folder in ("shared", "scripts", "tests") for path in modules(folder)]
     missing = [
         f"{where(path, node)}: {name}"
         for path in files
         for node, name in imports(ast.parse(path.read_text()))
         if (top := name.split(".")[0]) not in own
-        and (server_pins if path.name == "monai_label_app.py" else pins).isdisjoint([top, *distributions.get(top, ())])
+        and (server_pins if path.name == "app.py" else pins).isdisjoint([top, *distributions.get(top, ())])
     ]
     assert missing == []
 

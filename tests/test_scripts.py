@@ -288,7 +288,7 @@ def test_monai_label_has_an_environment_of_its_own(checkout: Checkout) -> None:
     assert calls[1].startswith("-m pip install --requirement /")
     assert calls[2:] == [
         "-m pip install --no-deps server==1.0 other==2.0",
-        f"{checkout.root}/scripts/monai_label.py a folder name=model.pt",
+        "-m monai_label.serve a folder name=model.pt",
     ]
     assert not checkout.environment.exists()
     assert checkout.run("monai_label.sh", "--set_up").returncode == 0

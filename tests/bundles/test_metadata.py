@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_checks import SCHEMA
+from bundle_tools.checks import SCHEMA
 from jsonschema import Draft201909Validator
 from monai.bundle import verify_metadata
 

@@ -20,7 +20,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from package_bundles import main, write_zip
+from bundle_tools.archive import write_zip
+from package_bundles import main
 from safetensors.torch import save_file
 
 from shared.datasets import BTCV_LABELS, make_synthetic_histology

@@ -196,7 +196,7 @@ def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> N
 def test_a_voxel_classifier_does_not_solve_the_task(tmp_path: Path) -> None:
     """The difficulty is fixed here: intensity and place alone must not tell the organs apart."""
     make_synthetic_ct(tmp_path / "ct", cases=12, seed=0)
-    command = [sys.executable, ROOT / "scripts/voxel_classifier.py", "--data_dir", tmp_path / "ct"]
+    command = [sys.executable, ROOT / "scripts/benchmark.py", "voxel_classifier", "--data_dir", tmp_path / "ct"]
     subprocess.run([*command, "--output", tmp_path / "scores.json"], check=True, capture_output=True)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert list(scores["dice"]) == list(BTCV_LABELS)

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_part_is_measured(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "benchmark_detection.py"),
+        str(ROOT / "scripts" / "benchmark.py"),
+        "detection",
         "--output",
         str(tmp_path / "cost.json"),
     ]

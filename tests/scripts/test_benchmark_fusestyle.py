@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_variant_is_timed_against_the_plain_network(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "benchmark_fusestyle.py"),
+        str(ROOT / "scripts" / "benchmark.py"),
+        "fusestyle",
         "--output",
         str(tmp_path / "cost.json"),
     ]

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import benchmark_generalization as benchmark
 import numpy as np
 import pytest
+from experiments import patch_table as benchmark
 from matplotlib.image import imread
 from scipy.stats import wilcoxon
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark_lambda3d import Step
+from experiments.benchmark_lambda3d import Step
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,13 @@ def test_the_floor_is_the_longer_of_arithmetic_and_traffic() -> None:
 
 @pytest.mark.slow
 def test_networks_and_layers_are_timed_against_each_other(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark_lambda3d.py"), "--output", str(tmp_path / "cost.json")]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "benchmark.py"),
+        "lambda3d",
+        "--output",
+        str(tmp_path / "cost.json"),
+    ]
     command += ["--size", "32", "--feature_size", "8", "--hidden_size", "48", "--grids", "2,4", "--rounds", "2"]
     command += ["--device", "cpu", "--tflops", "1000", "--gigabytes", "100000"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

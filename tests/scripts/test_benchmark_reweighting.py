@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import benchmark_reweighting as benchmark
 import pytest
+from experiments import rule_table as benchmark
 
 from shared.utils import DataError, write_json
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bundle_runs
 import pytest
-from bundle_runs import bundle_run, kept_run, run_all
+from experiments import runs as bundle_runs
+from experiments.runs import bundle_run, kept_run, run_all
 
 from shared.utils import DataError, write_json
 
@@ -102,7 +102,7 @@ import sys
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "scripts")!r})
-from bundle_runs import bundle_run, run_all
+from experiments.runs import bundle_run, run_all
 from shared.utils import show_errors_briefly
 show_errors_briefly()
 sys.executable = {str(stub)!r}

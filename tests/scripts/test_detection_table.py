@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import detection_table as module
 import pytest
-from detection_table import METHODS, SCORES, detection_table
+from experiments import detection_table as module
+from experiments.detection_table import METHODS, SCORES, detection_table
 from matplotlib.image import imread
 from PIL import Image
 

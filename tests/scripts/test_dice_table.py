@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import dice_table
 import numpy as np
 import pytest
-from dice_table import MEAN, POOR_MEAN, Column, markdown, paired_bootstrap, picture, summarise
+from experiments import organ_table as dice_table
+from experiments.organ_table import MEAN, POOR_MEAN, Column, markdown, paired_bootstrap, picture, summarise
 
 COLUMNS = {
     "plain": Column("UNETR", "plain", 0.777, "b", ()),

@@ -1,4 +1,4 @@
-"""What scripts/monai_label.py does before it hands over to the server, which tests/test_monai_label.py starts."""
+"""What scripts/monai_label/serve.py does before it hands over to the server, which tests/test_monai_label.py starts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import monai_label
 import pytest
 import torch
+from bundle_tools.package import BUNDLES
 from monai.bundle import ConfigParser
-from monai_label import BUNDLES, TRAINED_HERE, check_mpp, check_port, check_studies, deploy, read_weights, served_name
+from monai_label import serve as monai_label
+from monai_label.serve import TRAINED_HERE, check_mpp, check_port, check_studies, deploy, read_weights, served_name
 
 from shared.utils import DataError
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAME = "mitosis_fusestyle_cls"
 DEMO = "configs/variants/demo.json"
 
@@ -91,7 +93,7 @@ def test_a_bundle_is_packed_with_the_variant_of_its_weights_until_it_is_trained_
 
 
 def test_the_server_names_what_it_trains_as_deploy_looks_for_it() -> None:
-    assert f'"name": "{TRAINED_HERE}"' in (Path(monai_label.__file__).parent / "monai_label_app.py").read_text()
+    assert f'"name": "{TRAINED_HERE}"' in (Path(monai_label.__file__).parent / "app.py").read_text()
 
 
 def test_what_is_served_outlives_weights_that_do_not_fit(weights: Path, other_weights: Path, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_a_pixel_size_that_is_none(mpp: object) -> None:
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["studies", "-h"], 0), ([], 1)])
 def test_help_needs_no_environment(arguments: list[str], status: int, tmp_path: Path) -> None:
-    script = shutil.copy(Path(monai_label.__file__).with_suffix(".sh"), tmp_path)  # without what makes environments
+    script = shutil.copy(SCRIPTS / "monai_label.sh", tmp_path)  # without what makes environments
     result = subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
     assert result.returncode == status
     said = result.stdout if status == 0 else result.stderr
@@ -159,7 +161,7 @@ def test_help_needs_no_environment(arguments: list[str], status: int, tmp_path: 
 
 
 def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:
-    command = [sys.executable, Path(monai_label.__file__), tmp_path, "a=b"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "monai_label.serve", tmp_path, "a=b"]
+    result = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.strip().startswith("Error: a=b: expected NAME=FILE")

@@ -19,10 +19,12 @@ from typing import Any
 import package_bundles
 import pytest
 import torch
-from bundle_checks import check_drift, check_references
+from bundle_tools.archive import lay_out
+from bundle_tools.overlays import check_drift, check_references
+from bundle_tools.package import baked_configs, build_network, read_package
 from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, download, download_large_files, get_bundle_info, get_bundle_versions
-from package_bundles import baked_configs, build_network, lay_out, main, read_package
+from package_bundles import main
 
 from shared.datasets import BTCV_LABELS
 from shared.networks.retinanet import FrozenBatchNorm2d
@@ -56,7 +58,7 @@ def save_weights(folder: Path, labels: dict[str, int], **record: Any) -> Path:
 def checks_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks, which take longer than the packaging, in the tests that are about them."""
     if request.function not in (test_a_package_holds_its_own_code, test_a_faulty_bundle_is_refused):
-        monkeypatch.setattr(package_bundles, "refuse_faulty", lambda bundle, folder: None)
+        monkeypatch.setattr("bundle_tools.archive.refuse_faulty", lambda bundle, folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +455,7 @@ def other_package(kind: str, copy: Path, folder: Path, monkeypatch: pytest.Monke
         changed = shutil.copytree(ROOT / "shared", folder.with_name("shared"))
         file = changed / "layers" / "fusestyle.py"
         file.write_text(f"{file.read_text()}\n# changed\n")
-        monkeypatch.setattr(package_bundles, "SHARED", changed)
+        monkeypatch.setattr("bundle_tools.archive.SHARED", changed)
     return lay_out(copy, folder)
 
 
@@ -514,7 +516,7 @@ def test_a_pull_request_is_laid_out(tmp_path: Path, weights: Path, capsys: pytes
 def test_large_weights_stay_out_of_a_pull_request(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo_layout.LARGEST_FILE", weights.stat().st_size - 1)
+    monkeypatch.setattr("bundle_tools.zoo.LARGEST_FILE", weights.stat().st_size - 1)
     options = {"weights": str(weights), "variant": "demo", "zoo_dir": str(tmp_path / "zoo")}
     main(UNETR.name, output_dir=str(tmp_path), **options)
     assert "publish the file" in (tmp_path / f"{UNETR.name}_v0.1.0_zoo.txt").read_text()

@@ -12,9 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import reproduce
+from experiments import organ_table as reproduce
+from experiments.organ_table import COLUMNS, organ_table
 from matplotlib.image import imread
-from reproduce import COLUMNS, organ_table
 
 from shared.datasets import BTCV_LABELS
 from shared.utils import DataError, write_csv, write_json

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bundle_checks
-import bundle_probe
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import verify_bundles
-from bundle_checks import check_paths, check_references, check_requirements, combinations, find_name, pins
-from package_bundles import lay_out
+from bundle_tools import checks as bundle_checks
+from bundle_tools import probe as bundle_probe
+from bundle_tools.archive import lay_out
+from bundle_tools.bundle import combinations
+from bundle_tools.checks import check_paths, check_requirements, pins
+from bundle_tools.names import find_name
+from bundle_tools.overlays import check_references
 from verify_bundles import CHECKS, find_bundle, main, running_checks
 
 from shared.data import load_datalist
@@ -379,7 +382,7 @@ def test_a_process_that_ends_early_is_a_fault(small: Path, tmp_path: Path, monke
     probe.write_text(
         "import os, sys\nopen(sys.argv[2], 'w').write('{\"code\": {}}')\nprint('bye', flush=True)\nos._exit(0)\n"
     )
-    monkeypatch.setattr(verify_bundles, "PROBE", probe)
+    monkeypatch.setattr(verify_bundles, "PROBE", (str(probe),))
     assert running_checks(small, run_commands=False)["process"]["faults"] == [
         "the process that runs the bundle's code ended with status 0, done is code: bye"
     ]

@@ -12,17 +12,18 @@ import tempfile
 from pathlib import Path
 
 import fire
-from package_bundles import BUNDLES, lay_out
+from bundle_tools.archive import lay_out
+from bundle_tools.package import BUNDLES
 
 from shared.networks import read_model_record
 from shared.utils import DataError, show_errors_briefly
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 # MONAI Label sees in the name of a folder what its bundle is for. What metadata.json says of the output, and that word.
 KINDS = {"segmentation": "segmentation", "classification": "classification", "anchor outputs": "detection"}
 IMAGES = ("nii.gz", "nii", "nrrd", "mha", "jpg", "jpeg", "png", "tif", "tiff", "svs", "ndpi", "mrxs")
-TRAINED_HERE = "labels submitted to MONAI Label"  # the name in the record of weights that monai_label_app.py trained
+TRAINED_HERE = "labels submitted to MONAI Label"  # the name in the record of weights that app.py trained
 
 # By default a page from anywhere may ask, in the user's own browser, and so read and delete studies. MONAI Label 0.8.5
 # cannot print its setting of other origins, and stops; so only what makes the answers may see it.
@@ -150,7 +151,7 @@ def main(studies: str, *weights: str, port: int = 8000, app_dir: str = "", mpp: 
     check_mpp(mpp)
     app = Path(str(app_dir)).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
     app.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "scripts" / "monai_label_app.py", app / "main.py")
+    shutil.copyfile(Path(__file__).with_name("app.py"), app / "main.py")
     names = [deploy(name, file, app / "model") for name, file in files.items()]
     print(f"{', '.join(names)}: soon at http://{HOST}:{port}, log in {app / 'logs' / 'app.log'}", flush=True)
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

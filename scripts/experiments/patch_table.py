@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -24,9 +23,9 @@ from scipy.stats import wilcoxon
 from tqdm import tqdm
 
 from shared.datasets import make_synthetic_histology, read_patch_table, split_patches
-from shared.utils import DataError, atomic_path, show_errors_briefly, write_csv, write_json
+from shared.utils import DataError, atomic_path, write_csv, write_json
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "mitosis_fusestyle_cls"
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls"
 BASE = ("train", "variants/demo", "variants/demo_schedule")
 # What a method adds to the plain network. The names of the overlays say the places 1 and 4, or "shallow" 1 and 2.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -249,7 +248,7 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def main(
+def patch_table(
     output_dir: str, data_dir: str = "", seeds: int = 5, epochs: int = 0, minutes: float = 60, jobs: int = 1
 ) -> None:
     """Train on two scanners, test on the third, for each way of mixing statistics; as far as the time goes.
@@ -308,8 +307,3 @@ def _attempt(job: tuple[Any, ...]) -> dict[str, Any] | None:
     done = _folder_of(arguments[5], *arguments[:4]) / "result.json"
     # CLOCK_MONOTONIC is one for all processes of a machine
     return None if time.monotonic() > end and not done.is_file() else run(*arguments)
-
-
-if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)

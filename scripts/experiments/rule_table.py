@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
-from bundle_runs import bundle_run, file_digests, kept_run, run_all, spread
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 
-from shared.utils import DataError, atomic_path, fault_list, show_errors_briefly, write_json
+from shared.utils import DataError, atomic_path, fault_list, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+from .runs import bundle_run, file_digests, kept_run, run_all, spread
+
+ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "abdominal_unetr_cbs"
 RULES = ("plain", "cbs", "prevalence", "pcf", "tcf")
 LOSSES = ("dice", "dice_ce")
@@ -233,8 +233,3 @@ def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
         f"The rule took {1e3 * np.median(spent):.2f} ms an evaluation, {1e3 * sum(spent) / epochs:.2f} ms an epoch of "
         f"{whole / epochs:.1f} s: {result['share']:.4%}."
     )
-
-
-if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire({"compare": compare, "cost": cost})

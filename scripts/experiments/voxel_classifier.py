@@ -10,13 +10,12 @@ import json
 import time
 from pathlib import Path
 
-import fire
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
 
-from shared.utils import DataError, show_errors_briefly, write_json
+from shared.utils import DataError, write_json
 
 SPACING = 4.0  # mm
 SCALES = (0.0, 4.0, 10.0)  # mm, standard deviations of the Gaussians
@@ -79,7 +78,7 @@ def dice(cases: list, predictions: list[np.ndarray], classes: int) -> np.ndarray
     return np.where(present.any(0), np.nansum(scores, axis=0) / np.maximum(present.sum(0), 1), np.nan)
 
 
-def main(data_dir: str, output: str) -> None:
+def voxel_classifier(data_dir: str, output: str) -> None:
     """Fit the voxel classifier on the training cases, print and write its Dice per organ on the test cases.
 
     Args:
@@ -114,8 +113,3 @@ def main(data_dir: str, output: str) -> None:
     print(f"{'mean':28s} {np.nanmean(scores):.3f}   ({time.time() - start:.0f} s)")
     values = {name: None if np.isnan(s) else float(s) for name, s in zip(names, scores, strict=True)}
     write_json(output, {"mean": float(np.nanmean(scores)), "dice": values})
-
-
-if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)

@@ -22,9 +22,6 @@ USAGE = ("Training", "Evaluation", "Inference", "Export", "Choices where the pap
 Sections = Mapping[str, str]
 
 
-# ---- the model card
-
-
 def sections(card: str) -> dict[str, str]:
     """The parts of a model card by their titles; the part before the first title by an empty one."""
     first, *others = re.split(r"^## ", card, flags=re.MULTILINE)
@@ -76,9 +73,6 @@ def zoo_card(card: str, metadata: Mapping[str, Any], name: str, note: str) -> st
     return f"# {metadata['name']}\n\n{body}\n"
 
 
-# ---- the unit test
-
-
 def unit_test(name: str, metadata: Mapping[str, Any]) -> str:
     task = metadata["task"].partition(" ")[0].lower()
     if task not in ("segmentation", "classification", "detection"):
@@ -87,9 +81,6 @@ def unit_test(name: str, metadata: Mapping[str, Any]) -> str:
             f"Detection: {TEST_TEMPLATE.name} has data for these."
         )
     return TEST_TEMPLATE.read_text(encoding="utf-8").replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
-
-
-# ---- what bars a pull request
 
 
 def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> Iterator[str]:
@@ -128,9 +119,6 @@ def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> I
     yield f"The bundle needs Python {OUR_PYTHON}, the zoo's CI had {ZOO_PYTHON} in October 2024: ask for a newer one."
     yield "Run ./runtests.sh --autofix and --codeformat in the zoo (isort, black, flake8, pytype): not run here."
     yield "Open an issue in the zoo first, and name the branch of the pull request after it."
-
-
-# ---- files
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from shared.inferers import RegionInferer, suppress_within_radius
 from shared.networks import fusestyle_retinanet
 from shared.utils import write_json
 
-CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
 RADIUS, IOU = 25.0, 0.4  # of the suppression, in pixels; of the challenge's reference inference, for one tile
 # The first is to be reached at least, the others at most.
 AIMS = {

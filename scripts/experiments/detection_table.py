@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bundle_runs import bundle_run, check_lengths, check_settings, file_digests, kept_run, known, run_all, spread
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, domain_names, load_regions
 from shared.utils import DataError, atomic_path, fault_list, write_csv, write_json
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "mitosis_retinanet_fusestyle"
+from .runs import bundle_run, check_lengths, check_settings, file_digests, kept_run, known, run_all, spread
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle"
 METHODS: dict[str, tuple[str, ...]] = {
     "none": ("no_fusestyle",),
     "fusestyle": (),

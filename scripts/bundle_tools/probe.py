@@ -22,10 +22,11 @@ import monai.bundle
 import nibabel as nib
 import numpy as np
 import torch
-from bundle_checks import (
-    SHOWN,
-    Command,
-    card_commands,
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
+from torch.nn.modules.module import register_module_forward_hook
+
+from .bundle import (
     code_folder,
     combinations,
     config,
@@ -36,9 +37,7 @@ from bundle_checks import (
     strings,
     try_merged,
 )
-from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
-from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
-from torch.nn.modules.module import register_module_forward_hook
+from .card import SHOWN, Command, card_commands
 
 META, INFERENCE = "configs/metadata.json", "configs/inference.json"
 WEIGHTS = Path("models/model.pt")

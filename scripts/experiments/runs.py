@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -156,3 +157,8 @@ def spread(values: list[float]) -> dict[str, float | int | None] | None:
         "max": round(max(values), 4),
         "n": len(values),
     }
+
+
+def count_firings(path: Path) -> int:
+    with path.open() as file:
+        return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] in ("1", "True")})

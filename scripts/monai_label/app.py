@@ -1,4 +1,4 @@
-"""The app that MONAI Label's server runs: monai_label.py copies it, as main.py, beside the packed bundles it serves.
+"""The app that MONAI Label's server runs: serve.py copies it, as main.py, beside the packed bundles it serves.
 
 It is MONAI Label's own app for bundles, and what that lacks for these: boxes in images of any size, for QuPath and the
 Digital Slide Archive; a class beside the probability; weights that have to fit their network; the reason of a failure
@@ -19,16 +19,6 @@ from typing import Any
 
 import torch
 from fastapi import HTTPException
-
-try:
-    import torchvision  # noqa: F401
-except (
-    RuntimeError
-):  # its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it
-    _operators = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 from monai.bundle import ConfigParser
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -41,6 +31,15 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import get_bundle_models
 from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
+
+try:
+    import torchvision  # noqa: F401
+except (
+    RuntimeError
+):  # its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it
+    _operators = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 COLOURS = ((40, 120, 255), (0, 170, 0))  # of class 0 and 1, RGB
 WRITERS = {"asap": create_asap_annotations_xml, "dsa": create_dsa_annotations_json}  # for QuPath; for the archive

@@ -1,0 +1,1 @@
+"""What packages and verifies bundles: their folders, configs, names, overlays, cards, packages."""

@@ -1,0 +1,299 @@
+"""What goes into a package: the weights with their record, the variant in the configs, the metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from shared.networks import load_weights, read_model_record
+from shared.utils import DataError
+
+from .bundle import ROOT
+from .overlays import recorded_default, recorded_key
+
+BUNDLES, SHARED = ROOT / "bundles", ROOT / "shared"
+CONTENT = ("LICENSE", "configs/logging.conf", "configs/**/*.json", "docs/**/*")
+WEIGHTS = "models/model.pt"
+COMPANIONS = ("model.json", "threshold.json")  # which training writes beside the weights
+BACKUPS = ("~", ".swp", ".bak", ".orig")  # what editors leave behind
+
+
+# Appended to the packed `scripts/__init__.py`.
+IDENTITY = '''
+import sys
+from pathlib import Path
+
+{identity} = "{name} {version}"  # imported by the configs of this package
+
+
+class OtherBundleError(BaseException):
+    """The code of another bundle is loaded. No `Exception`: MONAI would put that of an import off, and go on."""
+
+
+def __getattr__(name: str) -> object:
+    if not name.startswith("bundle_"):
+        raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
+    places = [Path(entry or ".").resolve() / "scripts" for entry in ("", *sys.path)]
+    files = [place / "__init__.py" for place in places if (place / "__init__.py").is_file()]
+    meant = [file.parent for file in files if f"{{name}} = " in file.read_text("utf-8", "replace")]
+    raise OtherBundleError(
+        f"{{Path(__file__).resolve().parent}}: this package `scripts` is loaded, that of {name} {version}; the "
+        f"configuration belongs to {{meant[0] if meant else name + ', which is not on sys.path'}}. Two bundles need "
+        "two processes; or, before the second, remove `scripts` and all `scripts.*` from sys.modules and put its "
+        "folder first on sys.path."
+    )
+'''
+
+
+class Package(NamedTuple):
+    """What goes into a package beside the files of its bundle."""
+
+    bundle: Path
+    variants: tuple[str, ...] = ()
+    weights: Path | None = None
+    url: str = ""  # of the weights, which are then not put inside
+    record: Mapping[str, Any] = {}  # of the weights
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return read_config(self.bundle, "metadata")
+
+    @property
+    def title(self) -> str:
+        return f"{self.bundle.name}_v{self.metadata['version']}"
+
+    @property
+    def note(self) -> str:
+        """What a user has to know of the weights, in a few sentences."""
+        data = self.record.get("name", "a data set without a name")
+        if not self.weights:
+            text = (
+                "This package is untrained: it holds no weights. Train first (configs/train.json); until then "
+                "inference, evaluation and exports have nothing to load."
+            )
+        elif not self.record:
+            text = "No record came with the weights of this package: nobody knows what they were trained on."
+        elif self.record.get("synthetic"):
+            text = f"The weights of this package were trained on synthetic data ({data}): of no use on real images."
+        else:
+            text = f"The weights of this package were trained on {data}."
+        files = {name: file for name in self.variants for file in map(named_file, self.overlay(name).values()) if file}
+        return text + "".join(
+            f" The variant {name} starts from {file}, which is not in this package." for name, file in files.items()
+        )
+
+    def overlay(self, name: str) -> dict[str, Any]:
+        return read_config(self.bundle, f"variants/{name}")
+
+    @property
+    def baked(self) -> dict[str, dict[str, Any]]:
+        """The variants with what of them becomes part of the configs: all but files that are not in the package."""
+        kept = {name: {k: v for k, v in self.overlay(name).items() if not named_file(v)} for name in self.variants}
+        return {name: overlay for name, overlay in kept.items() if overlay}
+
+
+def read_package(bundle: Path, weights: str | Path | None = None, variant: Any = "", url: str = "") -> Package:
+    """What was asked for, with the record of the weights.
+
+    Raises:
+        DataError: when there is no such bundle, variant or file of weights.
+    """
+    parts = variant if isinstance(variant, list | tuple) else str(variant).split(",")  # fire makes a tuple of `a,b`
+    variants = tuple(str(part).removesuffix(".json").removeprefix("variants/") for part in parts if part)
+    there = sorted(path.stem for path in (bundle / "configs" / "variants").glob("*.json"))
+    if not (bundle / "configs" / "metadata.json").is_file():
+        raise DataError(f"{bundle}: holds no configs/metadata.json, expected the folder of a bundle.")
+    if strange := [name for name in variants if name not in there]:
+        raise DataError(f"--variant is {', '.join(strange)}, {bundle.name} has {', '.join(there) or 'none'}.")
+    if url and not weights:
+        raise DataError("--weights_url is the address of a file; give the file too (--weights), for its hash.")
+    if url and not re.match(r"https?://[^\s\"]+$", url):
+        raise DataError(f"--weights_url is {url}, expected an address that begins with http:// or https://.")
+    if weights and not Path(weights).is_file():
+        raise DataError(f"{weights}: there is no such file of weights. Give the model.pt that training writes.")
+    path = Path(weights) if weights else None
+    return Package(bundle, variants, path, url, read_model_record(path) if path else {})
+
+
+def read_config(bundle: Path, name: str) -> dict[str, Any]:
+    path = bundle / "configs" / f"{name}.json"
+    return json.loads(read_text(path)) if path.is_file() else {}
+
+
+def named_file(value: Any) -> str:
+    """The file below `models/` that a value of an overlay names, if it is another than the packed weights."""
+    found = re.search(r"/(models/[^']+)'", value) if isinstance(value, str) else None
+    return found[1] if found and found[1] != WEIGHTS else ""
+
+
+def taken_over(overlay: Mapping[str, Any], train: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a training's overlay a config takes: the keys in which it repeats `train`, as itself or as a default."""
+    taken = {key: overlay[key] for key in overlay if key in config and config[key] == train.get(key)}
+    for key, value in config.items():
+        if (default := recorded_default(key, value)) != value and (source := recorded_key(key, train)) in overlay:
+            taken |= {key: f"$@record.get('{key}', {overlay[source]!r})"} if default == train[source] else {}
+    return taken
+
+
+def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
+    """`train`, `evaluate` and `inference` with the variants in them, and the labels that the weights were trained with.
+
+    An overlay that changes the network goes into training and inference. Of another, inference takes what it repeats
+    from training, and so does evaluation, which is run together with training's.
+    """
+    train, evaluate, inference = (read_config(package.bundle, name) for name in ("train", "evaluate", "inference"))
+    for overlay in package.baked.values():
+        inference |= overlay if "network_def" in overlay else taken_over(overlay, train, inference)
+        evaluate |= taken_over(overlay, train, evaluate)
+        train |= overlay
+    if isinstance(train.get("labels"), dict) and package.record.get("labels"):
+        train["labels"] = inference["labels"] = package.record["labels"]
+    overlay = train.get("network_overlay", "")
+    recorded = package.record.get("network_overlay", overlay)
+    if package.record and recorded != overlay:
+        wanted = f"--variant {Path(recorded).stem}" if recorded else "no --variant that changes the network"
+        raise DataError(
+            f"{package.weights}: its record names the network of {recorded or 'train.json itself'}, the package would "
+            f"have that of {overlay or 'train.json itself'}. Give {wanted}."
+        )
+    return {"train": train, "evaluate": evaluate, "inference": inference}
+
+
+def build_network(configs: Mapping[str, dict[str, Any]], package: Package) -> nn.Module:
+    """The network of the baked configs, in eval mode, with the weights if there are any.
+
+    Raises:
+        DataError: when they do not fit, or the file holds anything else beside them.
+    """
+    network = ConfigParser(dict(configs["inference"])).get_parsed_content("network_def").eval()
+    if package.weights:
+        try:
+            loaded = load_weights(network, package.weights)
+        except DataError as e:
+            why, other_network, _ = str(e).partition(" Probably ")  # what follows is about configs that are run
+            hint = " Give --variant with the overlays that they were trained with." if other_network else ""
+            raise DataError(why + hint) from None
+        plain = package.weights.suffix != ".safetensors" and loaded is network
+        if not plain or torch.load(package.weights, "cpu", weights_only=True).keys() != network.state_dict().keys():
+            raise DataError(
+                f"{package.weights}: holds more than weights, or holds them in another form than models/model.pt. "
+                "Give the model.pt that training writes."
+            )
+    return network
+
+
+def input_size(train: Mapping[str, Any], record: Mapping[str, Any], known: Sequence[int]) -> list[int]:
+    """Of what the network takes at once; `known` where the configs do not say it."""
+    if "roi_size" in train:
+        return list(train["roi_size"])
+    for key, recorded in (("val_tile_size", "tile_size"), ("patch_size", "patch_size")):
+        if isinstance(train.get(key), int):
+            return [record.get(recorded, train[key])] * len(known)
+    return list(known)
+
+
+def channel_names(pred: Mapping[str, Any], labels: Mapping[str, int], channels: int) -> list[str]:
+    """Of the network's output; those known where they are as many, and there are no labels."""
+    known, names = list(pred["channel_def"].values()), sorted(labels, key=lambda name: labels[name])
+    if labels and pred["format"] == "segmentation":
+        known = ["background", *names]
+    elif labels and pred["format"] == "classification":
+        known = names[-channels:]
+    elif labels:
+        known = [*names, *known[-4:]]  # the four offsets of a box
+    if len(known) != channels:
+        raise DataError(
+            f"the network has {channels} output channels, the labels {', '.join(names) or 'in metadata.json'} make "
+            f"{len(known)}. Give the weights of the network with these labels."
+        )
+    return known
+
+
+def listing(names: Sequence[str]) -> str:
+    return ", ".join(f"{i} {name.replace('_', ' ')}" for i, name in enumerate(names))
+
+
+def baked_metadata(package: Package, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """metadata.json as the baked configs have it: shapes, channels, classes and what is said of the weights.
+
+    The network takes a random input for it.
+
+    Raises:
+        DataError: when it gives anything but finite numbers of the expected channels.
+    """
+    metadata, base, train = package.metadata, read_config(package.bundle, "train"), configs["train"]
+    formats = metadata["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    old_size, old_names = image["spatial_shape"], list(pred["channel_def"].values())
+    size = input_size(train, package.record, old_size)
+    with torch.no_grad():
+        output = build_network(configs, package)(torch.rand(1, image["num_channels"], *size))
+    if not output.isfinite().all():
+        raise DataError(f"{package.weights}: with these weights the network gives numbers that are not finite.")
+    labels = train["labels"] if isinstance(train.get("labels"), dict) else package.record.get("labels") or {}
+    names = channel_names(pred, labels, output.shape[1])
+    image["spatial_shape"] = size
+    pred["num_channels"], pred["channel_def"] = len(names), {str(i): name for i, name in enumerate(names)}
+    pred["spatial_shape"] = list(output.shape[2:]) or pred["spatial_shape"]
+
+    changes = {" x ".join(map(str, old_size)): " x ".join(map(str, size)), listing(old_names): listing(names)}
+    changes[f"{len(old_names)} channels"] = f"{len(names)} channels"
+    if "mpp" in train and "mpp" in package.record:
+        changes[f"{base['mpp']} micrometres"] = f"{package.record['mpp']} micrometres"
+    if "spacing" in train:
+        changes[" x ".join(map(str, base["spacing"]))] = " x ".join(map(str, train["spacing"]))
+    if pred["format"] == "segmentation":  # the background is none
+        changes[f"{len(old_names) - 1} abdominal organs"] = f"{len(names) - 1} abdominal organ{'s' * (len(names) > 2)}"
+    for key in ("name", "task", "description", "image_classes", "label_classes", "pred_classes"):
+        for old, new in changes.items():
+            metadata[key] = metadata[key].replace(old, new)
+    if labels and pred["format"] != "segmentation" and sorted(labels) != ["mitotic", "non_mitotic"]:
+        metadata["label_classes"] = listing(sorted(labels, key=lambda name: labels[name]))
+    return metadata
+
+
+def tell_of_weights(metadata: dict[str, Any], package: Package) -> dict[str, Any]:
+    """What metadata.json says of the weights and of the variants."""
+    networks = [name for name, overlay in package.baked.items() if "network_def" in overlay]
+    variants = f" The network is that of the variant {networks[-1]}." if networks else ""
+    variants += f" Variants that are part of this package: {', '.join(package.baked)}." if package.baked else ""
+    if package.weights:
+        version, log = metadata["version"], metadata["changelog"]
+        if version in log:
+            log[version] = log[version].removesuffix(", without weights")
+        described = re.sub(r" No weights are shipped[^.]*\.", "", metadata["description"])
+        use = re.sub(r": no clinically trained weights are shipped.*$", ".", metadata["intended_use"])
+        metadata |= {"description": f"{described} {package.note}", "intended_use": f"{use} {package.note}"}
+    metadata["description"] += variants
+    return metadata
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, whatever the machine's own encoding is.
+
+    Raises:
+        DataError: when it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{path}: byte {e.start} is no UTF-8, expected text in UTF-8. Save the file as that, or take it out."
+        ) from e
+
+
+def file_digest(path: Path, kind: str = "sha256") -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def described(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}

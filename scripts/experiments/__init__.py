@@ -1,0 +1,1 @@
+"""The tables of the papers and the benchmarks, behind reproduce.py and benchmark.py."""
