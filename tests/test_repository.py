@@ -91,9 +91,69 @@ def test_shared_imports_at_module_level() -> None:
     assert found == []
 
 
+# From the ground up: a room may import those of the floors below it, `datasets` excepted, which only scripts reach.
+FLOORS = (
+    ("layers", "utils"),
+    ("data", "metrics", "networks"),
+    ("datasets", "inferers", "reports"),
+    ("transforms",),
+    ("losses",),
+    ("engines", "handlers"),
+)
+ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def allowed(room: str) -> set[str]:
+    return {other for other, floor in ROOMS.items() if floor < ROOMS[room] and other != "datasets"}
+
+
+def relative_imports(path: Path) -> Iterator[tuple[ast.ImportFrom, Path]]:
+    """Every relative import of a module in `shared`, with the file or folder that it names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            file = folder.with_suffix(".py")
+            yield node, file if file.is_file() else folder
+
+
+def test_every_room_of_shared_has_its_floor() -> None:
+    assert {path.name for path in (ROOT / "shared").iterdir() if (path / "__init__.py").is_file()} == set(ROOMS)
+
+
+def test_no_room_imports_upwards() -> None:
+    found = [
+        f"{where(path, node)}: {target.relative_to(ROOT)}"
+        for room in ROOMS
+        for path in modules(f"shared/{room}")
+        for node, target in relative_imports(path)
+        if target.relative_to(ROOT / "shared").parts[0] not in allowed(room) | {room}
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_is_in_it_and_what_it_may_import(room: str) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / "shared" / room / "__init__.py").read_text())) or ""
+    said, _, may = text.partition("May import: ")
+    words = {"layers": "torch alone", "utils": "no other room"}.get(room, ", ".join(sorted(allowed(room))))
+    assert said.strip()
+    assert " ".join(may.split()) == f"{words}."
+
+
+def test_shared_has_no_circle_of_imports() -> None:
+    waiting = {path: {target for _, target in relative_imports(path)} for path in modules("shared")}
+    waiting = {path: {t if t.suffix else t / "__init__.py" for t in targets} for path, targets in waiting.items()}
+    while free := [path for path, targets in waiting.items() if not targets & waiting.keys()]:
+        for path in free:
+            del waiting[path]
+    assert sorted(str(path.relative_to(ROOT)) for path in waiting) == []
+
+
+def test_configs_name_no_data_set_that_people_prepare() -> None:
+    assert [path for path in ROOT.glob("bundles/*/configs/**/*.json") if "shared.datasets" in path.read_text()] == []
+
+
 def test_layers_need_torch_alone() -> None:
-    if not (ROOT / "shared" / "layers").is_dir():
-        pytest.skip("shared.layers does not exist yet")
     code = "import sys, shared.layers; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "torch" in loaded

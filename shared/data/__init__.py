@@ -1,4 +1,8 @@
-"""Datalists, data sets, tables of patches, synthetic volumes and synthetic histology."""
+"""What a run reads: datalists, inputs, slides and their tiles, samplers, batches, preprocessing kept on disk.
+What people prepare, before any run, is in `datasets`.
+
+May import: layers, utils.
+"""
 
 from .cached_dataset import cached_dataset
 from .collate import collate_detections, collate_readable, collate_regions

@@ -1,4 +1,8 @@
-"""Data sets as people prepare them."""
+"""What people prepare: public data sets as downloaded, tables of patches, splits, synthetic CT and histology.
+Each ends in a datalist that a run reads with `data`. Only scripts and tests import it; packages leave it out.
+
+May import: data, layers, metrics, networks, utils.
+"""
 
 from .btcv import BTCV_LABELS, extract_btcv, find_btcv, is_unpacked_btcv
 from .camelyon17 import CAMELYON17_LABELS, CAMELYON17_SPLITS, read_camelyon17

@@ -1,4 +1,7 @@
-"""Ignite handlers: class re-weighting, what keeps a training safe, and reports."""
+"""Ignite handlers: class re-weighting, what keeps a training safe, and those that collect what `reports` writes.
+
+May import: data, inferers, layers, losses, metrics, networks, reports, transforms, utils.
+"""
 
 from .adapt_batch_norm import AdaptBatchNorm
 from .class_reweighting import ClassReweighting

@@ -1,4 +1,9 @@
-"""From a network's output to a result on the grid of the input."""
+"""From a network's output to a result on the grid of the input.
+
+Tiles of regions, merged detections, restored label maps.
+
+May import: data, layers, metrics, networks, utils.
+"""
 
 from .detection import DetectionMerger, Detections
 from .region import RegionInferer

@@ -1,4 +1,7 @@
-"""Losses with a weight for each class, static weights by prevalence, and losses of a detector."""
+"""Losses with a weight for each class, static weights by prevalence, and losses of a detector.
+
+May import: data, inferers, layers, metrics, networks, reports, transforms, utils.
+"""
 
 from .class_weighted import ClassWeightedLoss, check_class_weight_buffers, class_weight_buffers
 from .detection import RetinaNetLoss

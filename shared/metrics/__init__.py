@@ -1,4 +1,8 @@
-"""Scores of segmentations, classifications and detections."""
+"""Scores of segmentations, classifications and detections, their bootstrap intervals, and thresholds chosen by them.
+Arrays in, numbers out: nothing is read or written but the file of a threshold.
+
+May import: layers, utils.
+"""
 
 from .class_dice import ClassDice, MeanClassDice
 from .classification import (

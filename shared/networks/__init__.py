@@ -1,4 +1,7 @@
-"""Networks, and weights for them."""
+"""Networks, weights for them, and what a training leaves beside its weights: the record, `model.json`.
+
+May import: layers, utils.
+"""
 
 from .anchors import PyramidAnchors, decode_detections, match_anchors
 from .batch_norm import adapt_batch_norm

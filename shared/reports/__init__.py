@@ -1,4 +1,8 @@
-"""What people read."""
+"""What people read: summaries, tables, figures, pictures and files for other programs, made of finished scores.
+When they are made is for `handlers` and `transforms` to say.
+
+May import: data, layers, metrics, networks, utils.
+"""
 
 from .classification import classification_table
 from .detection import detection_table

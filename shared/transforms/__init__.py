@@ -1,4 +1,7 @@
-"""Transforms that load volumes, patches and tiles, vary stains, and bring label maps back to the native grid."""
+"""Transforms that load volumes, patches and tiles, vary stains, and bring label maps back to the native grid.
+
+May import: data, inferers, layers, metrics, networks, reports, utils.
+"""
 
 from .crop import CropBodyd
 from .load import LoadVolumed

@@ -1,4 +1,8 @@
-"""Errors that name the file at fault, output files that are whole or absent, and the ranks of a distributed run."""
+"""What every room needs: errors that name the file at fault, output files that are whole or absent, the ranks of a
+distributed run, lists and tables as text.
+
+May import: no other room.
+"""
 
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
 from .files import append_csv, atomic_path, name_full_disk, writable_folder, write_csv, write_json
