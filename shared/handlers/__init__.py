@@ -9,7 +9,6 @@ from .classification_report import ClassificationReport
 from .decision_threshold import DecisionThreshold
 from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
-from .region_detections import RegionDetections
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from .save_detections import SaveDetections
 from .save_predictions import SavePredictions
@@ -29,7 +28,6 @@ __all__ = [
     "DetectionReport",
     "DetectionThreshold",
     "PlateauClassFreezing",
-    "RegionDetections",
     "SaveDetections",
     "SavePredictions",
     "SeedEpochs",

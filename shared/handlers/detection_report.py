@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 from ignite.engine import Engine, Events
 
-from ..metrics.detection import MATCHINGS, Findings
+from ..inferers import FindingsCollector
+from ..metrics import Findings, detection_scores
+from ..metrics.detection import MATCHINGS
 from ..networks import PyramidAnchors
 from ..reports import detection_table
 from ..reports.classification import check_classes
@@ -21,13 +22,10 @@ from ..reports.detection import (
     Scoring,
     _figure,
     _gallery,
-    _matches,
-    _values,
     summarise_detections,
 )
 from ..reports.domains import score_rows
 from ..utils import atomic_path, flag, writable_folder, write_csv, write_json
-from .region_detections import RegionDetections
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class DetectionReport:
     """Score a detector on each domain of an evaluation, and write the report.
 
     Attach it to a `DetectionEvaluator` over the `shared.data.RegionTiles` of the regions. At the end the tiles of all
-    ranks are put together, see `RegionDetections`, and rank 0 writes to `output_dir`, each file whole or not at all:
+    ranks are put together, see `FindingsCollector`, and rank 0 writes to `output_dir`, each file whole or not at all:
 
     * `detections.csv`: each detection with its image, the centre in pixels, its class and score, and whether it is
       matched with a figure of its class (one-to-one, at any threshold);
@@ -68,7 +66,7 @@ class DetectionReport:
         seed: of the resamples.
         adapted: whether batch norm was adapted to each domain, for the report.
         threshold_from: where the threshold comes from, for the report, such as the path of its file.
-        merging: options of `RegionDetections`.
+        merging: options of `FindingsCollector`.
 
     Raises:
         ValueError: when the threshold, the class, its names, `matching` or `bootstrap` are out of range.
@@ -103,7 +101,7 @@ class DetectionReport:
         names = check_classes(threshold, class_names)
         self.output_dir = writable_folder(output_dir)
         self.how = Scoring(float(threshold), names, class_id, float(match_radius), matching, bootstrap, seed)
-        self.detections = RegionDetections(regions, anchors, **merging)
+        self.detections = FindingsCollector(regions, anchors, **merging)
         self.dataset = dict(dataset or {})
         self.record = dict(record or {})
         self.train_domains = self.record.get("train_domains") if train_domains is None else list(train_domains)
@@ -112,24 +110,28 @@ class DetectionReport:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.detections.add)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
         self.detections.clear()
 
+    def _add(self, engine: Engine) -> None:
+        self.detections.add(engine.state.batch, engine.state.output["pred"])
+
     def _finish(self, engine: Engine) -> None:
-        findings = self.detections.findings()
+        findings = self.detections.findings(self.how.match_radius)
         engine.state.metrics.update(self._metrics(findings))
         if idist.get_rank() == 0:
             self._write(findings)
 
     def _metrics(self, findings: Findings) -> dict[str, float]:
-        values = _values(findings, self.how, self.how.class_id)
+        scored = (self.how.class_id, self.how.threshold, self.how.matching)
+        values = detection_scores(findings, *scored)
         domains = [region["domain"] for region in self.detections.regions]
         for domain in sorted(set(domains)):
             own = findings.of([i for i, other in enumerate(domains) if other == domain])
-            values[f"f1_{domain}"] = _values(own, self.how, self.how.class_id)["f1"]
+            values[f"f1_{domain}"] = detection_scores(own, *scored)["f1"]
         return {name: value for name, value in values.items() if name not in COUNTS}
 
     def _write(self, findings: Findings) -> None:
@@ -145,37 +147,30 @@ class DetectionReport:
             self.threshold_from,
             self.detections.merger.score_threshold,
         )
-        matches = _matches(findings, self.how.match_radius)
         copied = ("images", "slides", "figures", *COUNTS)
         rows = score_rows(summary["domains"], summary["pooled_images"], copied, SCORES)
         rows = [{**row, "threshold": self.how.threshold} for row in rows]
-        write_csv(self.output_dir / "detections.csv", self._rows(findings, matches), DETECTION_COLUMNS)
+        write_csv(self.output_dir / "detections.csv", self._rows(findings), DETECTION_COLUMNS)
         write_csv(self.output_dir / "scores.csv", rows, SCORE_COLUMNS)
         write_json(self.output_dir / "summary.json", summary)
         with atomic_path(self.output_dir / "report.png") as temporary:
             _figure(findings, regions, self.how, summary).savefig(temporary, dpi=120)
         with atomic_path(self.output_dir / "gallery.png") as temporary:
-            _gallery(findings, matches, regions, self.how, summary).savefig(temporary, dpi=120)
+            _gallery(findings, regions, self.how, summary).savefig(temporary, dpi=120)
         logger.info(
             "%s\nwritten to %s: detections.csv, scores.csv, summary.json, report.png, gallery.png",
             detection_table(summary),
             self.output_dir,
         )
 
-    def _rows(self, findings: Findings, matches: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def _rows(self, findings: Findings) -> list[dict[str, Any]]:
         """The rows of `detections.csv`; scores in full, so that the scores of the report can be worked out again."""
-        return [
-            {
-                "image": region.get("case", region["image"]),
-                "domain": region["domain"],
-                "x": round(float(x), 2),
-                "y": round(float(y), 2),
-                "class": self.how.class_names[class_id],
-                "score": float(score),
-                "matched": str(bool(match >= 0)).lower(),
-            }
-            for region, points, scores, classes, matched in zip(
-                self.detections.regions, *findings[:3], matches, strict=True
-            )
-            for (x, y), score, class_id, match in zip(points, scores, classes, matched, strict=True)
-        ]
+        rows = []
+        for i, image in enumerate(findings.images):
+            region = self.detections.regions[image]
+            place = [round(float(coordinate), 2) for coordinate in findings.points[i]]
+            found = [self.how.class_names[findings.classes[i]], float(findings.scores[i])]
+            matched = str(bool(findings.match[i] >= 0)).lower()
+            row = [region.get("case", region["image"]), region["domain"], *place, *found, matched]
+            rows.append(dict(zip(DETECTION_COLUMNS, row, strict=True)))
+        return rows

@@ -6,10 +6,11 @@ from typing import Any
 from ignite.engine import Engine
 from ignite.metrics import Metric
 from ignite.metrics.metric import EpochWise
+from torch import Tensor
 
+from ..inferers import FindingsCollector
 from ..metrics import average_precision, best_detection_threshold
 from ..networks import PyramidAnchors
-from .region_detections import RegionDetections
 
 METRICS = ("val_f1", "val_ap")
 
@@ -18,7 +19,7 @@ class DetectionThreshold(Metric):
     """Choose the score above which a detection counts, on the validation split, after each validation.
 
     The threshold with the greatest F1 of a class over all regions, whose tiles are put together first; see
-    `best_detection_threshold` and `RegionDetections`. It leaves `val_f1`, the F1 at this threshold, and `val_ap`, the
+    `best_detection_threshold` and `FindingsCollector`. It leaves `val_f1`, the F1 at this threshold, and `val_ap`, the
     average precision, in `engine.state.metrics`.
 
     Attach it to a `DetectionEvaluator` over `shared.data.RegionTiles`: as its key metric, under either name, or as one
@@ -29,7 +30,7 @@ class DetectionThreshold(Metric):
         anchors: as the network has them.
         match_radius: how far from a figure a detection of it may lie, in pixels of the image.
         class_id: the class.
-        merging: options of `RegionDetections`.
+        merging: options of `FindingsCollector`.
 
     Raises:
         ValueError: when it is attached under another name.
@@ -44,7 +45,7 @@ class DetectionThreshold(Metric):
         class_id: int = 1,
         **merging: Any,
     ) -> None:
-        self.detections = RegionDetections(regions, anchors, **merging)
+        self.detections = FindingsCollector(regions, anchors, **merging)
         self.match_radius = float(match_radius)
         self.class_id = class_id
         self.threshold = 0.5
@@ -60,20 +61,20 @@ class DetectionThreshold(Metric):
         self.detections.clear()
 
     def iteration_completed(self, engine: Engine) -> None:
-        self.update(engine)
+        self.update((engine.state.batch, engine.state.output["pred"]))
 
-    def update(self, output: Engine) -> None:
-        self.detections.add(output)
+    def update(self, output: tuple[Mapping[str, Any], Tensor]) -> None:
+        self.detections.add(*output)
 
     def completed(self, engine: Engine, name: str) -> None:
         engine.state.metrics.update(self.compute())
 
     def compute(self) -> dict[str, float]:
-        scored = (*self.detections.findings(), self.match_radius, self.class_id)
-        threshold, self.f1 = best_detection_threshold(*scored)
+        findings = self.detections.findings(self.match_radius)
+        threshold, self.f1 = best_detection_threshold(findings, self.class_id)
         # What scores less was left out already, here and by whoever uses the threshold.
         self.threshold = max(threshold, self.detections.merger.score_threshold)
-        self.average_precision = average_precision(*scored)
+        self.average_precision = average_precision(findings, self.class_id)
         return {"val_f1": self.f1, "val_ap": self.average_precision}
 
     def content(self) -> dict[str, Any]:

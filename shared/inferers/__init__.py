@@ -5,14 +5,15 @@ Tiles of regions, merged detections, restored label maps.
 May import: data, layers, metrics, networks, utils.
 """
 
-from .detection import DetectionMerger, Detections
+from .detection import DetectionMerger
+from .findings import FindingsCollector
 from .region import RegionInferer
 from .restore import axis_maps, restore_label_map
 from .suppression import suppress_within_radius
 
 __all__ = [
     "DetectionMerger",
-    "Detections",
+    "FindingsCollector",
     "RegionInferer",
     "axis_maps",
     "restore_label_map",

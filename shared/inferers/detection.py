@@ -7,13 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..metrics import Detections, box_centres
 from ..networks import PyramidAnchors, decode_detections
 from .suppression import suppress_within_radius
 
 SLACK = 8  # pixels of a tile; two tiles that see a figure from its two sides differ by less about its centre
-
-Detections = dict[str, np.ndarray]
-"""`box` (n, 4) float32, x1, y1, x2, y2 in pixels of the image; `score` (n,) float32 in [0, 1]; `label` (n,) int64."""
 
 
 class DetectionMerger:
@@ -72,7 +70,7 @@ class DetectionMerger:
         anchors = self._anchors(image_size, output.device)
         decoded = decode_detections(output, anchors, self.score_threshold, top_k=len(anchors))
         box, score, label = (part.cpu().numpy() for part in decoded)
-        centre = (box[:, :2] + box[:, 2:]) / 2
+        centre = box_centres(box)
         low, high = np.reshape(core, (2, 2)) + [[-SLACK], [SLACK]]
         if size is not None:
             low, high = np.maximum(low, -np.divide(origin, scale)), np.minimum(high, np.subtract(size, origin) / scale)
@@ -88,7 +86,7 @@ class DetectionMerger:
         if not parts:
             return {"box": np.empty((0, 4), np.float32), "score": np.empty(0, np.float32), "label": np.empty(0, int)}
         box, score, label = (np.concatenate(part) for part in zip(*parts, strict=True))
-        kept = suppress_within_radius((box[:, :2] + box[:, 2:]) / 2, score, self.radius)
+        kept = suppress_within_radius(box_centres(box), score, self.radius)
         return {"box": box[kept], "score": score[kept], "label": label[kept]}
 
     def clear(self) -> None:

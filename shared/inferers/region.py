@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from ..data import Region, RegionTiles
 from ..data.region_datalist import MPP_TOLERANCE
+from ..metrics import Detections
 from ..networks import PyramidAnchors
 from ..utils import DataError
-from .detection import DetectionMerger, Detections
+from .detection import DetectionMerger
 
 _FEW_TILES = 16  # read before worker processes would have started
 

@@ -9,24 +9,29 @@ from .classification import (
     best_threshold,
     bootstrap_scores,
     classification_scores,
-    read_threshold,
     roc_curve,
     weighted_auc,
 )
 from .detection import (
+    Detections,
+    Findings,
     average_precision,
     best_detection_threshold,
     bootstrap_detection,
+    box_centres,
     detection_f1,
-    match_detections,
+    detection_scores,
     precision_recall_curve,
 )
 from .mitotic_count import MitoticCount, mitotic_count
 from .segmentation import ClassScores, segmentation_scores
+from .thresholds import candidate_thresholds, read_threshold
 
 __all__ = [
     "ClassDice",
     "ClassScores",
+    "Detections",
+    "Findings",
     "MeanClassDice",
     "MitoticCount",
     "average_precision",
@@ -34,9 +39,11 @@ __all__ = [
     "best_threshold",
     "bootstrap_detection",
     "bootstrap_scores",
+    "box_centres",
+    "candidate_thresholds",
     "classification_scores",
     "detection_f1",
-    "match_detections",
+    "detection_scores",
     "mitotic_count",
     "precision_recall_curve",
     "read_threshold",

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import json
-import logging
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..utils import DataError
-from .bootstrap import _blocks, _interval
-
-logger = logging.getLogger(__name__)
+from .bootstrap import Interval, bootstrap_intervals, number_groups
+from .thresholds import candidate_thresholds
 
 SCORES = ("accuracy", "balanced_accuracy", "auc", "f1", "sensitivity", "specificity")
 COUNTS = ("tp", "fp", "tn", "fn")
@@ -56,14 +51,12 @@ def weighted_auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
     negative = negative[np.argsort(scores[negative])]
     # how many negative ones score lower than each positive one, and how many no higher
     lower, no_higher = (np.searchsorted(scores[negative], scores[positive], side) for side in ("left", "right"))
-    auc = np.empty(len(rows))
-    for block in _blocks(*rows.shape):
-        below = np.zeros((len(rows[block]), len(negative) + 1))  # weight of the negative ones in front of each
-        np.cumsum(rows[block][:, negative], axis=1, out=below[:, 1:])
-        own = rows[block][:, positive].astype(np.float64)
-        won = np.einsum("rp,rp->r", own, below[:, lower]) + np.einsum("rp,rp->r", own, below[:, no_higher])
-        with np.errstate(invalid="ignore"):
-            auc[block] = won / (2 * own.sum(axis=1) * below[:, -1])
+    below = np.zeros((len(rows), len(negative) + 1))  # weight of the negative ones in front of each
+    np.cumsum(rows[:, negative], axis=1, out=below[:, 1:])
+    own = rows[:, positive].astype(np.float64)
+    won = np.einsum("rp,rp->r", own, below[:, lower]) + np.einsum("rp,rp->r", own, below[:, no_higher])
+    with np.errstate(invalid="ignore"):
+        auc = won / (2 * own.sum(axis=1) * below[:, -1])
     return float(auc[0]) if weights is None else auc
 
 
@@ -143,12 +136,11 @@ def bootstrap_scores(
     threshold: float = 0.5,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Interval]:
     """95 % bootstrap intervals over slides of the scores of `classification_scores`.
 
     Whole slides are drawn with replacement, as many as there are, so the patches of one slide, which resemble each
-    other, stay together; the interval reaches from the 2.5th to the 97.5th percentile of the resamples' scores (Efron
-    and Tibshirani 1993, section 13.3). Resamples in which a score is undefined are left out.
+    other, stay together. Resamples in which a score is undefined are left out.
 
     Args:
         prob: (n,), in [0, 1].
@@ -168,13 +160,14 @@ def bootstrap_scores(
     prob, label = _checked(prob, label)
     if len(groups) != len(prob):
         raise ValueError(f"groups must name the slide of each of {len(prob)} patches, got {len(groups)}.")
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    group, n = np.array([numbers[name] for name in groups]), len(numbers)
-    draws = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=resamples if n > 1 else 0)
-    scores = _scores_of_counts(draws @ _counts(prob, label, threshold, group, n))
-    blocks = [weighted_auc(prob, label, draws[block][:, group]) for block in _blocks(len(draws), len(prob))]
-    scores["auc"] = np.concatenate([*blocks, []])
-    return {name: _interval(scores[name], n) for name in SCORES}
+    group, n = number_groups(groups)
+    counts = _counts(prob, label, threshold, group, n)
+
+    def score(draws: np.ndarray) -> dict[str, np.ndarray]:
+        return _scores_of_counts(draws @ counts) | {"auc": weighted_auc(prob, label, draws[:, group])}
+
+    found = bootstrap_intervals(score, n, len(prob), resamples, seed, "all patches are from a single slide")
+    return {name: found[name] for name in SCORES}
 
 
 def best_threshold(prob: ArrayLike, label: ArrayLike) -> tuple[float, float]:
@@ -195,17 +188,12 @@ def best_threshold(prob: ArrayLike, label: ArrayLike) -> tuple[float, float]:
         DataError: when a class has no patches.
     """
     prob, label = _checked(prob, label)
-    if prob.min() < 0 or prob.max() > 1:
-        raise ValueError(f"probabilities must be in [0, 1], got {prob.min():g} to {prob.max():g}.")
+    candidates = candidate_thresholds(prob)
     if label.all() or not label.any():
         raise DataError(
             f"A threshold cannot be chosen: all {len(label)} validation patches are "
             f"{'positive' if label.all() else 'negative'}, expected both classes. Validate on more slides."
         )
-    neighbours = np.unique(np.concatenate([[0.0], prob, [1.0]]))
-    candidates = (neighbours[:-1] + neighbours[1:]) / 2
-    # between two floats that follow upon each other there is no room
-    candidates = candidates[(neighbours[:-1] < candidates) & (candidates < neighbours[1:])]
     positive, negative = np.sort(prob[label]), np.sort(prob[~label])
     tp = len(positive) - np.searchsorted(positive, candidates)
     tn = np.searchsorted(negative, candidates)
@@ -213,32 +201,3 @@ def best_threshold(prob: ArrayLike, label: ArrayLike) -> tuple[float, float]:
     best = candidates[doubled == doubled.max()]
     accuracy = doubled.max() / (2 * len(positive) * len(negative))
     return float(best[np.argmin(np.abs(best - 0.5))]), float(accuracy)
-
-
-def read_threshold(path: str | os.PathLike) -> float:
-    """The threshold that training chose, from `{"threshold": 0.37, ...}`; 0.5, with a warning, where there is no file.
-
-    Raises:
-        DataError: when the file holds no threshold in [0, 1].
-    """
-    path = Path(path)
-    if not path.is_file():
-        logger.warning(
-            "%s: there is no such file, so 0.5 is taken for it. Training writes it; copy it "
-            "beside the weights, or set the threshold yourself.",
-            path,
-        )
-        return 0.5
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(
-            f'{path}: not readable as JSON ({e}). Expected {{"threshold": 0.5}}, as training writes it.'
-        ) from e
-    value = content.get("threshold") if isinstance(content, Mapping) else content
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise DataError(
-            f"{path}: its threshold is {json.dumps(value)}, expected a number in [0, 1] as in "
-            '{"threshold": 0.5}. Train again, or correct the file.'
-        )
-    return float(value)

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data import open_region
-from ..metrics import average_precision, bootstrap_detection, detection_f1, match_detections, precision_recall_curve
-from ..metrics.detection import Findings
+from ..metrics import Findings, bootstrap_detection, detection_scores, precision_recall_curve
 from .domains import (
     ALL,
     add_warnings,
@@ -66,16 +65,13 @@ class Scoring(NamedTuple):
     seed: int = 0
 
 
-def _values(findings: Findings, how: Scoring, class_id: int) -> dict[str, Any]:
-    scored = detection_f1(*findings, how.match_radius, how.threshold, how.matching, class_ids=[class_id])[class_id]
-    return scored | {"average_precision": average_precision(*findings, how.match_radius, class_id)}
-
-
 def _part(findings: Findings, slides: Sequence[Any], how: Scoring) -> dict[str, Any]:
     """Counts of some regions, each score with its interval, and what the other class scores."""
-    values, other = (_values(findings, how, i) for i in (how.class_id, 1 - how.class_id))
+    values, other = (
+        detection_scores(findings, i, how.threshold, how.matching) for i in (how.class_id, 1 - how.class_id)
+    )
     intervals = bootstrap_detection(
-        *findings, how.match_radius, how.class_id, how.threshold, how.matching, slides, how.bootstrap, how.seed
+        findings, how.class_id, how.threshold, how.matching, slides, how.bootstrap, how.seed
     )
     return {
         "images": len(slides),
@@ -218,7 +214,7 @@ def _draw_curves(
             axes.plot([], [], **style, label=f"{label}: no figures")
             continue
         own = [j for j, region in enumerate(regions) if region["domain"] == name]
-        precision, recall, score = precision_recall_curve(*findings.of(own), how.match_radius, how.class_id)
+        precision, recall, score = precision_recall_curve(findings.of(own), how.class_id)
         axes.plot(
             recall, precision, **style, linewidth=1.5, label=f"{label}: AP {part['average_precision']['value']:.3f}"
         )
@@ -271,45 +267,36 @@ class Crop(NamedTuple):
     text: str
 
 
-def _matches(findings: Findings, radius: float) -> list[np.ndarray]:
-    """For each region the figure that each detection found, or -1: `match_detections`."""
-    return [
-        match_detections(points, scores, classes, true_points, true_classes, radius)
-        for points, scores, classes, true_points, true_classes in zip(*findings, strict=True)
-    ]
-
-
-def _false_positives(findings: Findings, matches: Sequence[np.ndarray], how: Scoring) -> list[Crop]:
+def _false_positives(findings: Findings, how: Scoring) -> list[Crop]:
     """From the highest score to the lowest."""
-    found = []
-    for i, (points, scores, classes, *_) in enumerate(zip(*findings, strict=True)):
-        wrong = (matches[i] < 0) & (classes == how.class_id) & (scores >= how.threshold)
-        found += [(float(scores[j]), i, *points[j].tolist()) for j in np.flatnonzero(wrong)]
-    return [Crop(i, x, y, f"{score:.2f}") for score, i, x, y in sorted(found, key=lambda f: -f[0])]
+    wrong = (findings.match < 0) & (findings.classes == how.class_id) & (findings.scores >= how.threshold)
+    order = np.flatnonzero(wrong)[np.argsort(-findings.scores[wrong], kind="stable")]
+    return [Crop(int(findings.images[i]), *findings.points[i].tolist(), f"{findings.scores[i]:.2f}") for i in order]
 
 
-def _false_negatives(findings: Findings, matches: Sequence[np.ndarray], how: Scoring) -> list[Crop]:
+def _false_negatives(findings: Findings, how: Scoring) -> list[Crop]:
     """Region after region."""
-    missed = []
-    for i, (_, scores, _, true_points, true_classes) in enumerate(zip(*findings, strict=True)):
-        best = np.full(len(true_points), -np.inf)
-        hits = matches[i] >= 0
-        best[matches[i][hits]] = scores[hits]
-        for j in np.flatnonzero((true_classes == how.class_id) & (best < how.threshold)):
-            missed.append(Crop(i, *true_points[j].tolist(), "not seen" if best[j] < 0 else f"{best[j]:.2f}"))
-    return missed
+    found_at = findings.found_at
+    missed = (findings.true_classes == how.class_id) & ~(found_at >= how.threshold)
+    return [
+        Crop(
+            int(findings.true_images[i]),
+            *findings.true_points[i].tolist(),
+            "not seen" if np.isnan(found_at[i]) else f"{found_at[i]:.2f}",
+        )
+        for i in np.flatnonzero(missed)
+    ]
 
 
 def _gallery(
     findings: Findings,
-    matches: Sequence[np.ndarray],
     regions: Sequence[Mapping[str, Any]],
     how: Scoring,
     summary: Mapping[str, Any],
 ) -> Figure:
     """The false positives of the highest scores, and false negatives from all over the regions."""
     name = how.class_names[how.class_id]
-    wrong, missed = _false_positives(findings, matches, how), _false_negatives(findings, matches, how)
+    wrong, missed = _false_positives(findings, how), _false_negatives(findings, how)
     spread = np.unique(np.linspace(0, len(missed) - 1, min(SHOWN, len(missed))).round().astype(int))
     parts = (
         (f"called {name}, but not, highest scores", wrong[:SHOWN], len(wrong), "no false positives"),

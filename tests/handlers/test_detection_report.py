@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import matplotlib.image
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from shared.data import collate_detections
 from shared.engines import DetectionEvaluator
-from shared.handlers import DetectionReport, detection_report, region_detections
-from shared.metrics import average_precision, bootstrap_detection, detection_f1, match_detections
+from shared.handlers import DetectionReport
+from shared.metrics import Findings, bootstrap_detection, detection_f1, detection_scores
 from shared.networks import PyramidAnchors
 from shared.reports import detection, detection_table
 from shared.utils import DataError
@@ -145,17 +146,16 @@ def test_scores_of_each_domain_and_group(tmp_path: Path, matching: str) -> None:
         slide_names = [(r["domain"], r["slide"]) for r in data if r["domain"] in domains]
         assert (row["distribution"], row["slides"], row["threshold"]) == (distribution, str(slides), "0.4")
         assert (row["images"], row["figures"]) == (str(4 * len(domains)), str(32 * len(domains)))
-        values = detection_f1(*scored, radius, 0.4, matching)
-        precise = {i: average_precision(*scored, radius, i) for i in (0, 1)}
-        assert [int(row[c]) for c in ("tp", "fp", "fn")] == [values[1][c] for c in ("tp", "fp", "fn")]
-        intervals = bootstrap_detection(*scored, radius, 1, 0.4, matching, slide_names, 50)
+        findings = Findings.matched(*scored, radius)
+        other, values = (detection_scores(findings, i, 0.4, matching) for i in (0, 1))
+        assert [int(row[c]) for c in ("tp", "fp", "fn")] == [values[c] for c in ("tp", "fp", "fn")]
+        intervals = bootstrap_detection(findings, 1, 0.4, matching, slide_names, 50)
         for score in SCORES:
-            value = precise[1] if score == "average_precision" else values[1][score]
-            assert float(row[score]) == round(value, 4)
+            assert float(row[score]) == round(values[score], 4)
             found = [float(row[f"{score}_low"]), float(row[f"{score}_high"])]
             assert found == pytest.approx(intervals[score]["interval"], abs=5.1e-5)
         part = {**summary["domains"], **summary["pooled_images"]}[name]
-        assert part["non_mitotic"] == pytest.approx({**values[0], "average_precision": precise[0]})
+        assert part["non_mitotic"] == pytest.approx(other)
 
     assert (summary["matching"], summary["match_radius"], summary["class"]) == (matching, radius, "mitotic")
     assert engine.state.metrics["f1"] == pytest.approx(float(rows["all"]["f1"]), abs=1e-4)
@@ -165,8 +165,7 @@ def test_scores_of_each_domain_and_group(tmp_path: Path, matching: str) -> None:
 
 def test_the_two_matchings_differ(tmp_path: Path) -> None:
     _, report = evaluate(tmp_path / "out", regions(tmp_path, ["XR"]), matching="many_to_one", match_radius=45.0)
-    findings, how = report.detections.findings(), report.how
-    one_to_one = detection._values(findings, how._replace(matching="one_to_one"), 1)["f1"]
+    one_to_one = detection_scores(report.detections.findings(45.0), 1, 0.4, "one_to_one")["f1"]
     assert read_summary(tmp_path / "out")["domains"]["XR"]["f1"]["value"] > one_to_one + 0.02
     assert "in the repository of the MIDOG challenge" in read_summary(tmp_path / "out")["notes"][0]
 
@@ -217,17 +216,17 @@ def test_detections_are_those_of_the_network(tmp_path: Path) -> None:
         assert [float(r["score"]) for r in own] == pytest.approx(scores[order], abs=1e-6)
         assert [r["class"] for r in own] == [("non_mitotic", "mitotic")[classes[i]] for i in order]
         true = np.array(region["box"])[:, :2] + 25
-        match = match_detections(points[order], scores[order], classes[order], true, region["label"], 10.0)
+        image = (points[order], scores[order], classes[order], true, region["label"])
+        match = Findings.matched(*([part] for part in image), 10.0).match
         assert [r["matched"] for r in own] == ["true" if m >= 0 else "false" for m in match]
 
 
 def test_gallery_shows_what_is_wrong(tmp_path: Path) -> None:
     data = regions(tmp_path)
     _, report = evaluate(tmp_path / "out", data)
-    findings, how = report.detections.findings(), report.how
-    matches = detection._matches(findings, 10.0)
-    wrong = detection._false_positives(findings, matches, how)
-    missed = detection._false_negatives(findings, matches, how)
+    findings, how = report.detections.findings(10.0), report.how
+    wrong = detection._false_positives(findings, how)
+    missed = detection._false_negatives(findings, how)
     total = read_summary(tmp_path / "out")["pooled_images"]["all"]
     assert (len(wrong), len(missed)) == (total["fp"], total["fn"])
     assert min(len(wrong), len(missed)) > 12
@@ -248,7 +247,7 @@ def test_gallery_shows_what_is_wrong(tmp_path: Path) -> None:
     assert {crop.text == "not seen" for crop in missed} == {True, False}
 
     summary = read_summary(tmp_path / "out")
-    figure = detection._gallery(findings, matches, data, how, summary)
+    figure = detection._gallery(findings, data, how, summary)
     figure.canvas.draw()
     shown = [axes for axes in figure.findobj(detection.Axes) if axes.images]
     assert len(shown) == 24
@@ -273,10 +272,9 @@ def test_gallery_says_when_there_is_nothing_to_show(tmp_path: Path, perfect: boo
                 item["image"][label, y, x] = 5
             item["image"][2:] = 0
     _, report = evaluate(tmp_path / "out", data, items)
-    findings = report.detections.findings()
+    findings = report.detections.findings(10.0)
     summary = read_summary(tmp_path / "out")
-    matches = detection._matches(findings, 10.0)
-    figure = detection._gallery(findings, matches, data, report.how, summary)
+    figure = detection._gallery(findings, data, report.how, summary)
     titles = [text.get_text() for text in figure.findobj(Text)]
     assert "no false positives" in titles
     assert ("no false negatives" in titles) == perfect
@@ -334,7 +332,7 @@ def test_picture_has_a_curve_and_a_mark_for_each_domain(tmp_path: Path, matching
     data = [r | ({"box": [], "label": []} if r["domain"] == "CS" else {}) for r in regions(tmp_path)]
     _, report = evaluate(tmp_path / "out", data, matching=matching)
     summary = read_summary(tmp_path / "out")
-    figure = detection._figure(report.detections.findings(), data, report.how, summary)
+    figure = detection._figure(report.detections.findings(10.0), data, report.how, summary)
     figure.savefig(tmp_path / "report.png")
     left, right = figure.axes
     curves = [line for line in left.lines if line.get_label().split()[0] in summary["domains"]]
@@ -364,11 +362,11 @@ def test_tiles_of_all_ranks_count_once(tmp_path: Path, monkeypatch: pytest.Monke
     _, other = evaluate(tmp_path / "other", data, items[5:])  # the first rank has 7 tiles, 2 of them had by both
 
     parts = dict(other.detections.merger.parts)
-    monkeypatch.setattr(region_detections.idist, "all_gather", lambda own: [own, parts])
+    monkeypatch.setattr(idist, "all_gather", lambda own: [own, parts])
     first, _ = evaluate(tmp_path / "rank0", data, items[:7])
     for name in FILES:
         assert (tmp_path / "rank0" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
-    monkeypatch.setattr(detection_report.idist, "get_rank", lambda: 1)
+    monkeypatch.setattr(idist, "get_rank", lambda: 1)
     second, _ = evaluate(tmp_path / "rank1", data, items[:7])
     assert list((tmp_path / "rank1").iterdir()) == []
     assert first.state.metrics == second.state.metrics == alone.state.metrics

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from shared.data import collate_detections
 from shared.engines import DetectionEvaluator
-from shared.handlers import DetectionThreshold, region_detections
-from shared.metrics import average_precision, detection_f1
+from shared.handlers import DetectionThreshold
+from shared.metrics import Findings, average_precision, detection_f1
 from shared.networks import PyramidAnchors
 from shared.utils import DataError
 
@@ -113,7 +114,7 @@ def test_no_other_threshold_is_better(repeated: int) -> None:
     assert 0.6 < best < 0.95
     assert handler.f1 == pytest.approx(best, abs=1e-12)
     assert f1(data, handler.threshold) == pytest.approx(best, abs=1e-12)
-    wanted = average_precision(*expected(data), 10.0, 1)
+    wanted = average_precision(Findings.matched(*expected(data), 10.0), 1)
     assert evaluator.state.metrics == {"val_f1": handler.f1, "val_ap": pytest.approx(wanted, abs=1e-12)}
 
 
@@ -187,9 +188,7 @@ def test_tiles_of_all_ranks_make_a_region(monkeypatch: pytest.MonkeyPatch) -> No
     other, of_other = make(data, items[1::2])
     monkeypatch.setattr(of_other, "compute", dict)
     other.run()
-    monkeypatch.setattr(
-        region_detections.idist, "all_gather", lambda own: [own, dict(of_other.detections.merger.parts)]
-    )
+    monkeypatch.setattr(idist, "all_gather", lambda own: [own, dict(of_other.detections.merger.parts)])
     first, handler = make(data, items[::2] + items[1:2])
     first.run()
     assert handler.content() == chosen.content()

@@ -18,7 +18,6 @@ from monai.engines import SupervisedEvaluator
 
 from shared.handlers import SegmentationReport
 from shared.metrics import segmentation_scores
-from shared.metrics.bootstrap import bootstrap_means
 from shared.reports import summary_table
 from shared.utils import DataError
 
@@ -169,48 +168,6 @@ def test_running_again_starts_anew(tmp_path: Path) -> None:
     evaluator.state.epoch_length = evaluator.state.dataloader = None
     evaluator.run()
     assert read(tmp_path)[1]["cases"] == 1
-
-
-def literal_bootstrap(scores: np.ndarray, draws: np.ndarray) -> tuple[list[list[float]], list[float]]:
-    """Case by case: the means of each class over a resample, and the mean of those."""
-    each: list[list[float]] = [[] for _ in scores[0]]
-    overall = []
-    for draw in draws:
-        means = []
-        for c in range(scores.shape[1]):
-            values = [
-                scores[i, c] for i, times in enumerate(draw) for _ in range(times) if not math.isnan(scores[i, c])
-            ]
-            if values:
-                means.append(sum(values) / len(values))
-                each[c].append(means[-1])
-        if means:
-            overall.append(sum(means) / len(means))
-    return each, overall
-
-
-def test_bootstrap_is_its_definition() -> None:
-    rng = np.random.default_rng(5)
-    scores = rng.random((6, 4))
-    scores[rng.random((6, 4)) < 0.4] = math.nan
-    scores[:, 3] = math.nan
-    classes, overall = bootstrap_means(scores, resamples=200, seed=3)
-    each, means = literal_bootstrap(scores, np.random.default_rng(3).multinomial(6, [1 / 6] * 6, size=200))
-    for c in range(3):
-        assert classes[c]["cases"] == (~np.isnan(scores[:, c])).sum() >= 2
-        assert classes[c]["mean"] == pytest.approx(np.nanmean(scores[:, c]))
-        assert classes[c]["interval"] == pytest.approx(np.percentile(each[c], [2.5, 97.5]))
-    assert classes[3]["no_interval_because"] == "no case has a score"
-    assert overall["interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]))
-
-
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_means(rng.normal(0.7, 0.1, (40, 1)), resamples=400)[1]["interval"]
-        hits += low <= 0.7 <= high
-    assert 0.88 <= hits / 200 <= 0.99
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from shared.metrics import (
     bootstrap,
     bootstrap_scores,
     classification_scores,
-    read_threshold,
     roc_curve,
     weighted_auc,
 )
@@ -41,8 +38,7 @@ def test_auc_counts_the_pairs() -> None:
         assert auc == pytest.approx(won / total, abs=1e-12)
 
 
-def test_auc_of_resamples_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "BLOCK", 450)  # two resamples at a time
+def test_auc_of_resamples_is_scikit_learns() -> None:
     prob, label = patches()
     weights = np.random.default_rng(1).multinomial(200, [1 / 200] * 200, size=7)
     expected = [sklearn.metrics.roc_auc_score(label, prob, sample_weight=w) for w in weights]
@@ -207,25 +203,6 @@ def test_best_threshold_needs_both_classes() -> None:
         best_threshold([0.2, 0.3], [0, 0])
     with pytest.raises(ValueError, match=r"must be in \[0, 1\], got -2 to 3"):
         best_threshold([-2, 3], [0, 1])
-
-
-def test_threshold_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "threshold.json"
-    assert read_threshold(path) == 0.5
-    assert f"{path}: there is no such file, so 0.5 is taken for it" in caplog.text
-    caplog.clear()
-    path.write_text(json.dumps({"threshold": 0.37, "balanced_accuracy": 0.9}))
-    assert read_threshold(path) == 0.37
-    assert not caplog.text
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[0.5]", "{}", *(f'{{"threshold": {v}}}' for v in ("1.2", "-1", "NaN", '"0.5"', "true"))]
-)
-def test_a_file_without_a_threshold_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "threshold.json").write_text(content)
-    with pytest.raises(DataError, match=r'threshold.json: .*xpected .*\{"threshold": 0.5\}'):
-        read_threshold(tmp_path / "threshold.json")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ import pytest
 import sklearn.metrics
 
 from shared.metrics import (
+    Findings,
     average_precision,
     best_detection_threshold,
     bootstrap,
     bootstrap_detection,
+    box_centres,
     detection_f1,
-    match_detections,
+    detection_scores,
     precision_recall_curve,
 )
 from shared.utils import DataError
@@ -68,6 +70,11 @@ def each_in_turn(points: Any, scores: Any, classes: Any, true_points: Any, true_
     return match
 
 
+def match_of(*image: Any) -> list[int]:
+    """The figures that the detections of one image get."""
+    return Findings.matched(*([part] for part in image), RADIUS).match.tolist()
+
+
 def f1(*counts: int) -> float:
     tp, fp, fn = counts
     return 2 * tp / (2 * tp + fp + fn)
@@ -89,12 +96,51 @@ def counts(points: list, true_points: list, matching: str, **options: Any) -> li
 def test_matching_is_its_definition(seed: int, steps: int) -> None:
     matched = 0
     for image in zip(*images(seed=seed, side=120, steps=steps), strict=True):
-        match = match_detections(*image, RADIUS).tolist()
+        match = match_of(*image)
         assert match == one_by_one(*image)
         if not steps:
             assert match == each_in_turn(*image)
         matched += sum(j >= 0 for j in match)
     assert matched > 30
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_part_of_the_findings_is_what_the_part_alone_would_be(steps: int) -> None:
+    data = images(steps=steps)
+    findings = Findings.matched(*data, RADIUS)
+    for chosen in ([0, 2, 3], [7], [], range(8), [5, 1]):
+        own, alone = findings.of(chosen), Findings.matched(*([part[i] for i in chosen] for part in data), RADIUS)
+        assert own.count == len(chosen)
+        for i in range(len(chosen)):  # of a part in another order, the images are in the old one
+            one, same = own.of([i]), alone.of([i])
+            for name in ("points", "scores", "classes", "images", "match", "true_points", "true_classes", "found_at"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(same, name), name)
+        assert detection_scores(own, 1, 0.4) == pytest.approx(detection_scores(alone, 1, 0.4), nan_ok=True)
+    own, kept = findings.of_class(1), [(c == 1, t == 1) for c, t in zip(data[2], data[4], strict=True)]
+    alone = [[part[i][keep[k]] for i, keep in enumerate(kept)] for part, k in zip(data, (0, 0, 0, 1, 1), strict=True)]
+    assert own.match.tolist() == Findings.matched(*alone, RADIUS).match.tolist()
+    assert max(own.match) > 30 > -1 == min(own.match)
+
+
+def test_where_and_at_which_score_a_figure_is_found() -> None:
+    points, figures = [[[0, 0]], [[50, 0], [1, 0], [2, 0]]], [[[500, 0]], [[0, 0], [50, 10]]]
+    findings = Findings.matched(points, [[0.3], [0.2, 0.6, 0.9]], [[1], [1, 1, 1]], figures, [[1], [1, 1]], RADIUS)
+    assert (findings.count, findings.images.tolist(), findings.true_images.tolist()) == (2, [0, 1, 1, 1], [0, 1, 1])
+    assert findings.match.tolist() == [-1, 2, -1, 1]
+    assert findings.found_at.tolist() == pytest.approx([math.nan, 0.9, 0.2], nan_ok=True)
+
+
+def test_scores_of_a_class_are_f1_and_average_precision() -> None:
+    data = images()
+    findings = Findings.matched(*data, RADIUS)
+    for matching in ("one_to_one", "many_to_one"):
+        for class_id, row in detection_f1(*data, RADIUS, 0.4, matching).items():
+            found = detection_scores(findings, class_id, 0.4, matching)
+            assert found == {**row, "average_precision": average_precision(findings, class_id)}
+
+
+def test_centres_of_boxes() -> None:
+    assert box_centres(np.array([[0, 10, 4, 11], [1.5, 2, 2.5, 2]])).tolist() == [[2, 10.5], [2, 2]]
 
 
 def test_two_detections_of_one_figure() -> None:
@@ -129,12 +175,12 @@ def test_both_ways_of_counting_by_hand(points: list, true_points: list, one: lis
 def test_the_higher_score_chooses_first_and_takes_the_nearest() -> None:
     figures, points = [[0, 0], [20, 0]], [[8, 0], [9, 0], [30, 0]]
     match = [
-        match_detections(points, scores, [1, 1, 1], figures, [1, 1], RADIUS).tolist()
+        match_of(points, scores, [1, 1, 1], figures, [1, 1])
         for scores in ([0.9, 0.8, 0.7], [0.8, 0.9, 0.7], [0.7, 0.8, 0.9], [0.5, 0.5, 0.5])
     ]
     assert match == [[0, 1, -1], [1, 0, -1], [-1, 0, 1], [0, -1, 1]]
-    assert match_detections(points, [0.9, 0.8, 0.7], [1, 1, 1], figures, [1, 0], RADIUS).tolist() == [0, -1, -1]
-    assert match_detections([[1, 0], [1, 0]], [0.5, 0.5], [1, 1], [[0, 0], [2, 0]], [1, 1], RADIUS).tolist() == [0, 1]
+    assert match_of(points, [0.9, 0.8, 0.7], [1, 1, 1], figures, [1, 0]) == [0, -1, -1]
+    assert match_of([[1, 0], [1, 0]], [0.5, 0.5], [1, 1], [[0, 0], [2, 0]], [1, 1]) == [0, 1]
 
 
 def challenge_counts(points: np.ndarray, true_points: np.ndarray) -> list[int]:
@@ -198,8 +244,12 @@ def test_scores_do_not_depend_on_order_place_or_unit(matching: str) -> None:
     assert detection_f1(*changed, RADIUS * 1024, 0.4, matching) == expected
     scaled = [data[0], [s**3 for s in data[1]], *data[2:]]
     assert detection_f1(*scaled, RADIUS, 0.4**3, matching) == expected
-    assert average_precision(*scaled, RADIUS, 1) == average_precision(*data, RADIUS, 1)
-    assert average_precision(*changed, RADIUS * 1024, 1) == pytest.approx(average_precision(*data, RADIUS, 1))
+    assert average_precision(Findings.matched(*scaled, RADIUS), 1) == average_precision(
+        Findings.matched(*data, RADIUS), 1
+    )
+    assert average_precision(Findings.matched(*changed, RADIUS * 1024), 1) == pytest.approx(
+        average_precision(Findings.matched(*data, RADIUS), 1)
+    )
 
 
 def test_a_point_of_another_image_is_no_neighbour() -> None:
@@ -219,11 +269,11 @@ def test_what_is_undefined() -> None:
     assert [nothing[name] for name in names] == pytest.approx([math.nan] * 3, nan_ok=True)
     assert [no_figure[name] for name in names] == pytest.approx([0, math.nan, math.nan], nan_ok=True)
     assert [no_detection[name] for name in names] == pytest.approx([math.nan, 0, 0], nan_ok=True)
-    assert math.isnan(average_precision(*single([[0, 0]], []), RADIUS, 1))
-    assert math.isnan(average_precision(*single([], []), RADIUS, 1))
-    assert average_precision(*single([], [[0, 0]]), RADIUS, 1) == 0
-    assert [len(x) for x in precision_recall_curve(*single([], [[0, 0]]), RADIUS, 1)] == [0, 0, 0]
-    assert np.isnan(precision_recall_curve(*single([[0, 0]], []), RADIUS, 1)[1]).all()
+    assert math.isnan(average_precision(Findings.matched(*single([[0, 0]], []), RADIUS), 1))
+    assert math.isnan(average_precision(Findings.matched(*single([], []), RADIUS), 1))
+    assert average_precision(Findings.matched(*single([], [[0, 0]]), RADIUS), 1) == 0
+    assert [len(x) for x in precision_recall_curve(Findings.matched(*single([], [[0, 0]]), RADIUS), 1)] == [0, 0, 0]
+    assert np.isnan(precision_recall_curve(Findings.matched(*single([[0, 0]], []), RADIUS), 1)[1]).all()
     assert detection_f1([], [], [], [], [], RADIUS) == {}
 
 
@@ -250,7 +300,9 @@ def step_by_step(scores: np.ndarray, hit: np.ndarray, figures: int) -> float:
 def test_average_precision_is_its_definition(steps: int) -> None:
     data = images(steps=steps)
     for class_id in (0, 1):
-        assert average_precision(*data, RADIUS, class_id) == pytest.approx(step_by_step(*hits(data, class_id)))
+        assert average_precision(Findings.matched(*data, RADIUS), class_id) == pytest.approx(
+            step_by_step(*hits(data, class_id))
+        )
 
 
 def test_average_precision_by_hand() -> None:
@@ -258,12 +310,12 @@ def test_average_precision_by_hand() -> None:
     points = [[0, 5], [500, 0], [100, 5], [200, 5], [200, 6]]
     data = single(points, figures, [0.9, 0.8, 0.7, 0.6, 0.5])
     # recall 1/4 at precision 1, then 2/4 and 3/4 at 2/3 and 3/4, of which the higher counts for both
-    assert average_precision(*data, RADIUS, 1) == pytest.approx(0.25 + 0.5 * 0.75)
-    precision, recall, threshold = precision_recall_curve(*data, RADIUS, 1)
+    assert average_precision(Findings.matched(*data, RADIUS), 1) == pytest.approx(0.25 + 0.5 * 0.75)
+    precision, recall, threshold = precision_recall_curve(Findings.matched(*data, RADIUS), 1)
     assert precision == pytest.approx([1, 1 / 2, 2 / 3, 3 / 4, 3 / 5])
     assert recall == pytest.approx([0.25, 0.25, 0.5, 0.75, 0.75])
     assert threshold.tolist() == [0.9, 0.8, 0.7, 0.6, 0.5]
-    assert average_precision(*single(figures, figures), RADIUS, 1) == 1
+    assert average_precision(Findings.matched(*single(figures, figures), RADIUS), 1) == 1
 
 
 @pytest.mark.parametrize("steps", [0, 4])
@@ -271,7 +323,7 @@ def test_curve_is_scikit_learns_of_the_hits(steps: int) -> None:
     """Which knows of no figures but those that are found, so its recall is another by a factor."""
     data = images(steps=steps)
     scores, hit, figures = hits(data, 1)
-    precision, recall, threshold = precision_recall_curve(*data, RADIUS, 1)
+    precision, recall, threshold = precision_recall_curve(Findings.matched(*data, RADIUS), 1)
     expected = sklearn.metrics.precision_recall_curve(hit, scores)
     assert precision == pytest.approx(expected[0][-2::-1])
     assert recall == pytest.approx(expected[1][-2::-1] * hit.sum() / figures)
@@ -284,14 +336,14 @@ def test_average_precision_is_scikit_learns_where_no_interpolation_acts() -> Non
     points = [*figures, *([100 * i, 500] for i in range(4))]
     scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4, 0.4, 0.3, 0.2]
     expected = sklearn.metrics.average_precision_score([1] * 6 + [0] * 4, scores)
-    assert average_precision(*single(points, figures, scores), RADIUS, 1) == pytest.approx(expected)
+    assert average_precision(Findings.matched(*single(points, figures, scores), RADIUS), 1) == pytest.approx(expected)
     assert expected < 1
 
 
 @pytest.mark.parametrize("steps", [0, 5])
 def test_no_threshold_is_better_than_the_best(steps: int) -> None:
     data = images(steps=steps)
-    threshold, best = best_detection_threshold(*data, RADIUS, 1)
+    threshold, best = best_detection_threshold(Findings.matched(*data, RADIUS), 1)
     scores = np.unique(np.concatenate([[0.0], hits(data, 1)[0], [1.0]]))
     f1s = {t: detection_f1(*data, RADIUS, t)[1]["f1"] for t in (scores[:-1] + scores[1:]) / 2}
     assert detection_f1(*data, RADIUS, threshold)[1]["f1"] == pytest.approx(best)
@@ -302,18 +354,19 @@ def test_no_threshold_is_better_than_the_best(steps: int) -> None:
 def test_best_threshold_by_hand() -> None:
     figures = [[0, 0], [100, 0]]
     # F1: one of two found, 2/3; then a false one, 1/2; then both found, 4/5
-    assert best_detection_threshold(
-        *single([[0, 0], [500, 0], [100, 0]], figures, [0.9, 0.6, 0.5]), RADIUS, 1
-    ) == pytest.approx((0.25, 0.8))
+    steady = single([[0, 0], [500, 0], [100, 0]], figures, [0.9, 0.6, 0.5])
+    assert best_detection_threshold(Findings.matched(*steady, RADIUS), 1) == pytest.approx((0.25, 0.8))
     # one of two found, 2/3, and again with both found among two false ones: the higher one
     tied = single([[0, 0], [500, 0], [600, 0], [100, 0]], figures, [0.9, 0.6, 0.5, 0.4])
-    assert best_detection_threshold(*tied, RADIUS, 1) == pytest.approx((0.75, 2 / 3))
-    assert best_detection_threshold(*single([[500, 0]], figures, [0.6]), RADIUS, 1) == pytest.approx((0.8, 0))
-    assert best_detection_threshold(*single([], figures), RADIUS, 1) == (0.5, 0)
+    assert best_detection_threshold(Findings.matched(*tied, RADIUS), 1) == pytest.approx((0.75, 2 / 3))
+    assert best_detection_threshold(Findings.matched(*single([[500, 0]], figures, [0.6]), RADIUS), 1) == pytest.approx(
+        (0.8, 0)
+    )
+    assert best_detection_threshold(Findings.matched(*single([], figures), RADIUS), 1) == (0.5, 0)
     with pytest.raises(DataError, match="none of 1 validation images has a figure of class 1"):
-        best_detection_threshold(*single([[0, 0]], []), RADIUS, 1)
+        best_detection_threshold(Findings.matched(*single([[0, 0]], []), RADIUS), 1)
     with pytest.raises(ValueError, match=r"got 0\.5 to 1\.5"):
-        best_detection_threshold(*single([[0, 0], [1, 1]], figures, [0.5, 1.5]), RADIUS, 1)
+        best_detection_threshold(Findings.matched(*single([[0, 0], [1, 1]], figures, [0.5, 1.5]), RADIUS), 1)
 
 
 @pytest.mark.parametrize("matching", ["one_to_one", "many_to_one"])
@@ -324,7 +377,9 @@ def test_bootstrap_is_its_definition(matching: str, monkeypatch: pytest.MonkeyPa
     groups = np.array(list("abbbcc"))
     for i in (4, 5):
         data[3][i], data[4][i] = data[3][i][:0], data[4][i][:0]
-    found = bootstrap_detection(*data, RADIUS, 1, 0.45, matching, groups.tolist(), resamples=60, seed=4)
+    found = bootstrap_detection(
+        Findings.matched(*data, RADIUS), 1, 0.45, matching, groups.tolist(), resamples=60, seed=4
+    )
     resampled: dict[str, list[float]] = {name: [] for name in SCORES}
     for draw in np.random.default_rng(4).multinomial(3, [1 / 3] * 3, size=60):
         drawn = [
@@ -332,7 +387,7 @@ def test_bootstrap_is_its_definition(matching: str, monkeypatch: pytest.MonkeyPa
         ]
         lists = [[column[i] for i in drawn] for column in data]
         row = detection_f1(*lists, RADIUS, 0.45, matching, class_ids=[1])[1]
-        row["average_precision"] = average_precision(*lists, RADIUS, 1)
+        row["average_precision"] = average_precision(Findings.matched(*lists, RADIUS), 1)
         for name in SCORES:
             resampled[name].append(row[name])
     for name in SCORES:
@@ -342,12 +397,12 @@ def test_bootstrap_is_its_definition(matching: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_bootstrap_of_too_little() -> None:
-    one = bootstrap_detection(*single([[0, 0]], [[0, 0]]), RADIUS, 1)
-    grouped = bootstrap_detection(*images(3), RADIUS, 1, groups=["a", "a", "a"])
-    for found in (one, grouped, bootstrap_detection([], [], [], [], [], RADIUS, 1)):
+    one = bootstrap_detection(Findings.matched(*single([[0, 0]], [[0, 0]]), RADIUS), 1)
+    grouped = bootstrap_detection(Findings.matched(*images(3), RADIUS), 1, groups=["a", "a", "a"])
+    for found in (one, grouped, bootstrap_detection(Findings.matched([], [], [], [], [], RADIUS), 1)):
         assert list(found) == list(SCORES)
         assert all(row["interval"] is None and "two images" in row["no_interval_because"] for row in found.values())
-    empty = bootstrap_detection([[], []], [[], []], [[], []], [[], []], [[], []], RADIUS, 1, resamples=10)
+    empty = bootstrap_detection(Findings.matched(*[[[], []]] * 5, RADIUS), 1, resamples=10)
     assert empty["f1"] == {
         "interval": None,
         "resamples_left_out": 10,
@@ -357,9 +412,11 @@ def test_bootstrap_of_too_little() -> None:
 
 def test_bootstrap_by_image_is_the_default_and_a_seed_repeats_it() -> None:
     data = images()
-    first = bootstrap_detection(*data, RADIUS, 1, 0.4, resamples=50, seed=1)
-    assert first == bootstrap_detection(*data, RADIUS, 1, 0.4, groups=list("abcdefgh"), resamples=50, seed=1)
-    assert first != bootstrap_detection(*data, RADIUS, 1, 0.4, resamples=50, seed=2)
+    first = bootstrap_detection(Findings.matched(*data, RADIUS), 1, 0.4, resamples=50, seed=1)
+    assert first == bootstrap_detection(
+        Findings.matched(*data, RADIUS), 1, 0.4, groups=list("abcdefgh"), resamples=50, seed=1
+    )
+    assert first != bootstrap_detection(Findings.matched(*data, RADIUS), 1, 0.4, resamples=50, seed=2)
     for name, value in (("f1", detection_f1(*data, RADIUS, 0.4)[1]["f1"]),):
         assert first[name]["interval"][0] < value < first[name]["interval"][1]
 
@@ -391,4 +448,4 @@ def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="each of 2 images, got 1"):
         detection_f1(*data, RADIUS, domains=["XR"])
     with pytest.raises(ValueError, match="each of 2 images, got 1"):
-        bootstrap_detection(*data, RADIUS, 1, groups=["a"])
+        bootstrap_detection(Findings.matched(*data, RADIUS), 1, groups=["a"])

@@ -6,16 +6,16 @@ from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
-from ignite.engine import Engine
+from torch import Tensor
 
-from ..inferers import DetectionMerger
-from ..metrics.detection import Findings
+from ..metrics import Findings, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError
+from .detection import DetectionMerger
 
 
-class RegionDetections:
-    """Collects what a detector finds in the tiles of regions while an engine, or one on each rank, goes through them.
+class FindingsCollector:
+    """Collects what a detector finds in the tiles of regions while one engine, or one on each rank, goes through them.
 
     A region counts once, wherever its tiles are worked on, and whether or not a sampler repeats some of them: what
     all ranks detected is put together before one detection is kept of those that lie close together. A region of
@@ -47,13 +47,12 @@ class RegionDetections:
     def clear(self) -> None:
         self.merger.clear()
 
-    def add(self, engine: Engine) -> None:
-        """Take in a batch of `shared.data.RegionTiles` that a `DetectionEvaluator` has worked on.
+    def add(self, batch: Mapping[str, Any], output: Tensor) -> None:
+        """Take in what a network says of a batch of `shared.data.RegionTiles`.
 
         Raises:
             DataError: when the network's output is not finite.
         """
-        batch, output = engine.state.batch, engine.state.output["pred"]
         for i, values in enumerate(output):
             if not values.isfinite().all():
                 raise DataError(
@@ -63,22 +62,19 @@ class RegionDetections:
             place = (batch["origin"][i], batch["core"][i], float(batch["scale"][i]), batch["size"][i])
             self.merger.add(int(batch["region"][i]), values, batch["image"].shape[-2:], *place)
 
-    def findings(self) -> Findings:
+    def findings(self, match_radius: float) -> Findings:
         """Of all regions, in their order, from all ranks; to be called on all of them together."""
         parts = defaultdict(list)
         for of_rank in idist.all_gather(dict(self.merger.parts)):
             for region, tiles in of_rank.items():
                 parts[region] += tiles
         self.merger.parts = parts
-        columns = []
-        for i, region in enumerate(self.regions):
-            found = self.merger.merged(i)
-            true_points = _centres(np.asarray(region["box"], dtype=np.float64).reshape(-1, 4))
-            true_classes = np.asarray(region["label"], dtype=np.int64).reshape(-1)
-            columns.append((_centres(found["box"]), found["score"], found["label"], true_points, true_classes))
-        return Findings(*map(list, zip(*columns, strict=True)))
-
-
-def _centres(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) to (n, 2)."""
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
+        found = [self.merger.merged(i) for i in range(len(self.regions))]
+        return Findings.matched(
+            [box_centres(image["box"]) for image in found],
+            [image["score"] for image in found],
+            [image["label"] for image in found],
+            [box_centres(np.reshape(region["box"], (-1, 4))) for region in self.regions],
+            [region["label"] for region in self.regions],
+            match_radius,
+        )
