@@ -18,7 +18,17 @@ from matplotlib.figure import Figure
 from shared.data import dataset_info, domain_names, load_regions
 from shared.utils import DataError, atomic_path, fault_list, write_csv, write_json
 
-from .runs import bundle_run, check_lengths, check_settings, file_digests, kept_run, known, run_all, spread
+from .runs import (
+    bundle_run,
+    check_lengths,
+    check_settings,
+    describe,
+    file_digests,
+    kept_run,
+    known,
+    plus_minus,
+    run_all,
+)
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle"
 METHODS: dict[str, tuple[str, ...]] = {
@@ -94,9 +104,9 @@ def summarise(runs: Sequence[Run], domains: Sequence[str]) -> list[dict[str, Any
                 plain = {s: v[score] for (m, s, d), v in found.items() if (m, d) == (PLAIN, domain)}
                 own = {seed: value for seed, value in own.items() if value is not None}
                 gains = [value - plain[seed] for seed, value in own.items() if plain.get(seed) is not None]
-                values = spread(list(own.values()))
+                values = describe(list(own.values()))
                 if values:
-                    gain = spread(gains) if method != PLAIN else None
+                    gain = describe(gains) if method != PLAIN else None
                     rows.append({"method": method, "domain": domain, "score": score, **values, "gain": gain})
     return rows
 
@@ -116,11 +126,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], domains: Sequence[str], train_do
 
 
 def _cell(row: Mapping[str, Any], with_gain: bool) -> str:
-    def value(part: Mapping[str, Any], form: str) -> str:
-        return f"{part['mean']:{form}}" + (f" ± {part['std']:.3f}" if part["std"] is not None else "")
-
-    gain = f" (gain {value(row['gain'], '+.3f')})" if with_gain and row["gain"] else ""
-    return value(row, ".3f") + gain
+    gain = row["gain"] if with_gain else None
+    text = plus_minus(row["mean"], row["std"])
+    return text + (f" (gain {plus_minus(gain['mean'], gain['std'], '+')})" if gain else "")
 
 
 def picture(runs: Sequence[Run], domains: Sequence[str], train_domains: Sequence[str]) -> Figure:

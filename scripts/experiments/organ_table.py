@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from shared.data import dataset_info, load_datalist
 from shared.datasets import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.losses import label_voxel_counts
+from shared.metrics.bootstrap import draw, percentiles
 from shared.utils import DataError, atomic_path, fault_list, write_csv, write_json
 
 from .runs import (
@@ -29,11 +30,12 @@ from .runs import (
     check_lengths,
     check_settings,
     count_firings,
+    describe,
     file_digests,
     kept_run,
     known,
+    plus_minus,
     run_all,
-    spread,
 )
 
 POOR = 0.8  # "poorly performing" below it
@@ -91,7 +93,7 @@ def paired_bootstrap(difference_SCO: np.ndarray, resamples: int = 2000, seed: in
     present_CO = ~np.isnan(difference_SCO).any(axis=0)
     scores_SCO = np.where(present_CO, difference_SCO, 0)
     rng = np.random.default_rng(seed)
-    drawn_BS, drawn_BC = (rng.multinomial(n, [1 / n] * n, size=resamples) for n in (seeds, cases))
+    drawn_BS, drawn_BC = (draw(n, resamples, rng) for n in (seeds, cases))
 
     def means(weights_BS: np.ndarray, weights_BC: np.ndarray) -> np.ndarray:
         total_BO = np.einsum("bs,bc,sco->bo", weights_BS, weights_BC, scores_SCO, optimize=True)
@@ -104,7 +106,7 @@ def paired_bootstrap(difference_SCO: np.ndarray, resamples: int = 2000, seed: in
     return [
         {
             "difference": round(float(mean), 4) if count else None,
-            "interval": np.nanpercentile(each, [2.5, 97.5]).round(4).tolist() if seeds > 1 and count > 1 else None,
+            "interval": np.round(percentiles(each), 4).tolist() if seeds > 1 and count > 1 else None,
             "seeds": seeds,
             "cases": count,
         }
@@ -144,7 +146,7 @@ def _column(
     gains = (_rows(ours, organs, poor) - _rows(theirs, organs, poor)).mean(axis=0) if pairs else None
     rows: dict[str, Any] = {}
     for i, (row, values) in enumerate(zip((*organs, MEAN, POOR_MEAN), _rows(own, organs, poor).T, strict=True)):
-        dice = spread(values[~np.isnan(values)].tolist())
+        dice = describe(values[~np.isnan(values)].tolist())
         better = gains is not None and bool(gains[i] >= 0.0005)
         rows[row] = dice and {**dice, "poor": dice["mean"] < POOR, "better_than_plain": better}
     return {
@@ -185,8 +187,7 @@ def summarise(runs: Sequence[Run], columns: Mapping[str, Column], voxels: Mappin
 def _cell(dice: Mapping[str, Any] | None, star: bool) -> str:
     if dice is None:
         return "–"
-    text = f"{dice['mean']:.3f}" + (f" ± {dice['std']:.3f}" if dice["std"] is not None else "")
-    return text + (" ★" if star and dice["poor"] else "")
+    return plus_minus(dice["mean"], dice["std"]) + (" ★" if star and dice["poor"] else "")
 
 
 def _difference(entry: Mapping[str, Any] | None) -> str:
@@ -345,7 +346,7 @@ def write_table(table: Mapping[str, Any], folder: Path) -> None:
     rows = [
         {"organ": row, "column": name, **(dice or {"n": 0})}
         for name, column in table["columns"].items()
-        for row, dice in {**column["rows"], "firings": spread(list(column["firings"].values()))}.items()
+        for row, dice in {**column["rows"], "firings": describe(list(column["firings"].values()))}.items()
     ]
     fields = ("organ", "column", "mean", "std", "min", "max", "n", "poor", "better_than_plain")
     write_csv(folder / "organ_table.csv", rows, fields)

@@ -25,6 +25,8 @@ from tqdm import tqdm
 from shared.datasets import make_synthetic_histology, read_patch_table, split_patches
 from shared.utils import DataError, atomic_path, write_csv, write_json
 
+from .runs import mean_and_std, plus_minus
+
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls"
 BASE = ("train", "variants/demo", "variants/demo_schedule")
 # What a method adds to the plain network. The names of the overlays say the places 1 and 4, or "shallow" 1 and 2.
@@ -169,22 +171,16 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in next(iter(results.values())):
             values = [result[key] for result in results.values()]
             differences = [results[pair][key] - base[pair][key] for pair in results if pair in base]
-            row[key], row[f"{key}_std"] = _mean_and_std(values)
-            row[f"{key}_gain"], row[f"{key}_gain_std"] = _mean_and_std(differences)
+            row[key], row[f"{key}_std"] = mean_and_std(values)
+            row[f"{key}_gain"], row[f"{key}_gain_std"] = mean_and_std(differences)
             row[f"{key}_p"] = _p_value(differences)
             row[f"{key}_better"] = sum(difference > 0 for difference in differences)
         for scanner in SCANNERS:
             pairs = [pair for pair in results if pair in base and pair[0] == scanner]
             gains = [results[pair]["accuracy_out"] - base[pair]["accuracy_out"] for pair in pairs]
-            row[f"accuracy_gain_{scanner}"], _ = _mean_and_std(gains)
+            row[f"accuracy_gain_{scanner}"], _ = mean_and_std(gains)
         rows.append(row)
     return rows
-
-
-def _mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
-    if not values:
-        return None, None
-    return round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
 
 
 def _p_value(differences: list[float]) -> float | None:
@@ -220,9 +216,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _cell(row: dict[str, Any], key: str, sign: str = "") -> str:
     mean, std = row[key], row[f"{key}_std"]
-    if mean is None:
-        return ""
-    return f"{mean:{sign}.3f}" + (f" ± {std:.3f}" if std is not None else "")
+    return "" if mean is None else plus_minus(mean, std, sign)
 
 
 def picture(runs: list[dict[str, Any]], path: Path) -> None:

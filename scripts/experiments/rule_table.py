@@ -17,7 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from shared.utils import DataError, atomic_path, fault_list, write_json
 
-from .runs import bundle_run, file_digests, kept_run, run_all, spread
+from .runs import bundle_run, describe, file_digests, kept_run, plus_minus, run_all
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "abdominal_unetr_cbs"
@@ -92,8 +92,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         row: dict[str, Any] = {"loss": loss, "sampling": sampling, "rule": rule, "runs": len(seeds)}
         for i, name in enumerate(("mean_dice", "mean_dice_poor_classes")):
             values = [score[i] for score in scores.values() if score[i] is not None]
-            row[name] = spread(values)
-            row[f"{name}_minus_plain"] = spread(
+            row[name] = describe(values)
+            row[f"{name}_minus_plain"] = describe(
                 [scores[s][i] - base[s][i] for s in base if None not in (scores[s][i], base[s][i])]
             )
         row["firings"] = {f"seed {seed}": run["firings"] for seed, run in sorted(seeds.items())}
@@ -114,9 +114,9 @@ def picture(summary: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for y, cell in enumerate(cells):
         for key, colour, offset in (("mean_dice", "tab:blue", -0.12), ("mean_dice_poor_classes", "tab:orange", 0.12)):
-            spread = cell[key]
-            axes.plot([spread["min"], spread["max"]], [y + offset] * 2, color=colour, lw=2)
-            axes.plot(spread["mean"], y + offset, "o", color=colour, label=key.replace("_", " ") if y == 0 else None)
+            dice = cell[key]
+            axes.plot([dice["min"], dice["max"]], [y + offset] * 2, color=colour, lw=2)
+            axes.plot(dice["mean"], y + offset, "o", color=colour, label=key.replace("_", " ") if y == 0 else None)
     axes.set_yticks(range(len(cells)), [f"{c['loss']}, {c['sampling']}, {c['rule']} (n={c['runs']})" for c in cells])
     axes.invert_yaxis()
     axes.set(xlabel="Dice on the test split: mean, least and greatest over the seeds", title="Synthetic CT")
@@ -142,8 +142,8 @@ def table(summary: dict[str, Any]) -> str:
     for cell in summary["cells"]:
         values = [cell["loss"], cell["sampling"], cell["rule"], str(cell["runs"])]
         for key in ("mean_dice", "mean_dice_minus_plain", "mean_dice_poor_classes"):
-            spread = cell[key]
-            values.append("–" if spread is None else f"{spread['mean']:.3f} ± {spread['std'] or 0:.3f}")
+            dice = cell[key]
+            values.append("–" if dice is None else plus_minus(dice["mean"], dice["std"] or 0))
         values += [", ".join(map(str, cell[key].values())) for key in ("firings", "organs_at_0")]
         lines.append("| " + " | ".join(values) + " |")
     return "\n".join(lines)

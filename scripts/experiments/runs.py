@@ -146,17 +146,24 @@ def run_all(
     return [r for r in results if isinstance(r, dict)], [str(r) for r in results if isinstance(r, DataError)]
 
 
-def spread(values: list[float]) -> dict[str, float | int | None] | None:
+def mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation, to four places; the latter None of one value, both where there are none."""
+    if not values:
+        return None, None
+    return round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+
+
+def describe(values: Sequence[float]) -> dict[str, float | int | None] | None:
     """Mean, standard deviation (None of one value), least, greatest and number of values; None where there are none."""
     if not values:
         return None
-    return {
-        "mean": round(float(np.mean(values)), 4),
-        "std": round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None,
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-        "n": len(values),
-    }
+    mean, std = mean_and_std(values)
+    return {"mean": mean, "std": std, "min": round(min(values), 4), "max": round(max(values), 4), "n": len(values)}
+
+
+def plus_minus(mean: float, std: float | None, sign: str = "") -> str:
+    """Such as "0.812 ± 0.034", without the deviation where there is none; `sign` "+" puts one before the mean."""
+    return f"{mean:{sign}.3f}" + (f" ± {std:.3f}" if std is not None else "")
 
 
 def count_firings(path: Path) -> int:
