@@ -16,8 +16,7 @@ from .seed_epochs import SeedEpochs
 from .segmentation_report import SegmentationReport
 from .stop_on_bad_loss import StopOnBadLoss
 from .training_checkpoint import TrainingCheckpoint
-from .training_curves import TrainingCurves
-from .training_report import TrainingReport
+from .training_report import TrainingCurves, TrainingReport
 
 __all__ = [
     "AdaptBatchNorm",

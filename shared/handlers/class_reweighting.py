@@ -7,13 +7,13 @@ A class that was given the weight 0.1 is frozen. Shapes: T evaluations, N classe
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypedDict
 
 import ignite.distributed as idist
 import torch
@@ -23,15 +23,19 @@ from monai.engines import Evaluator, Workflow
 from torch import Tensor, nn
 
 from ..losses import check_class_weight_buffers, class_weight_buffers
-from ..utils import DataError, append_csv, write_csv
+from ..utils import DataError
 
 logger = logging.getLogger(__name__)
 
-FIELDS = ("evaluation", "class", "score", "weight", "fired")
+# A class in an evaluation, counted from 1: its score, None where absent, the weight after it, whether the rule fired.
+WeightRow = TypedDict(
+    "WeightRow", {"evaluation": int, "class": str, "score": float | None, "weight": float, "fired": int}
+)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ClassReweighting(ABC):
-    """What the re-weighting rules have in common: where scores come from, where weights go, and what is recorded.
+    """What the re-weighting rules have in common: where scores come from, where weights go, and what is logged.
 
     `update` takes the scores of one evaluation and needs no engine. `attach` calls it whenever an epoch of an engine,
     an evaluator or a trainer, has completed, with the metric `metric_name` of that engine, and keeps
@@ -43,6 +47,9 @@ class ClassReweighting(ABC):
     start from ones. `CrossEntropyLoss` divides by the sum of the weights: only the ratios between classes act in it.
     `GeneralizedDiceFocalLoss` applies weights to its focal term only.
 
+    The log tells when the rule fires, and at the end how often it did. `TrainingReport` keeps the whole history, as a
+    table and in TensorBoard.
+
     All ranks of a distributed run must call `update` together: they use the scores of rank 0.
 
     Args:
@@ -52,9 +59,6 @@ class ClassReweighting(ABC):
         num_classes: N. May be left out where `class_names` is given.
         class_names: names of the N foreground classes in the order of their ids.
         frozen_weight: weight of a frozen class, in [0, 1).
-        output_dir: folder for `class_weights.csv` (evaluation, class, score, weight after it, whether the rule
-            fired in it), which grows by every evaluation. None: no file.
-        summary_writer: TensorBoard's, for scalars `class_weight/NAME` and `class_score/NAME`; or None.
 
     Raises:
         DataError: when the loss holds no class weights, or a wrong number of them, or others than floats of value 1,
@@ -62,45 +66,35 @@ class ClassReweighting(ABC):
         ValueError: when an option is out of its range.
     """
 
-    def __init__(
-        self,
-        loss: nn.Module | None = None,
-        metric_name: str = "val_class_dice",
-        num_classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        frozen_weight: float = 0.1,
-        output_dir: str | PathLike | None = None,
-        summary_writer: Any = None,
-    ) -> None:
-        if not num_classes and not class_names:
+    loss: nn.Module | None = field(default=None, kw_only=False)
+    metric_name: str = "val_class_dice"
+    num_classes: int | None = None
+    class_names: Sequence[str] | None = None
+    frozen_weight: float = 0.1
+
+    _deciding: ClassVar[tuple[str, ...]] = ()
+    """The options on which firing depends."""
+
+    def __post_init__(self) -> None:
+        if not self.num_classes and not self.class_names:
             raise ValueError("Give num_classes, the number of foreground classes, or class_names.")
-        if num_classes is not None and class_names is not None and len(class_names) != num_classes:
+        names = list(self.class_names or (f"class_{i + 1}" for i in range(self.num_classes)))
+        if self.num_classes is not None and len(names) != self.num_classes:
             raise DataError(
-                f"class_names has {len(class_names)} names ({', '.join(class_names)}) for {num_classes} foreground "
+                f"class_names has {len(names)} names ({', '.join(names)}) for {self.num_classes} foreground "
                 "classes. Name each class once, in the order of the ids and without the background."
             )
-        if not 0 <= frozen_weight < 1:
-            raise ValueError(f"frozen_weight must be in [0, 1), got {frozen_weight}.")
-        self.class_names = list(class_names or (f"class_{i}" for i in range(1, (num_classes or 0) + 1)))
-        self.metric_name = metric_name
-        self.frozen_weight = frozen_weight
-        self.loss = loss
-        self.output_dir = output_dir
-        self.summary_writer = summary_writer
+        if not 0 <= self.frozen_weight < 1:
+            raise ValueError(f"frozen_weight must be in [0, 1), got {self.frozen_weight}.")
+        self.class_names, self.num_classes = names, len(names)
         self._engine: Engine | None = None
         self._reported = False
         n = self.num_classes
         self._weights, self._frozen = torch.ones(n), torch.zeros(n, dtype=torch.bool)
         self._scores, self._weight_history = torch.empty(0, n, dtype=torch.float64), torch.empty(0, n)
         self._fired: list[bool] = []
-        self._recorded = 0
-        if loss is not None:
-            self._check_weights_are_one(loss)
-
-    @property
-    def num_classes(self) -> int:
-        """Number N of foreground classes."""
-        return len(self.class_names)
+        if self.loss is not None:
+            self._check_weights_are_one(self.loss)
 
     @property
     def weights(self) -> Tensor:
@@ -126,11 +120,12 @@ class ClassReweighting(ABC):
     def _reweight(self, scores: Tensor) -> bool:
         """Set `_weights` and `_frozen` by the newest scores, the last row of `_scores`. Return whether it fired."""
 
-    def update(self, scores: Tensor | Sequence[float]) -> Tensor:
+    def update(self, scores: Tensor | Sequence[float], source: str = "update(scores)") -> Tensor:
         """Take the N scores of one evaluation, write the weights that follow from them into the loss, return them.
 
         Args:
             scores: N scores in [0, 1]; NaN for a class that is absent from the evaluation.
+            source: what errors call the scores.
 
         Returns:
             the weights after this evaluation, float32 (N,).
@@ -138,19 +133,15 @@ class ClassReweighting(ABC):
         Raises:
             DataError: when the number of scores is not N, or one is outside [0, 1].
         """
-        return self._update(scores, source="update(scores)")
-
-    def _update(self, scores: Any, source: str) -> Tensor:
-        scores = self._checked(scores, source)
+        checked = self._checked(scores, source)
         was_frozen = self._frozen.clone()
-        self._scores = torch.cat([self._scores, scores[None]])
-        fired = self._reweight(scores)
-        self._fired.append(fired)
+        self._scores = torch.cat([self._scores, checked[None]])
+        self._fired.append(self._reweight(checked))
         self._weight_history = torch.cat([self._weight_history, self._weights[None]])
         self._reported = False
         self._publish()
-        if idist.get_rank() == 0:
-            self._record(was_frozen)
+        if self._fired[-1] and idist.get_rank() == 0:
+            self._log_firing(froze=self._frozen & ~was_frozen, thawed=was_frozen & ~self._frozen)
         return self.weights
 
     def _checked(self, scores: Any, source: str) -> Tensor:
@@ -188,56 +179,26 @@ class ClassReweighting(ABC):
         if self._engine is not None:
             self._engine.state.class_weights = self.weights
 
-    def _record(self, was_frozen: Tensor) -> None:
-        """Log line, TensorBoard scalars and CSV of the newest evaluation."""
-        if self._fired[-1]:
-            froze, thawed = self._frozen & ~was_frozen, was_frozen & ~self._frozen
-            acts = [
-                f"{verb} {self._named(mask)}" for verb, mask in (("froze", froze), ("thawed", thawed)) if mask.any()
-            ]
-            weights = ", ".join(f"{n} {w:.3f}" for n, w in zip(self.class_names, self._weights.tolist(), strict=True))
-            logger.info(
-                "%s fired in evaluation %d: %s. Weights: %s.",
-                type(self).__name__,
-                self.evaluations,
-                " and ".join(acts),
-                weights,
-            )
-        if self.summary_writer is not None:
-            for name, score, weight in zip(self.class_names, self._scores[-1], self._weights, strict=True):
-                self.summary_writer.add_scalar(f"class_score/{name}", score.item(), self.evaluations)
-                self.summary_writer.add_scalar(f"class_weight/{name}", weight.item(), self.evaluations)
-        if self.output_dir is not None:
-            self._record_csv(Path(self.output_dir) / "class_weights.csv")
-
-    def _record_csv(self, path: Path) -> None:
-        """Write the whole record at first, as a resumed run must; then add to it, however long it has grown."""
-        if self._recorded == self.evaluations - 1 > 0 and path.is_file():
-            append_csv(path, self.rows(since=self.evaluations), FIELDS)
-        else:
-            write_csv(path, self.rows(), FIELDS)
-        self._recorded = self.evaluations
+    def _log_firing(self, froze: Tensor, thawed: Tensor) -> None:
+        acts = [f"{verb} {self._named(mask)}" for verb, mask in (("froze", froze), ("thawed", thawed)) if mask.any()]
+        weights = ", ".join(f"{n} {w:.3f}" for n, w in zip(self.class_names, self._weights.tolist(), strict=True))
+        name, acted = type(self).__name__, " and ".join(acts)
+        logger.info("%s fired in evaluation %d: %s. Weights: %s.", name, self.evaluations, acted, weights)
 
     def _named(self, mask: Tensor) -> str:
         chosen = zip(self.class_names, self._scores[-1].tolist(), mask.tolist(), strict=True)
         return ", ".join(f"{name} (score {score:.3f})" for name, score, picked in chosen if picked)
 
-    def rows(self, since: int = 1) -> list[dict[str, Any]]:
-        """The record so far, evaluation by evaluation and class by class, as `class_weights.csv` holds it.
-
-        Keys: `evaluation` from 1, `class`, `score` (None where absent), `weight` after the evaluation, `fired` 0 or 1.
-
-        Args:
-            since: the first evaluation to give.
-        """
+    def rows(self, since: int = 1) -> list[WeightRow]:
+        """The history from the evaluation `since` on, evaluation by evaluation and class by class."""
         columns = self._scores[since - 1 :].tolist(), self._weight_history[since - 1 :].tolist()
         history = zip(*columns, self._fired[since - 1 :], strict=True)
         return [
             {
                 "evaluation": j,
                 "class": name,
-                "score": None if math.isnan(score) else round(score, 6),
-                "weight": round(weight, 6),
+                "score": None if math.isnan(score) else score,
+                "weight": weight,
                 "fired": int(fired),
             }
             for j, (scores, weights, fired) in enumerate(history, start=since)
@@ -289,7 +250,7 @@ class ClassReweighting(ABC):
     def _epoch_completed(self, engine: Engine) -> None:
         if self.metric_name not in engine.state.metrics:
             raise self._missing_metric(engine)
-        self._update(engine.state.metrics[self.metric_name], source=f'The metric "{self.metric_name}"')
+        self.update(engine.state.metrics[self.metric_name], source=f'The metric "{self.metric_name}"')
 
     def _completed(self, engine: Engine) -> None:
         if not isinstance(engine, Evaluator) and engine.state.max_epochs != 1:
@@ -309,12 +270,8 @@ class ClassReweighting(ABC):
                 "Evaluate more often, train longer, or choose options that make it act (%s).",
                 name,
                 self.evaluations,
-                self._options(),
+                ", ".join(f"{option}={json.dumps(getattr(self, option), default=float)}" for option in self._deciding),
             )
-
-    @abstractmethod
-    def _options(self) -> str:
-        """The options on which firing depends, with their values."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as tensors and a string: `torch.load(..., weights_only=True)` reads it.
@@ -347,7 +304,6 @@ class ClassReweighting(ABC):
             state_dict[key].detach().cpu().clone() for key in ("weights", "frozen", "scores", "weight_history")
         )
         self._fired = state_dict["fired"].tolist()
-        self._recorded = 0
         self._publish()
 
 

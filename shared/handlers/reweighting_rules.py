@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from os import PathLike
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def plateaued_class(
 class StaticClassWeights(ClassReweighting):
     """No rule: weights that stay as given, all 1 by default. What the rules are compared with.
 
-    It is used and records scores as the rules do, and never fires.
+    It is used and keeps scores as the rules do, and never fires.
 
     Args:
         weights: N numbers above 0, as `shared.losses.prevalence_weights` gives them; ones if None.
@@ -75,16 +74,13 @@ class StaticClassWeights(ClassReweighting):
     def __init__(
         self,
         loss: nn.Module | None = None,
+        *,
         metric_name: str = "val_class_dice",
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
-        output_dir: str | PathLike | None = None,
-        summary_writer: Any = None,
     ) -> None:
-        super().__init__(
-            loss, metric_name, num_classes, class_names, output_dir=output_dir, summary_writer=summary_writer
-        )
+        super().__init__(loss, metric_name=metric_name, num_classes=num_classes, class_names=class_names)
         if weights is not None:
             if len(weights) != self.num_classes or not all(math.isfinite(w) and w > 0 for w in weights):
                 raise DataError(f"weights is {list(weights)}, expected {self.num_classes} numbers above 0.")
@@ -97,10 +93,8 @@ class StaticClassWeights(ClassReweighting):
     def report(self) -> None:
         """Nothing to say: that the weights stayed as they were is what was asked for."""
 
-    def _options(self) -> str:
-        return f"weights={self._weights.tolist()}"
 
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class ThresholdClassFreezing(ClassReweighting):
     """TCF: after every evaluation `w_i` = 0.1 if `S_ij` > threshold, else 1; so a class thaws when it falls back.
 
@@ -111,21 +105,14 @@ class ThresholdClassFreezing(ClassReweighting):
         others: see `ClassReweighting`.
     """
 
-    def __init__(
-        self,
-        loss: nn.Module | None = None,
-        metric_name: str = "val_class_dice",
-        num_classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        threshold: float = 0.9,
-        frozen_weight: float = 0.1,
-        output_dir: str | PathLike | None = None,
-        summary_writer: Any = None,
-    ) -> None:
-        super().__init__(loss, metric_name, num_classes, class_names, frozen_weight, output_dir, summary_writer)
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
-        self.threshold = threshold
+    threshold: float = 0.9
+
+    _deciding = ("threshold",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}.")
 
     def _reweight(self, scores: Tensor) -> bool:
         frozen = torch.where(scores.isnan(), self._frozen, scores > self.threshold)
@@ -134,10 +121,8 @@ class ThresholdClassFreezing(ClassReweighting):
         self._weights = torch.where(frozen, self.frozen_weight, 1.0).float()
         return fired
 
-    def _options(self) -> str:
-        return f"threshold={self.threshold:g}"
 
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class PlateauClassFreezing(ClassReweighting):
     """PCF: when the best class not yet frozen has passed its best, freeze it: `w_i` = 0.1. Nothing thaws.
 
@@ -150,29 +135,22 @@ class PlateauClassFreezing(ClassReweighting):
         others: see `ClassReweighting`.
     """
 
-    def __init__(
-        self,
-        loss: nn.Module | None = None,
-        metric_name: str = "val_class_dice",
-        num_classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        trigger: str = "decline",
-        window: int = 3,
-        tolerance: float = 1e-4,
-        frozen_weight: float = 0.1,
-        output_dir: str | PathLike | None = None,
-        summary_writer: Any = None,
-    ) -> None:
-        super().__init__(loss, metric_name, num_classes, class_names, frozen_weight, output_dir, summary_writer)
-        if trigger not in ("decline", "stagnation"):
-            raise ValueError(f'trigger must be "decline" or "stagnation", got "{trigger}".')
-        if window < (trigger == "stagnation") or window != int(window):
-            raise ValueError(f"window must be a whole number, at least {int(trigger == 'stagnation')}, got {window}.")
-        if tolerance < 0:
-            raise ValueError(f"tolerance must not be negative, got {tolerance}.")
-        self.trigger = trigger
-        self.window = int(window)
-        self.tolerance = tolerance
+    trigger: str = "decline"
+    window: int = 3
+    tolerance: float = 1e-4
+
+    _deciding = ("trigger", "window", "tolerance")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trigger not in ("decline", "stagnation"):
+            raise ValueError(f'trigger must be "decline" or "stagnation", got "{self.trigger}".')
+        least = int(self.trigger == "stagnation")
+        if self.window < least or self.window != int(self.window):
+            raise ValueError(f"window must be a whole number, at least {least}, got {self.window}.")
+        if self.tolerance < 0:
+            raise ValueError(f"tolerance must not be negative, got {self.tolerance}.")
+        self.window = int(self.window)
 
     def _reweight(self, scores: Tensor) -> bool:
         best = plateaued_class(self._scores, self._frozen, self.last_firing, self.window, self.tolerance, self.trigger)
@@ -181,10 +159,8 @@ class PlateauClassFreezing(ClassReweighting):
             self._weights[best] = self.frozen_weight
         return best is not None
 
-    def _options(self) -> str:
-        return f'trigger="{self.trigger}", window={self.window}, tolerance={self.tolerance:g}'
 
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class ClassBoostStrategy(PlateauClassFreezing):
     """CBS: freezes as PCF does, and boosts the others as it fires: `w_k` = min(1 / (`S_kj` + zeta), 2).
 
@@ -196,37 +172,14 @@ class ClassBoostStrategy(PlateauClassFreezing):
         others: see `PlateauClassFreezing` and `ClassReweighting`.
     """
 
-    def __init__(
-        self,
-        loss: nn.Module | None = None,
-        metric_name: str = "val_class_dice",
-        num_classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        trigger: str = "decline",
-        window: int = 3,
-        tolerance: float = 1e-4,
-        zeta: float = 1e-3,
-        frozen_weight: float = 0.1,
-        max_weight: float = 2.0,
-        output_dir: str | PathLike | None = None,
-        summary_writer: Any = None,
-    ) -> None:
-        super().__init__(
-            loss,
-            metric_name,
-            num_classes,
-            class_names,
-            trigger,
-            window,
-            tolerance,
-            frozen_weight,
-            output_dir,
-            summary_writer,
-        )
-        if zeta < 0 or max_weight < 1:
-            raise ValueError(f"zeta must not be negative and max_weight at least 1, got {zeta} and {max_weight}.")
-        self.zeta = zeta
-        self.max_weight = max_weight
+    zeta: float = 1e-3
+    max_weight: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zeta < 0 or self.max_weight < 1:
+            given = f"{self.zeta} and {self.max_weight}"
+            raise ValueError(f"zeta must not be negative and max_weight at least 1, got {given}.")
 
     def _reweight(self, scores: Tensor) -> bool:
         fired = super()._reweight(scores)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-import csv
+import inspect
 import logging
 import math
 import socket
@@ -236,6 +236,25 @@ def test_refuses_options(rule: type, options: dict[str, Any], message: str) -> N
         rule(**options)
 
 
+@pytest.mark.parametrize("rule", [*RULES, StaticClassWeights])
+def test_options_are_named(rule: type) -> None:
+    """As the contract has them; one that is misspelt, or given by position, is refused before anything runs."""
+    loss, *options = inspect.signature(rule).parameters.values()
+    own = {
+        ThresholdClassFreezing: {"threshold", "frozen_weight"},
+        PlateauClassFreezing: {"trigger", "window", "tolerance", "frozen_weight"},
+        ClassBoostStrategy: {"trigger", "window", "tolerance", "zeta", "frozen_weight", "max_weight"},
+        StaticClassWeights: {"weights"},
+    }
+    assert (loss.name, loss.default) == ("loss", None)
+    assert {option.kind for option in options} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {option.name for option in options} == {"metric_name", "num_classes", "class_names", *own[rule]}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'windw'"):
+        rule(num_classes=2, windw=1)
+    with pytest.raises(TypeError, match="positional argument"):
+        rule(None, "val_class_dice", num_classes=2)
+
+
 # --- writing into losses ---------------------------------------------------------------------------------------------
 
 # Made from the weights of background and three classes, called with logits (B, 4, ...) and label maps (B, 1, ...).
@@ -402,58 +421,23 @@ def test_refuses_a_metric_that_is_one_number() -> None:
         engine.run([0], max_epochs=1)
 
 
-def test_log_names_class_and_weights_and_csv_holds_the_history(tmp_path: Path, caplog: Any) -> None:
-    writer = Recorder()
-    rule = ClassBoostStrategy(
-        class_names=["liver", "spleen"], window=0, output_dir=tmp_path / "out", summary_writer=writer
-    )
+def test_log_names_class_and_weights(caplog: Any) -> None:
+    rule = ClassBoostStrategy(class_names=["liver", "spleen"], window=0)
     with caplog.at_level(logging.INFO, logger="shared"):
         for scores in ([0.9, NAN], [0.8, 0.5], [0.8, 0.6]):
             rule.update(scores)
     assert [record.getMessage() for record in caplog.records] == [
         "ClassBoostStrategy fired in evaluation 2: froze liver (score 0.800). Weights: liver 0.100, spleen 1.996."
     ]
-    with open(tmp_path / "out" / "class_weights.csv", newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows == [
-        ["evaluation", "class", "score", "weight", "fired"],
-        ["1", "liver", "0.9", "1.0", "0"],
-        ["1", "spleen", "", "1.0", "0"],
-        ["2", "liver", "0.8", "0.1", "1"],
-        ["2", "spleen", "0.5", "1.996008", "1"],
-        ["3", "liver", "0.8", "0.1", "0"],
-        ["3", "spleen", "0.6", "1.996008", "0"],
-    ]
-    assert writer.scalars["class_weight/spleen", 2] == pytest.approx(1 / 0.501)
-    assert writer.scalars["class_score/liver", 3] == pytest.approx(0.8)
-
-
-def test_csv_starts_whole_after_a_resume_and_after_it_was_removed(tmp_path: Path) -> None:
-    table = tmp_path / "class_weights.csv"
-
-    def evaluations() -> list[str]:
-        return [row["evaluation"] for row in csv.DictReader(table.read_text().splitlines())]
-
-    rule = PlateauClassFreezing(num_classes=1, output_dir=tmp_path)
-    rule.update([0.1])
-    state = rule.state_dict()
-    rule.update([0.2])  # of an epoch that is not in the checkpoint
-    resumed = PlateauClassFreezing(num_classes=1, output_dir=tmp_path)
-    resumed.load_state_dict(state)
-    resumed.update([0.3])
-    assert evaluations() == ["1", "2"]
-    assert "0.2" not in table.read_text()
-    table.unlink()
-    resumed.update([0.4])
-    assert evaluations() == ["1", "2", "3"]
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.scalars: dict[tuple[str, int], float] = {}
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self.scalars[tag, step] = value
+    assert rule.rows(since=3) == rule.rows()[4:]
+    assert rule.rows()[1] == {"evaluation": 1, "class": "spleen", "score": None, "weight": 1.0, "fired": 0}
+    assert rule.rows()[2] == {
+        "evaluation": 2,
+        "class": "liver",
+        "score": 0.8,
+        "weight": pytest.approx(0.1),
+        "fired": 1,
+    }
 
 
 def test_a_run_without_firing_warns(caplog: Any) -> None:
@@ -584,14 +568,14 @@ def monai_engines(rule_on: str, rule: Any, loss: nn.Module, epochs: int, handler
     return trainer, evaluator, network
 
 
-def make_rule(**options: Any) -> tuple[ThresholdClassFreezing, nn.Module]:
+def make_rule() -> tuple[ThresholdClassFreezing, nn.Module]:
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, weight=torch.ones(3))
-    return ThresholdClassFreezing(loss, metric_name="class_dice", class_names=["a", "b"], **options), loss
+    return ThresholdClassFreezing(loss, metric_name="class_dice", class_names=["a", "b"]), loss
 
 
 @pytest.mark.parametrize("rule_on", ["evaluator", "trainer"])
-def test_in_monais_engines(rule_on: str, caplog: Any, tmp_path: Path) -> None:
-    rule, loss = make_rule(output_dir=tmp_path)
+def test_in_monais_engines(rule_on: str, caplog: Any) -> None:
+    rule, loss = make_rule()
     trainer, evaluator, _ = monai_engines(rule_on, rule, loss, epochs=12)
     with caplog.at_level(logging.INFO, logger="shared"):
         trainer.run()
@@ -606,7 +590,6 @@ def test_in_monais_engines(rule_on: str, caplog: Any, tmp_path: Path) -> None:
     assert last == pytest.approx(engine.state.metrics["class_dice"].tolist())
     assert "froze" in caplog.text
     assert ("of 12 evaluations" in caplog.text) == (rule_on == "trainer")
-    assert (tmp_path / "class_weights.csv").read_text().count("\n") == 25
 
 
 def test_monai_engine_without_the_metric_is_refused_at_attach() -> None:
@@ -652,7 +635,7 @@ def two_ranks(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     loss = DiceLoss(weight=[1.0] * 3)
-    rule = ClassBoostStrategy(loss, num_classes=3, window=0, output_dir=folder)
+    rule = ClassBoostStrategy(loss, num_classes=3, window=0)
     local = torch.Generator().manual_seed(rank)
     for _ in range(6):
         rule.update(torch.rand(3, generator=local))
@@ -680,12 +663,11 @@ def test_two_ranks_hold_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(saved["weights"], alone.weights)
         assert saved["rows"] == alone.rows()
         torch.testing.assert_close(saved["dice"], torch.tensor([1, 2 * 8 / (8 + 16), NAN]), equal_nan=True)
-    assert (tmp_path / "class_weights.csv").is_file()
 
 
-def test_static_weights_stay(tmp_path: Path) -> None:
+def test_static_weights_stay() -> None:
     loss = DiceLoss(include_background=False, weight=[1.0, 1.0, 1.0])
-    rule = StaticClassWeights(loss, class_names=["a", "b", "c"], weights=[0.5, 0.5, 2.0], output_dir=tmp_path)
+    rule = StaticClassWeights(loss, class_names=["a", "b", "c"], weights=[0.5, 0.5, 2.0])
     assert loss.class_weight.tolist() == [0.5, 0.5, 2.0]
     for scores in ([0.9, 0.5, 0.1], [0.1, 0.2, 0.95]):
         assert rule.update(scores).tolist() == [0.5, 0.5, 2.0]

@@ -43,17 +43,14 @@ def data(n: int) -> list[dict[str, Any]]:
     return [{"image": label + 0.8 * torch.randn(1, 6, 6, generator=generator), "label": label} for label in labels]
 
 
-def run(
-    folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0, rule: type | None = None, **options: Any
-) -> dict[str, Any]:
+def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0, **options: Any) -> dict[str, Any]:
     """A small training with everything a bundle's has; returns what must not depend on an interruption."""
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(4, 3, 1))
     loss = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, weight=[1.0, 1.0])
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.3)
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs, warmup_multiplier=0.1)
-    reweighting = (rule or ClassBoostStrategy)(loss, class_names=NAMES, window=0, output_dir=folder)
-    report = TrainingReport(folder, NAMES, rule=reweighting)
+    reweighting = ClassBoostStrategy(loss, class_names=NAMES, window=0)
     metric = ClassDice(2, output_transform=from_engine(["pred", "label"]))
     evaluator = SupervisedEvaluator(
         device="cpu",
@@ -61,14 +58,16 @@ def run(
         network=network,
         key_val_metric={"val_mean_dice": MeanClassDice(metric)},
         additional_metrics={"val_class_dice": metric},
-        val_handlers=[reweighting, report],
+        val_handlers=[reweighting],
     )
+    report = TrainingReport(folder, evaluator, NAMES, rule=reweighting)
     dataset = Dataset(data(6), RandGaussianNoised("image", prob=1.0, std=0.3))
     state = {"model": network, "optimizer": optimizer, "lr_scheduler": schedule, "reweighting": reweighting}
     handlers = [
         SeedEpochs(5, dataset),
         ValidationHandler(interval=1, validator=evaluator),
         LrScheduleHandler(schedule, print_lr=False),
+        report,
         TrainingCheckpoint(folder, {**state, "report": report}, evaluator, record={"labels": {"left": 1}}, **options),
     ]
     trainer = SupervisedTrainer(
@@ -190,25 +189,6 @@ def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "last.pt")
     with pytest.raises(DataError, match=r"the state of model does not fit: .*0\.weight"):
         run(tmp_path, epochs=2, resume=True)
-
-
-def test_the_training_report(tmp_path: Path) -> None:
-    run(tmp_path, epochs=3)
-    rows = [line.split(",") for line in (tmp_path / "dice_per_class.csv").read_text().splitlines()]
-    assert rows[0] == ["epoch", "mean", "left", "right"]
-    assert [row[0] for row in rows[1:]] == ["1", "2", "3"]
-    for row in rows[1:]:
-        assert float(row[1]) == pytest.approx((float(row[2]) + float(row[3])) / 2, abs=1e-5)
-    assert (tmp_path / "training.png").stat().st_size > 10_000
-
-
-def test_a_class_without_a_voxel_is_blank_in_the_report(tmp_path: Path) -> None:
-    engine = Engine(lambda engine, batch: None)
-    report = TrainingReport(tmp_path, NAMES)
-    report.attach(engine)
-    engine.state.metrics["val_class_dice"] = torch.tensor([0.5, float("nan")])
-    engine.run([0], max_epochs=1)
-    assert (tmp_path / "dice_per_class.csv").read_text().splitlines()[1] == "1,0.500000,0.500000,"
 
 
 def test_flags_as_a_command_line_writes_them(tmp_path: Path) -> None:
