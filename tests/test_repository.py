@@ -167,7 +167,8 @@ def pinned(requirements: str) -> set[str]:
 def test_what_is_imported_is_pinned() -> None:
     pins, server_pins = pinned("requirements.txt"), pinned("requirements-monailabel.txt")
     distributions = metadata.packages_distributions()
-    own = {path.stem for path in (ROOT / "scripts").iterdir()} | {"shared"} | sys.stdlib_module_names
+    folders = (ROOT / "scripts", ROOT / "tests" / "helpers")
+    own = {path.stem for folder in folders for path in folder.iterdir()} | {"shared"} | sys.stdlib_module_names
     files = [path for folder in ("shared", "scripts", "tests") for path in modules(folder)]
     missing = [
         f"{where(path, node)}: {name}"

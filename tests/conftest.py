@@ -1,0 +1,15 @@
+"""What all tests share: one thread, and the server that commands are forked from."""
+
+import os
+
+import pytest
+from fork_server import ForkServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the process that starts the others, so that the server is none of an xdist worker's children."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors gain nothing from more
+    if not hasattr(config, "workerinput"):
+        server = ForkServer()
+        config.add_cleanup(server.close)
+        os.environ["TEST_PYTHON"] = server.python
