@@ -44,13 +44,13 @@ class DecisionThreshold:
         self.logits, self.labels = [], []
 
     def _collect(self, engine: Engine) -> None:
-        self.logits.append(engine.state.output["pred"].detach().double().flatten())
-        self.labels.append(engine.state.output["label"].detach().double().flatten())
+        self.logits.append(engine.state.output["pred"].detach().double().flatten().cpu())
+        self.labels.append(engine.state.output["label"].detach().int().flatten().cpu())
 
     def _choose(self, engine: Engine) -> None:
-        logits, labels = (idist.all_gather(torch.cat(part).cpu()) for part in _even(self.logits, self.labels))
-        there = ~labels.isnan()
-        prob, label = torch.sigmoid(logits[there]).numpy(), labels[there].numpy().astype(int)
+        of_ranks = zip(*idist.all_gather((self.logits, self.labels)), strict=True)
+        logits, labels = (torch.cat([batch for batches in part for batch in batches]) for part in of_ranks)
+        prob, label = torch.sigmoid(logits).numpy(), labels.numpy()
         self.threshold, self.balanced_accuracy = best_threshold(prob, label)
         engine.state.metrics["val_balanced_accuracy"] = self.balanced_accuracy
 
@@ -63,11 +63,3 @@ class DecisionThreshold:
             "split": "validation",
             "domains": self.domains,
         }
-
-
-def _even(*parts: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Fill up with NaN where another rank has more: gathered tensors must have one length."""
-    count = sum(map(len, parts[0]))
-    longest = max(idist.all_gather(count)) if idist.get_world_size() > 1 else count
-    padding = torch.full((longest - count,), torch.nan, dtype=torch.double)
-    return [[tensor.cpu() for tensor in part] + [padding] for part in parts]
