@@ -13,7 +13,7 @@ from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
 from .patch_datalist import load_patches, patch_labels, positive_weight
 from .region_datalist import TILE_KINDS, load_regions, region_labels, tile_items
-from .region_tiles import RegionTiles, Tile, tile_grid, tile_origins
+from .region_tiles import RegionEntry, RegionTiles, Tile, tile_grid, tile_origins
 from .regions import Region, open_region
 from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
 from .tissue import tissue_mask, tissue_share
@@ -26,6 +26,7 @@ __all__ = [
     "DomainBatchSampler",
     "InferenceSampler",
     "Region",
+    "RegionEntry",
     "RegionTiles",
     "Tile",
     "TileSampler",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from os import PathLike
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch.utils.data import Dataset
@@ -13,6 +14,30 @@ from torch.utils.data import Dataset
 from .inputs import case_name
 from .regions import Region, open_region
 from .tissue import tissue_mask, tissue_share
+
+
+class RegionEntry(TypedDict):
+    """An image, and what is known of it; `load_regions` gives all of it.
+
+    Attributes:
+        image: path, or the `Region` itself.
+        case: its name, by default the file's.
+        domain: such as the scanner.
+        slide: name of the slide that it was cut from.
+        mpp: µm a pixel; None or left out: what the file says.
+        labelled: whether somebody annotated it: then it has `box` and `label`.
+        box: n of [x1, y1, x2, y2] in pixels of the file.
+        label: n classes.
+    """
+
+    image: str | PathLike | Region
+    case: NotRequired[str]
+    domain: NotRequired[str]
+    slide: NotRequired[str]
+    mpp: NotRequired[float | None]
+    labelled: NotRequired[bool]
+    box: NotRequired[Sequence[Sequence[float]]]
+    label: NotRequired[Sequence[int]]
 
 
 class Tile(NamedTuple):
@@ -81,8 +106,7 @@ class RegionTiles(Dataset):
       and clipped to it: float32 (n, 4) and int64 (n,). Tiles overlap, so that a box may be in several.
 
     Args:
-        regions: each with `image`, a path or a `Region`, and what else is named above (`box` in pixels of the file);
-            `case` is their name, by default the file's.
+        regions: of which `image` alone has to be there.
         tile_size: side of a tile in pixels.
         overlap: of neighbouring tiles, in pixels of a tile, at least.
         transform: what an item goes through.
@@ -101,7 +125,7 @@ class RegionTiles(Dataset):
 
     def __init__(
         self,
-        regions: Sequence[Mapping[str, Any]],
+        regions: Sequence[RegionEntry],
         tile_size: int = 512,
         overlap: int = 64,
         transform: Callable[[dict[str, Any]], Any] | None = None,
@@ -159,7 +183,7 @@ class RegionTiles(Dataset):
         return self.transform(item) if self.transform else item
 
 
-def _boxes_within(entry: Mapping[str, Any], x: float, y: float, scale: float, size: int) -> dict[str, torch.Tensor]:
+def _boxes_within(entry: RegionEntry, x: float, y: float, scale: float, size: int) -> dict[str, torch.Tensor]:
     boxes = torch.as_tensor(entry["box"], dtype=torch.float64).reshape(-1, 4)
     boxes = (boxes - torch.tensor([x, y, x, y], dtype=torch.float64)) / scale
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2

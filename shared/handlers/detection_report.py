@@ -8,6 +8,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
+from ..data import RegionEntry
 from ..inferers import FindingsCollector
 from ..metrics import Findings, detection_scores
 from ..metrics.detection import MATCHINGS
@@ -76,7 +77,7 @@ class DetectionReport:
     def __init__(
         self,
         output_dir: str | os.PathLike,
-        regions: Sequence[Mapping[str, Any]],
+        regions: Sequence[RegionEntry],
         anchors: PyramidAnchors,
         threshold: float = 0.5,
         class_names: Sequence[str] = ("non_mitotic", "mitotic"),

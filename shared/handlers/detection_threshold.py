@@ -8,6 +8,7 @@ from ignite.metrics import Metric
 from ignite.metrics.metric import EpochWise
 from torch import Tensor
 
+from ..data import RegionEntry
 from ..inferers import FindingsCollector
 from ..metrics import average_precision, best_detection_threshold
 from ..networks import PyramidAnchors
@@ -39,7 +40,7 @@ class DetectionThreshold(Metric):
 
     def __init__(
         self,
-        regions: Sequence[Mapping[str, Any]],
+        regions: Sequence[RegionEntry],
         anchors: PyramidAnchors,
         match_radius: float = 30.0,
         class_id: int = 1,

@@ -8,6 +8,7 @@ import ignite.distributed as idist
 import numpy as np
 from torch import Tensor
 
+from ..data import RegionEntry
 from ..metrics import Findings, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError
@@ -32,7 +33,7 @@ class FindingsCollector:
 
     def __init__(
         self,
-        regions: Sequence[Mapping[str, Any]],
+        regions: Sequence[RegionEntry],
         anchors: PyramidAnchors,
         suppress_radius: float = 25.0,
         score_threshold: float = 0.05,

@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data import open_region
+from ..data import RegionEntry, open_region
 from ..metrics import Findings, bootstrap_detection, detection_scores, precision_recall_curve
 from .domains import (
     ALL,
@@ -84,7 +84,7 @@ def _part(findings: Findings, slides: Sequence[Any], how: Scoring) -> dict[str, 
     }
 
 
-def _seen_unlabelled(regions: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
+def _seen_unlabelled(regions: Sequence[RegionEntry], record: Mapping[str, Any]) -> list[str]:
     """Of scored domains whose images training has seen without their figures, for domain-adversarial training."""
     seen = sorted({region["domain"] for region in regions} & set(record.get("unlabelled_domains", [])))
     return [f"In training, images of {', '.join(seen)} were seen without labels: not quite unseen."] if seen else []
@@ -125,7 +125,7 @@ def _remarks(name: str, part: Mapping[str, Any], how: Scoring) -> list[str]:
 
 def summarise_detections(
     findings: Findings,
-    regions: Sequence[Mapping[str, Any]],
+    regions: Sequence[RegionEntry],
     how: Scoring,
     train_domains: Sequence[str] | None = None,
     dataset: Mapping[str, Any] | None = None,
@@ -205,7 +205,7 @@ def detection_table(summary: Mapping[str, Any]) -> str:
 
 
 def _draw_curves(
-    axes: Axes, findings: Findings, regions: Sequence[Mapping[str, Any]], how: Scoring, summary: Mapping[str, Any]
+    axes: Axes, findings: Findings, regions: Sequence[RegionEntry], how: Scoring, summary: Mapping[str, Any]
 ) -> None:
     """Precision-recall curve of each domain, with a dot at the threshold."""
     for i, (name, part) in enumerate(summary["domains"].items()):
@@ -245,9 +245,7 @@ def _draw_f1(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.grid(alpha=0.3, axis="x")
 
 
-def _figure(
-    findings: Findings, regions: Sequence[Mapping[str, Any]], how: Scoring, summary: Mapping[str, Any]
-) -> Figure:
+def _figure(findings: Findings, regions: Sequence[RegionEntry], how: Scoring, summary: Mapping[str, Any]) -> Figure:
     """The precision-recall curves, and to their right the F1 scores."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[6, 4])
@@ -290,7 +288,7 @@ def _false_negatives(findings: Findings, how: Scoring) -> list[Crop]:
 
 def _gallery(
     findings: Findings,
-    regions: Sequence[Mapping[str, Any]],
+    regions: Sequence[RegionEntry],
     how: Scoring,
     summary: Mapping[str, Any],
 ) -> Figure:
