@@ -3,43 +3,28 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from ..data import Region, tissue_mask
-from ..metrics import mitotic_count
-from ..reports import write_detections_csv, write_gallery, write_geojson, write_midog_json, write_overview
+from ..metrics import Detections, mitotic_count
 from ..reports.classification import check_classes
-from ..reports.detection_files import MITOTIC, centres, count_text
+from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, gather_list, writable_folder, write_csv, write_json
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".json", ".geojson", ".csv", "_overview.png", "_gallery.png")
 SUMMARY = ("summary.csv", "summary.json")
 COLUMNS = (
-    "case",
-    "file",
-    "status",
-    "width",
-    "height",
-    "mpp",
-    "mitotic",
-    "non_mitotic",
-    "candidates",
-    "mitotic_count",
-    "count_area_mm2",
-    "whole_image",
-    "tissue_share",
-    "enough_tissue",
-    "reason",
+    *("case", "file", "status", "width", "height", "mpp", "mitotic", "non_mitotic", "candidates"),
+    *("mitotic_count", "count_area_mm2", "whole_image", "tissue_share", "enough_tissue", "reason"),
 )
 
 
@@ -109,12 +94,9 @@ class SaveDetections:
         for name in SUMMARY:
             (self.output_dir / name).unlink(missing_ok=True)
 
-    def _paths(self, case: str) -> list[Path]:
-        return [self.output_dir / f"{case}{ending}" for ending in ENDINGS]
-
     def _remove(self, engine: Engine) -> None:
-        for path in self._paths(engine.state.batch["case"][0]):
-            path.unlink(missing_ok=True)
+        for ending in WRITERS:
+            (self.output_dir / f"{engine.state.batch['case'][0]}{ending}").unlink(missing_ok=True)
 
     def _save(self, engine: Engine) -> None:
         batch, found = engine.state.batch, engine.state.output[CommonKeys.PRED]
@@ -128,25 +110,21 @@ class SaveDetections:
             raise
         self.rows.append({"case": case, "file": file, "status": "done", **row})
 
-    def _write(self, case: str, region: Region, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        midog, geojson, table, overview, gallery = self._paths(case)
-        figure = found["score"] >= self.threshold
-        mitotic = figure & (found["label"] == MITOTIC)
+    def _write(self, case: str, region: Region, found: Detections) -> dict[str, Any]:
+        how = {"threshold": self.threshold, "class_names": self.class_names, "warning": self._warning()}
+        image = DetectedImage(region=region, detections=found, title=case, **how)
         mask, mask_scale = tissue_mask(region)
+        points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
         count = mitotic_count(
-            centres(found)[mitotic], region.size, region.mpp, tissue=mask, tissue_scale=mask_scale, **self.count_options
+            points[mitotic], region.size, region.mpp, tissue=mask, tissue_scale=mask_scale, **self.count_options
         )
-        warning = self._warning()
-        write_midog_json(midog, found, region.mpp, self.threshold)
-        write_geojson(geojson, found, self.threshold, self.class_names, count, warning)
-        write_detections_csv(table, found, self.threshold, self.class_names)
-        write_overview(overview, region, found, self.threshold, count, case, warning)
-        write_gallery(gallery, region, found, self.threshold, case, warning)
+        for ending, write in WRITERS.items():
+            write(self.output_dir / f"{case}{ending}", replace(image, count=count))
         logger.info(
             "%s: %d of %d detections are mitotic figures; %s in the densest area; written to %s",
             case,
             mitotic.sum(),
-            len(figure),
+            len(points),
             count_text(count),
             self.output_dir,
         )
@@ -155,8 +133,8 @@ class SaveDetections:
             "height": region.size[1],
             "mpp": region.mpp,
             "mitotic": int(mitotic.sum()),
-            "non_mitotic": int((figure & ~mitotic).sum()),
-            "candidates": len(figure),
+            "non_mitotic": int(other.sum()),
+            "candidates": len(points),
             "mitotic_count": count.count,
             "count_area_mm2": round(count.area_mm2, 6),
             "whole_image": count.whole_image,

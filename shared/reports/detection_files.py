@@ -1,8 +1,4 @@
-"""Files with the detections in one image: for the MIDOG challenge, for QuPath, for a table, and to look at.
-
-`detections` are a dict of arrays, one row each: `box` (n, 4), x1, y1, x2, y2 in pixels of the image, `score` (n,) in
-[0, 1] and `label` (n,), 1 for mitotic and 0 for non-mitotic, as `shared.inferers.RegionInferer` gives them.
-"""
+"""Files with the detections in one image: for the MIDOG challenge, for QuPath, for a table, and to look at."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -23,7 +20,7 @@ from PIL import Image
 
 from ..data import Region
 from ..data.tissue import MASK_SIZE
-from ..metrics import MitoticCount
+from ..metrics import Detections, MitoticCount, box_centres
 from ..utils import atomic_path, write_csv
 
 MITOTIC = 1
@@ -35,69 +32,67 @@ PER_ROW = 6
 CROP = 96  # pixels, as shown
 CROP_MICRONS = 32.0  # side of a crop: the cell and what is around it
 
-Detections = Mapping[str, np.ndarray]
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedImage:
+    """What the files tell of an image.
+
+    Attributes:
+        region: the image. The MIDOG challenge's reference container takes its `mpp` from the TIFF file.
+        detections: what was detected in it, as `shared.inferers.RegionInferer` gives it; 1 is mitotic.
+        threshold: a detection is a figure from this score on.
+        class_names: of class 0 and class 1, as QuPath and the table are to show them.
+        count: of the mitotic figures, see `shared.metrics.mitotic_count`; None: it is not shown.
+        title: of the pictures.
+        warning: stands below their titles, in red, and in the GeoJSON's annotation.
+    """
+
+    region: Region
+    detections: Detections
+    threshold: float
+    class_names: Sequence[str] = ("non_mitotic", "mitotic")
+    count: MitoticCount | None = None
+    title: str = ""
+    warning: str | None = None
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Middles of the boxes, x and y, (n, 2)."""
+        return box_centres(self.detections["box"].astype(np.float64))
+
+    def called(self, label: int = MITOTIC) -> np.ndarray:
+        """Which detections are figures of a class, (n,)."""
+        return (self.detections["label"] == label) & (self.detections["score"] >= self.threshold)
 
 
-def centres(detections: Detections) -> np.ndarray:
-    """Middles of the boxes, x and y, (n, 2)."""
-    box = np.asarray(detections["box"], dtype=np.float64).reshape(-1, 4)
-    return (box[:, :2] + box[:, 2:]) / 2
-
-
-def _called(detections: Detections, threshold: float, label: int = MITOTIC) -> np.ndarray:
-    return (np.asarray(detections["label"]) == label) & (np.asarray(detections["score"]) >= threshold)
-
-
-def write_midog_json(path: str | os.PathLike, detections: Detections, mpp: float, threshold: float) -> None:
+def write_midog_json(path: str | os.PathLike, image: DetectedImage) -> None:
     """Write the candidates for mitotic figures as the reference container of the MIDOG challenge (2022) does.
 
     Grand Challenge's "Multiple points": for each candidate the middle of its box in millimetres, its probability and
     its `name`, "mitotic figure" from the threshold on, "non-mitotic figure" below, so that the average precision can
     be computed. Cells that the detector takes for non-mitotic are left out: the probability of a point is that of a
     mitotic figure.
-
-    Args:
-        path: of the file.
-        detections: see above.
-        mpp: µm per pixel. The container takes it from the TIFF file.
-        threshold: of the score.
     """
+    mpp, found = image.region.mpp, image.detections
     points = [
         {
-            "point": [float(x) * mpp / 1000, float(y) * mpp / 1000, 0],
+            "point": [x * mpp / 1000, y * mpp / 1000, 0],
             "probability": float(score),
-            "name": "mitotic figure" if score >= threshold else "non-mitotic figure",
+            "name": "mitotic figure" if score >= image.threshold else "non-mitotic figure",
         }
-        for (x, y), score, label in zip(centres(detections), detections["score"], detections["label"], strict=True)
+        for (x, y), score, label in zip(image.centres.tolist(), found["score"], found["label"], strict=True)
         if label == MITOTIC
     ]
-    content = {"type": "Multiple points", "points": points, "version": {"major": 1, "minor": 0}}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    _write_json(path, {"type": "Multiple points", "points": points, "version": {"major": 1, "minor": 0}})
 
 
-def write_geojson(
-    path: str | os.PathLike,
-    detections: Detections,
-    threshold: float,
-    class_names: Sequence[str] = ("non_mitotic", "mitotic"),
-    count: MitoticCount | None = None,
-    warning: str | None = None,
-) -> None:
+def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
     """Write the detections from the threshold on as GeoJSON that QuPath (0.4 or later) imports, in pixels.
 
     A detection object each, the box, with its class and its score as a measurement; and one locked annotation, the
     area of the mitotic count, with the count in its name.
-
-    Args:
-        path: of the file.
-        detections: see above.
-        threshold: of the score.
-        class_names: of class 0 and class 1, as QuPath is to show them.
-        count: of the mitotic figures, see `shared.metrics.mitotic_count`.
-        warning: goes into the annotation's metadata.
     """
-    features = []
+    features, count = [], image.count
     if count is not None:
         properties = {
             "objectType": "annotation",
@@ -109,20 +104,23 @@ def write_geojson(
                 "area mm^2": count.area_mm2,
                 **({} if count.tissue is None else {"share of tissue": count.tissue}),
             },
-            **({"metadata": {"warning": warning}} if warning else {}),
+            **({"metadata": {"warning": image.warning}} if image.warning else {}),
         }
         features.append(_feature(count.outline, properties))
-    for box, score, label in zip(detections["box"], detections["score"], detections["label"], strict=True):
-        if score >= threshold:
-            name, colour = class_names[int(label)].replace("_", "-"), COLOURS[int(label)]
+    found = image.detections
+    for box, score, label in zip(found["box"], found["score"], found["label"], strict=True):
+        if score >= image.threshold:
             properties = {
                 "objectType": "detection",
-                "classification": {"name": name, "color": colour},
+                "classification": {"name": image.class_names[label].replace("_", "-"), "color": COLOURS[label]},
                 "measurements": {"score": float(score)},
             }
             features.append(_feature(box, properties))
+    _write_json(path, {"type": "FeatureCollection", "features": features})
+
+
+def _write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary:
-        content = {"type": "FeatureCollection", "features": features}
         temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
@@ -139,41 +137,20 @@ def count_text(count: MitoticCount) -> str:
     return figures + (f" ({', '.join(notes)})" if notes else "")
 
 
-def write_detections_csv(
-    path: str | os.PathLike,
-    detections: Detections,
-    threshold: float,
-    class_names: Sequence[str] = ("non_mitotic", "mitotic"),
-) -> None:
+def write_detections_csv(path: str | os.PathLike, image: DetectedImage) -> None:
     """Write all detections as a table: middle and box in pixels, class, score, and whether that is the threshold's."""
-    numbers = np.hstack([centres(detections), np.asarray(detections["box"], np.float64).reshape(-1, 4)]).round(2)
+    found = image.detections
+    places = np.hstack([image.centres, found["box"].astype(np.float64)]).round(2).tolist()
     rows = []
-    for row, score, label in zip(numbers.tolist(), detections["score"], detections["label"], strict=True):
-        called = [class_names[int(label)], round(float(score), 6), int(score >= threshold)]
-        rows.append(dict(zip(COLUMNS, row + called, strict=True)))
+    for place, score, label in zip(places, found["score"], found["label"], strict=True):
+        called = (image.class_names[label], round(float(score), 6), int(score >= image.threshold))
+        rows.append(dict(zip(COLUMNS, (*place, *called), strict=True)))
     write_csv(path, rows, COLUMNS)
 
 
-def write_overview(
-    path: str | os.PathLike,
-    region: Region,
-    detections: Detections,
-    threshold: float,
-    count: MitoticCount | None = None,
-    title: str = "",
-    warning: str | None = None,
-) -> None:
-    """Draw the image, small, with rings around what was detected from the threshold on and the area of the count.
-
-    Args:
-        path: of the PNG file.
-        region: the image.
-        detections: see above.
-        threshold: of the score.
-        count: of the mitotic figures.
-        title: stands on top.
-        warning: stands below the title, in red.
-    """
+def write_overview(path: str | os.PathLike, image: DetectedImage) -> None:
+    """Draw the image, small, with rings around what was detected from the threshold on and the area of the count."""
+    region, threshold, count = image.region, image.threshold, image.count
     picture = Image.fromarray(region.thumbnail(MASK_SIZE))
     picture.thumbnail((OVERVIEW, OVERVIEW))
     width, height = picture.size
@@ -181,13 +158,12 @@ def write_overview(
     axes = figure.subplots()
     axes.imshow(picture, extent=(0, region.size[0], region.size[1], 0))
     axes.set(xlabel="x in pixels", ylabel="y in pixels")
-    points, mitotic = centres(detections), _called(detections, threshold)
-    other = _called(detections, threshold, label=1 - MITOTIC)
+    points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
     scores = ScalarMappable(Normalize(min(threshold, 0.99), 1), matplotlib.colormaps["plasma"])
     ring = {"s": 90, "facecolors": "none"}
     axes.scatter(*points[other].T, **ring, edgecolors="tab:blue", linewidths=1, zorder=2)
     axes.scatter(*points[mitotic].T, **ring, edgecolors="black", linewidths=3.2, zorder=3)
-    axes.scatter(*points[mitotic].T, **ring, edgecolors=scores.to_rgba(detections["score"][mitotic]), zorder=4)
+    axes.scatter(*points[mitotic].T, **ring, edgecolors=scores.to_rgba(image.detections["score"][mitotic]), zorder=4)
     axes.set(xlim=(0, region.size[0]), ylim=(region.size[1], 0))
     marker = {"color": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
     legend = [
@@ -201,34 +177,28 @@ def write_overview(
         legend.append(Line2D([], [], color="black", linestyle="--", label=f"area of the count: {count_text(count)}"))
     figure.colorbar(scores, ax=axes, label=f"score of the mitotic figures, from the threshold {threshold:.3g} on")
     figure.legend(handles=legend, loc="outside lower center", ncols=3, fontsize=9)
-    _save(path, figure, title, warning)
+    _save(path, figure, image)
 
 
-def write_gallery(
-    path: str | os.PathLike,
-    region: Region,
-    detections: Detections,
-    threshold: float,
-    title: str = "",
-    warning: str | None = None,
-) -> None:
+def write_gallery(path: str | os.PathLike, image: DetectedImage) -> None:
     """Draw the candidates for mitotic figures of the highest scores, with what is around them, the best one first.
 
-    Those below the threshold have a grey frame and follow the others. Arguments as for `write_overview`.
+    Those below the threshold have a grey frame and follow the others.
     """
-    candidates = np.flatnonzero(np.asarray(detections["label"]) == MITOTIC)
+    region, detections = image.region, image.detections
+    candidates = np.flatnonzero(detections["label"] == MITOTIC)
     best = candidates[np.argsort(-detections["score"][candidates], kind="stable")][:SHOWN]
     rows = max(1, math.ceil(len(best) / PER_ROW))
     figure = Figure(figsize=(1.6 * PER_ROW, 1.9 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, PER_ROW, squeeze=False).ravel()
     side = CROP_MICRONS / (region.mpp or 0.25)
-    points = centres(detections)
+    points = image.centres
     for axes in grid[len(best) :]:
         axes.set_axis_off()
     for axes, i in zip(grid, best, strict=False):
         x, y = points[i] - side / 2
         axes.imshow(region.read(x, y, CROP, CROP, side / CROP), extent=(x, x + side, y + side, y))
-        called = detections["score"][i] >= threshold
+        called = detections["score"][i] >= image.threshold
         colour = np.array(COLOURS[MITOTIC]) / 255 if called else "grey"
         x1, y1, x2, y2 = detections["box"][i]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor="none", edgecolor=colour, linewidth=1.5))
@@ -238,13 +208,23 @@ def write_gallery(
         )
     if not len(best):
         grid[0].text(0, 0.5, "none", fontsize=11)
-    _save(path, figure, title, warning)
+    _save(path, figure, image)
 
 
-def _save(path: str | os.PathLike, figure: Figure, title: str, warning: str | None) -> None:
-    if warning:
-        figure.suptitle(f"{title}\n{warning}", color="tab:red", fontsize=11)
+def _save(path: str | os.PathLike, figure: Figure, image: DetectedImage) -> None:
+    if image.warning:
+        figure.suptitle(f"{image.title}\n{image.warning}", color="tab:red", fontsize=11)
     else:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(image.title, fontsize=11)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
+
+
+WRITERS = {
+    ".json": write_midog_json,
+    ".geojson": write_geojson,
+    ".csv": write_detections_csv,
+    "_overview.png": write_overview,
+    "_gallery.png": write_gallery,
+}
+"""What an image's files are called behind its name, and what writes them."""

@@ -15,7 +15,8 @@ from PIL import Image
 from shared.data import collate_regions
 from shared.data.regions import Region
 from shared.engines import CaseEvaluator, FaultTolerantDataset, prepare_region
-from shared.handlers import SaveDetections, save_detections
+from shared.handlers import SaveDetections
+from shared.reports.detection_files import WRITERS
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import OpenRegiond
 from shared.utils import DataError
@@ -146,14 +147,14 @@ def test_results_of_an_earlier_run_do_not_stand_for_images_that_fail(tmp_path: P
 
 
 def test_a_failure_in_writing_is_the_image_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = save_detections.write_gallery
+    draw = WRITERS["_gallery.png"]
 
     def full(path: Path, *args: Any) -> None:
         if path.name.startswith("a"):
             raise OSError("no space left on device")
         draw(path, *args)
 
-    monkeypatch.setattr(save_detections, "write_gallery", full)
+    monkeypatch.setitem(WRITERS, "_gallery.png", full)
     with pytest.raises(DataError, match=r"1 of 2 cases failed:\n  a: OSError: no space left on device"):
         infer(tmp_path / "out", images(tmp_path / "in", a=100, b=100))
     assert written(tmp_path / "out") == [*(f"b{e}" for e in ENDINGS), "summary.csv", "summary.json"]

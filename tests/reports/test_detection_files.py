@@ -14,8 +14,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from shared.data.regions import Region
-from shared.metrics import MitoticCount
+from shared.metrics import Detections, MitoticCount
 from shared.reports import (
+    DetectedImage,
     detection_files,
     write_detections_csv,
     write_gallery,
@@ -24,11 +25,10 @@ from shared.reports import (
     write_overview,
 )
 
-NAMES = ("non_mitotic", "mitotic")
 COUNT = MitoticCount(1, (100.0, 50.0, 900.0, 650.0), 2.0, 0.75, False, True)
 
 
-def detections(*rows: tuple[float, float, float, int], side: float = 50.0) -> dict[str, np.ndarray]:
+def detections(*rows: tuple[float, float, float, int], side: float = 50.0) -> Detections:
     """Squares of 50 pixels, from middle x and y, score and class."""
     table = np.array(rows, dtype=np.float64).reshape(-1, 4)
     box = np.hstack([table[:, :2] - side / 2, table[:, :2] + side / 2])
@@ -40,16 +40,29 @@ FOUND = detections(
 )
 
 
-def test_midog_json_is_that_of_the_container(tmp_path: Path) -> None:
+@pytest.fixture
+def region(tmp_path: Path) -> Region:
+    """1600 × 1000 pixels; the grey value of a square of 100 tells where it is."""
+    squares = (np.arange(10)[:, None] * 16 + np.arange(16)).astype(np.uint8)
+    grey = squares.repeat(100, axis=0).repeat(100, axis=1)
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "a.png")
+    return Region(tmp_path / "a.png", mpp=0.25)
+
+
+def image(region: Region, found: Detections, threshold: float = 0.64, **more: Any) -> DetectedImage:
+    return DetectedImage(region=region, detections=found, threshold=threshold, **more)
+
+
+def test_midog_json_is_that_of_the_container(tmp_path: Path, region: Region) -> None:
     """To the byte. The file was typed by hand from what `process.py` of the container writes: see its `json.dump`.
 
     Its points, at 0.25 µm: (1000, 500), (6500, 2000) and (25, 4000) px are (250, 125), (1625, 500) and (6.25, 1000) µm.
     The threshold is 0.64, the container's own.
     """
-    write_midog_json(tmp_path / "a.json", FOUND, mpp=0.25, threshold=0.64)
+    write_midog_json(tmp_path / "a.json", image(region, FOUND))
     golden = Path(__file__).with_name("midog_container.json")
     assert (tmp_path / "a.json").read_bytes() == golden.read_bytes()
-    write_midog_json(tmp_path / "none.json", detections(), mpp=0.25, threshold=0.64)
+    write_midog_json(tmp_path / "none.json", image(region, detections()))
     assert json.loads((tmp_path / "none.json").read_text()) == {
         "type": "Multiple points",
         "points": [],
@@ -59,19 +72,18 @@ def test_midog_json_is_that_of_the_container(tmp_path: Path) -> None:
 
 def test_midog_millimetres_are_those_of_itk(tmp_path: Path) -> None:
     """The container asks ITK, which reads the resolution from the TIFF file."""
-    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-    image.save(tmp_path / "a.tiff", dpi=(25400 / 0.23, 25400 / 0.23))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.tiff", dpi=(25400 / 0.23, 25400 / 0.23))
     opened = itk.imread(str(tmp_path / "a.tiff"))
     place = np.asarray(itk.origin(opened)) + np.multiply(itk.spacing(opened), [1234.5, 678.25])
     region = Region(tmp_path / "a.tiff")
     assert region.mpp is not None
-    write_midog_json(tmp_path / "a.json", detections((1234.5, 678.25, 0.5, 1)), region.mpp, 0.5)
+    write_midog_json(tmp_path / "a.json", image(region, detections((1234.5, 678.25, 0.5, 1))))
     (point,) = json.loads((tmp_path / "a.json").read_text())["points"]
     assert point["point"] == pytest.approx([*place, 0], rel=1e-5)
 
 
-def test_geojson_for_qupath(tmp_path: Path) -> None:
-    write_geojson(tmp_path / "a.geojson", FOUND, 0.64, NAMES, COUNT, "made up")
+def test_geojson_for_qupath(tmp_path: Path, region: Region) -> None:
+    write_geojson(tmp_path / "a.geojson", image(region, FOUND, count=COUNT, warning="made up"))
     content = json.loads((tmp_path / "a.geojson").read_text())
     assert content["type"] == "FeatureCollection"
     area, *figures = content["features"]
@@ -92,9 +104,9 @@ def test_geojson_for_qupath(tmp_path: Path) -> None:
     assert area["properties"]["measurements"] == measured
     assert area["properties"]["metadata"] == {"warning": "made up"}
 
-    write_geojson(tmp_path / "a.geojson", detections(), 0.5)
+    write_geojson(tmp_path / "a.geojson", image(region, detections()))
     assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
-    write_geojson(tmp_path / "a.geojson", detections(), 0.5, count=COUNT._replace(tissue=None))
+    write_geojson(tmp_path / "a.geojson", image(region, detections(), count=COUNT._replace(tissue=None)))
     (area,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert area["properties"]["measurements"] == {"mitotic figures": 1, "area mm^2": 2.0}
     assert "metadata" not in area["properties"]
@@ -115,8 +127,8 @@ def test_count_in_words(count: MitoticCount, text: str) -> None:
     assert detection_files.count_text(count) == text
 
 
-def test_csv_holds_all_detections(tmp_path: Path) -> None:
-    write_detections_csv(tmp_path / "a.csv", FOUND, 0.64, NAMES)
+def test_csv_holds_all_detections(tmp_path: Path, region: Region) -> None:
+    write_detections_csv(tmp_path / "a.csv", image(region, FOUND))
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
@@ -126,17 +138,8 @@ def test_csv_holds_all_detections(tmp_path: Path) -> None:
     }
     assert [row["above_threshold"] for row in rows] == ["1", "1", "1", "0", "0"]
     assert [row["class"] for row in rows] == ["mitotic", "non_mitotic", "mitotic", "mitotic", "non_mitotic"]
-    write_detections_csv(tmp_path / "a.csv", detections(), 0.64)
+    write_detections_csv(tmp_path / "a.csv", image(region, detections()))
     assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y,x1,y1,x2,y2,class,score,above_threshold"]
-
-
-@pytest.fixture
-def region(tmp_path: Path) -> Region:
-    """1600 × 1000 pixels; the grey value of a square of 100 tells where it is."""
-    squares = (np.arange(10)[:, None] * 16 + np.arange(16)).astype(np.uint8)
-    grey = squares.repeat(100, axis=0).repeat(100, axis=1)
-    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "a.png")
-    return Region(tmp_path / "a.png", mpp=0.25)
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_overview(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
     found = detections((250, 250, 0.9, 1), (1550, 950, 0.7, 1), (650, 250, 0.8, 0), (850, 850, 0.2, 1))
-    write_overview(tmp_path / "o.png", region, found, 0.5, COUNT, "slide 1", "made up")
+    write_overview(tmp_path / "o.png", image(region, found, 0.5, count=COUNT, title="slide 1", warning="made up"))
     with Image.open(tmp_path / "o.png") as picture:
         assert picture.width > 1400
     axes = drawn[0].axes[0]
@@ -169,13 +172,13 @@ def test_overview(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
     texts = [t.get_text() for t in drawn[0].legends[0].get_texts()]
     assert texts == ["mitotic (2)", "non-mitotic (1)", "area of the count: 1 mitotic figure in 2 mm²"]
     assert drawn[0].get_suptitle() == "slide 1\nmade up"
-    write_overview(tmp_path / "o.png", region, detections(), 1.0)
+    write_overview(tmp_path / "o.png", image(region, detections(), 1.0))
     assert drawn[1].get_suptitle() == ""
 
 
 def test_gallery_shows_the_best_first(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
     places = [(100.0 * i + 50, 450.0, 0.9 - i / 20, 1) for i in range(16)] + [(50.0, 50.0, 0.99, 0)]
-    write_gallery(tmp_path / "g.png", region, detections(*places[::-1]), 0.5, "slide 1", "made up")
+    write_gallery(tmp_path / "g.png", image(region, detections(*places[::-1]), 0.5, title="slide 1", warning="made up"))
     shown = [axes for axes in drawn[0].axes if axes.images]
     assert len(shown) == 16
     for i, axes in enumerate(shown):
@@ -192,10 +195,10 @@ def test_gallery_shows_the_best_first(tmp_path: Path, region: Region, drawn: lis
 
 
 def test_gallery_of_many_and_of_none(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
-    write_gallery(tmp_path / "g.png", region, detections(*[(i, i, i / 100, 1) for i in range(40)]), 0.5)
+    write_gallery(tmp_path / "g.png", image(region, detections(*[(i, i, i / 100, 1) for i in range(40)]), 0.5))
     shown = [axes for axes in drawn[0].axes if axes.images]
     assert [axes.get_title().split("\n")[0] for axes in shown] == [f"{i / 100:.3f}" for i in range(39, 15, -1)]
-    write_gallery(tmp_path / "g.png", region, detections((5, 5, 0.9, 0)), 0.5)
+    write_gallery(tmp_path / "g.png", image(region, detections((5, 5, 0.9, 0)), 0.5))
     assert not [axes for axes in drawn[1].axes if axes.images]
     assert drawn[1].axes[0].texts[0].get_text() == "none"
 
@@ -203,9 +206,9 @@ def test_gallery_of_many_and_of_none(tmp_path: Path, region: Region, drawn: list
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path: Path, region: Region) -> None:
     nan = detections((5, 5, np.nan, 1))
     for write in (
-        lambda path: write_midog_json(path, nan, 0.25, 0.5),
-        lambda path: write_geojson(path, detections((np.nan, 5, 0.9, 1)), 0.5),
-        lambda path: write_gallery(path, region, {**nan, "box": nan["box"][:0]}, 0.5),
+        lambda path: write_midog_json(path, image(region, nan)),
+        lambda path: write_geojson(path, image(region, detections((np.nan, 5, 0.9, 1)))),
+        lambda path: write_gallery(path, image(region, {**nan, "box": nan["box"][:0]})),
     ):
         with pytest.raises((ValueError, IndexError)):
             write(tmp_path / "out" / "a.png")
