@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -41,11 +41,6 @@ class FaultTolerantDataset(Dataset):
         data: one dict a case, each with its `case`, see `list_inputs`.
         transform: the preprocessing.
     """
-
-    def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Callable | Sequence[Callable] | None = None
-    ) -> None:
-        super().__init__(data, transform)
 
     def __getitem__(self, index: int) -> Any:
         try:

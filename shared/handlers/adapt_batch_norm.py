@@ -115,5 +115,5 @@ class AdaptBatchNorm:
 
 
 def _readable(batch: Mapping[str, Any]) -> bool:
-    """Whether there is an image in a batch, see `shared.engines.collate_readable`."""
+    """Whether there is an image in a batch, see `shared.data.collate_readable`."""
     return bool(batch.get("case", True))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from ..utils import DataError
@@ -75,6 +77,22 @@ class ClassWeightedLoss(nn.Module):
             )
         per_class = values.mean(dim=[d for d in range(values.ndim) if d != 1])
         return (self.class_weight.to(per_class) * per_class).mean()
+
+
+class DicePlainCELoss(DiceCELoss):
+    """MONAI's `DiceCELoss`, with class weights that act on the Dice term alone; the cross-entropy has none.
+
+    Class re-weighting divides attention between organs. In the cross-entropy it also shifts the balance between organ
+    and background: a frozen organ (0.1) loses its voxels to the background, whose weight stays 1. With this loss only
+    its Dice term is frozen.
+
+    Args:
+        as for `DiceCELoss`; `weight` holds one weight for each class, background included.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cross_entropy.weight = None
 
 
 def check_class_weight_buffers(loss: nn.Module, num_classes: int) -> dict[str, Tensor]:

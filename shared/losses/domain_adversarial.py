@@ -1,26 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
 from ..utils import DataError
-
-
-class _ReverseGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by -weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradient, None
 
 
 def labelled_loss(
@@ -178,7 +164,8 @@ class DomainAdversarialLoss(nn.Module):
         target = torch.tensor([self.domains.index(domain) for domain in domains], device=features.device)
         with torch.autocast(features.device.type, enabled=False):
             pooled = features.float().mean(dim=(2, 3))
-            logits = self.classifier(_ReverseGradient.apply(pooled, self.weight))
+            pooled.register_hook(lambda gradient: -self.weight * gradient)  # reverses what goes back to the network
+            logits = self.classifier(pooled)
             self.domain_accuracy = (logits.detach().argmax(dim=1) == target).float().mean()
             return nn.functional.cross_entropy(logits, target)
 

@@ -125,14 +125,16 @@ class Lambda3D(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
         f = feature_size
-        self.encoder1 = _BasicBlock(in_channels, f, norm_name)
+        block = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": True}
+        self.encoder1 = _BasicBlock(in_channels=in_channels, out_channels=f, stride=1, **block)
         self.encoder2 = _SkipBlock(hidden_size, 2 * f, strides[:3], norm_name)
         self.encoder3 = _SkipBlock(hidden_size, 4 * f, strides[:2], norm_name)
         self.encoder4 = _SkipBlock(hidden_size, 8 * f, strides[:1], norm_name)
-        self.decoder5 = _UpBlock(hidden_size, 8 * f, strides[0], norm_name)
-        self.decoder4 = _UpBlock(8 * f, 4 * f, strides[1], norm_name)
-        self.decoder3 = _UpBlock(4 * f, 2 * f, strides[2], norm_name)
-        self.decoder2 = _UpBlock(2 * f, f, strides[3], norm_name)
+        channels = [hidden_size, 8 * f, 4 * f, 2 * f, f]
+        self.decoder5, self.decoder4, self.decoder3, self.decoder2 = (
+            _UpBlock(in_channels=deep, out_channels=shallow, upsample_kernel_size=stride, **block)
+            for deep, shallow, stride in zip(channels[:-1], channels[1:], strides, strict=True)
+        )
         self.out = UnetOutBlock(3, f, out_channels)
         for module in list(self.modules()):
             if isinstance(module, _Checkpointing):
@@ -250,21 +252,11 @@ class _InstanceNorm(nn.InstanceNorm3d):
 
 
 class _BasicBlock(_Checkpointing, UnetrBasicBlock):
-    def __init__(self, in_channels: int, out_channels: int, norm_name: Norm) -> None:
-        super().__init__(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name=norm_name, res_block=True)
+    """MONAI's block, which may keep nothing."""
 
 
 class _UpBlock(_Checkpointing, UnetrUpBlock):
-    def __init__(self, in_channels: int, out_channels: int, stride: Stride, norm_name: Norm) -> None:
-        super().__init__(
-            3,
-            in_channels,
-            out_channels,
-            kernel_size=3,
-            upsample_kernel_size=stride,
-            norm_name=norm_name,
-            res_block=True,
-        )
+    """MONAI's block, which may keep nothing."""
 
 
 class _SkipBlock(_Checkpointing, UnetrPrUpBlock):
@@ -272,17 +264,9 @@ class _SkipBlock(_Checkpointing, UnetrPrUpBlock):
 
     def __init__(self, in_channels: int, out_channels: int, strides: list[Stride], norm_name: Norm) -> None:
         first, *others = [stride for stride in strides if max(stride) > 1] or [(1, 1, 1)]
+        own = {"num_layer": 0, "conv_block": True, "upsample_kernel_size": first}
         super().__init__(
-            3,
-            in_channels,
-            out_channels,
-            num_layer=0,
-            kernel_size=3,
-            stride=1,
-            upsample_kernel_size=first,
-            norm_name=norm_name,
-            conv_block=True,
-            res_block=True,
+            3, in_channels, out_channels, kernel_size=3, stride=1, norm_name=norm_name, res_block=True, **own
         )
         for stride in others:
             up = get_conv_layer(3, out_channels, out_channels, kernel_size=stride, stride=stride, is_transposed=True)

@@ -145,12 +145,17 @@ class RetinaNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4:
             raise ValueError(f"RetinaNet got images of the shape {list(x.shape)}, expected (batch, channels, H, W)")
-        logits: list[Tensor] = []
-        offsets: list[Tensor] = []
-        for features in self.backbone(x):
-            logits.append(_by_anchor(self.head["classification_head"](features), self.num_classes))
-            offsets.append(_by_anchor(self.head["regression_head"](features), 4))
-        return torch.cat([torch.cat(logits, dim=2), torch.cat(offsets, dim=2)], dim=1)
+        levels = [
+            torch.cat(
+                [
+                    _by_anchor(self.head["classification_head"](features), self.num_classes),
+                    _by_anchor(self.head["regression_head"](features), 4),
+                ],
+                dim=1,
+            )
+            for features in self.backbone(x)
+        ]
+        return torch.cat(levels, dim=2)
 
 
 def _head(channels: int, name: str, out_channels: int, norm: str | None) -> nn.Sequential:

@@ -3,15 +3,13 @@
 May import: data, inferers, layers, metrics, networks, reports, utils.
 """
 
-from .crop import CropBodyd
 from .load import LoadVolumed
-from .patch import LoadPatchd
-from .region import OpenRegiond
+from .patch import LoadPatchd, OpenRegiond
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
-from .spacing import ResampleVolumed
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 from .tile import RandFlipRotateBoxd, RandTiled
+from .volume import CropBodyd, ResampleVolumed
 
 __all__ = [
     "CropBodyd",

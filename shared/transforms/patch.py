@@ -1,3 +1,5 @@
+"""Loaders of H&E images: patches as tensors, regions and whole slides as something that tiles are read from."""
+
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
@@ -10,7 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import LoadImaged
 from PIL import Image
 
-from ..data import read_rgb
+from ..data import open_region, read_rgb
 from ..utils import DataError
 
 
@@ -68,3 +70,40 @@ class LoadPatchd(LoadImaged):
         left, top = (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2
         image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
         return image if self.size == self.crop_size else image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+
+
+class OpenRegiond(LoadImaged):
+    """Open H&E regions and whole slides of any size: a `Region` in place of the path, of which tiles are then read.
+
+    The dict gets `case`, the name of the file, unless it has one. It is a `LoadImaged`, so that programs which look for
+    a bundle's loader find it.
+
+    Args:
+        keys: of the paths.
+        mpp: µm per pixel of images that do not say it: neither the dict, as `mpp`, nor the file.
+        override: take `mpp` for all of them.
+
+    Raises:
+        DataError: when called: the file is missing, unreadable, or not 8-bit RGB.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        mpp: float | None = None,
+        override: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, image_only=True, allow_missing_keys=allow_missing_keys)
+        self.mpp = mpp
+        self.override = override
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d.setdefault("case", Path(d[key]).name)
+            region = open_region(d[key], d.get("mpp"))
+            if self.mpp is not None and (self.override or region.mpp is None):
+                region = open_region(d[key], self.mpp)
+            d[key] = region
+        return d

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.apps.detection.transforms.box_ops import flip_boxes, swapaxes_boxes
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from torch import Tensor
@@ -171,12 +172,7 @@ def orient(image: Tensor, transpose: bool, flip_x: bool, flip_y: bool) -> Tensor
 
 def orient_boxes(boxes: Tensor, size: Sequence[int], transpose: bool, flip_x: bool, flip_y: bool) -> Tensor:
     """Boxes (N, 4), x1, y1, x2, y2, in an image of the size (height, width) after `orient`."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
     height, width = size
     if transpose:
-        x1, y1, x2, y2, height, width = y1, x1, y2, x2, width, height
-    if flip_x:
-        x1, x2 = width - x2, width - x1
-    if flip_y:
-        y1, y2 = height - y2, height - y1
-    return torch.stack([x1, y1, x2, y2], -1)
+        boxes, height, width = swapaxes_boxes(boxes, 0, 1), width, height
+    return flip_boxes(boxes, (width, height), [axis for axis, flip in ((0, flip_x), (1, flip_y)) if flip])
