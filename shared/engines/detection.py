@@ -43,7 +43,7 @@ def prepare_detection_batch(
     return image, targets | {name: list(batch[key]) for name, key in optional.items() if key in batch}
 
 
-def _call(loss_function: nn.Module, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
+def _apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
     """The loss of the labelled images, or of all of them where the loss takes domains."""
     if getattr(loss_function, "takes_domains", False):
         return loss_function(output, **targets)
@@ -96,7 +96,7 @@ class DetectionTrainer(SupervisedTrainer):
             train_data_loader,
             network,
             optimizer,
-            partial(_call, loss_function),
+            partial(_apply_loss, loss_function),
             prepare_batch=prepare_batch,
             decollate=decollate,
             **kwargs,
@@ -199,5 +199,5 @@ class DetectionEvaluator(SupervisedEvaluator):
         for i in range(len(output)):
             own = {k: v if k == "image_size" else v[i : i + 1] for k, v in targets.items()}
             if all(own.get("labelled", [True])):
-                losses[i] = _call(self.loss_function, output[i : i + 1], own)
+                losses[i] = _apply_loss(self.loss_function, output[i : i + 1], own)
         return losses

@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from ..networks import ModelRecord
 from ..utils import DataError, atomic_path, flag, writable_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class TrainingCheckpoint:
         ckpt_dir: folder of the files.
         state: what has a `state_dict`, by name; `model` is the network, which may be wrapped for distributed training.
         evaluator: the engine of the validation, whose key metric decides on the best epoch.
-        record: what `model.json` says besides: data set, whether it is synthetic, labels, …
+        record: what `model.json` says; the epoch, its key metric and the versions are added.
         resume: continue from `last.pt`.
         overwrite: start anew where the folder holds another run.
         save_interval: epochs between saves, for short epochs; the best and the last are always saved.
@@ -57,7 +58,7 @@ class TrainingCheckpoint:
         ckpt_dir: str | os.PathLike,
         state: Mapping[str, Any],
         evaluator: Engine,
-        record: Mapping[str, Any] | None = None,
+        record: ModelRecord | None = None,
         resume: bool = False,
         overwrite: bool = False,
         save_interval: int = 1,
@@ -104,7 +105,7 @@ class TrainingCheckpoint:
 
     def _objects(self, engine: Engine) -> dict[str, Any]:
         objects = {**self.state, "scaler": getattr(engine, "scaler", None)}
-        objects["model"] = _unwrapped(objects["model"])
+        objects["model"] = _unwrap(objects["model"])
         return {name: value for name, value in objects.items() if value is not None}
 
     def _save(self, engine: Engine) -> None:
@@ -128,7 +129,7 @@ class TrainingCheckpoint:
         with atomic_path(self.ckpt_dir / "best.pt") as temporary:
             shutil.copyfile(checkpoint, temporary)
         with atomic_path(self.ckpt_dir / "model.pt") as temporary:
-            torch.save(_unwrapped(self.state["model"]).state_dict(), temporary)
+            torch.save(_unwrap(self.state["model"]).state_dict(), temporary)
         versions = {"monai": monai.__version__, "torch": torch.__version__}
         write_json(self.ckpt_dir / "model.json", {**self.record, "epoch": epoch, **metric, "versions": versions})
         for name, content in self.companions.items():
@@ -152,7 +153,7 @@ class TrainingCheckpoint:
                 )
             try:
                 if isinstance(value, torch.optim.Optimizer):
-                    _load_optimizer(value, content[name])
+                    load_optimizer(value, content[name])
                 else:
                     value.load_state_dict(content[name])
             except (RuntimeError, ValueError, KeyError) as e:
@@ -189,7 +190,7 @@ class TrainingCheckpoint:
         raise error
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load a state that another machine may have saved: the kernels, and the memory layout, stay those of this one.
 
     A fused kernel walks parameter and moments side by side in memory: laid out differently, they would be paired
@@ -207,5 +208,5 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) 
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def _unwrap(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -7,16 +7,17 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch.optim import Optimizer
 
 from ..utils import append_csv, atomic_path, write_csv
 from .class_reweighting import ClassReweighting, WeightRow
@@ -24,6 +25,7 @@ from .class_reweighting import ClassReweighting, WeightRow
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class TrainingRecord(ABC):
     """What the records have in common: after every epoch that was validated, rank 0 writes a table and a picture.
 
@@ -36,10 +38,9 @@ class TrainingRecord(ABC):
         title: of the picture.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, evaluator: Engine, title: str = "") -> None:
-        self.output_dir = Path(output_dir)
-        self.evaluator = evaluator
-        self.title = title
+    output_dir: str | os.PathLike
+    evaluator: Engine
+    title: str = field(default="", kw_only=True)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -50,7 +51,7 @@ class TrainingRecord(ABC):
         self._add(engine)
         if idist.get_rank() == 0:
             self._write(engine)
-            with atomic_path(self.output_dir / "training.png") as temporary:
+            with atomic_path(Path(self.output_dir) / "training.png") as temporary:
                 self._figure().savefig(temporary, dpi=120)
 
     @abstractmethod
@@ -66,6 +67,7 @@ class TrainingRecord(ABC):
         """The picture of the history."""
 
 
+@dataclass(eq=False, repr=False)
 class TrainingReport(TrainingRecord):
     """Show how each class fares in training, and what a re-weighting rule made of it.
 
@@ -85,21 +87,12 @@ class TrainingReport(TrainingRecord):
         summary_writer: TensorBoard's, or None.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        evaluator: Engine,
-        class_names: Sequence[str],
-        metric_name: str = "val_class_dice",
-        rule: ClassReweighting | None = None,
-        summary_writer: Any = None,
-        title: str = "",
-    ) -> None:
-        super().__init__(output_dir, evaluator, title)
-        self.class_names = list(class_names)
-        self.metric_name = metric_name
-        self.rule = rule
-        self.summary_writer = summary_writer
+    class_names: Sequence[str]
+    metric_name: str = "val_class_dice"
+    rule: ClassReweighting | None = None
+    summary_writer: Any = None
+
+    def __post_init__(self) -> None:
         self.epochs: list[int] = []
         self.dice: list[list[float]] = []
         self.weights: list[list[float]] = []
@@ -129,7 +122,7 @@ class TrainingReport(TrainingRecord):
         rows = self.rule.rows(since=self._before + 1)
         if not rows or idist.get_rank() != 0:
             return
-        path, fields = self.output_dir / "class_weights.csv", list(WeightRow.__annotations__)
+        path, fields = Path(self.output_dir) / "class_weights.csv", list(WeightRow.__annotations__)
         if self._recorded == self._before > 0 and path.is_file():
             append_csv(path, _rounded(rows), fields)
         else:  # the whole history at first, as a resumed run must
@@ -147,15 +140,17 @@ class TrainingReport(TrainingRecord):
         self.weights.append([1.0] * len(dice) if self.rule is None else self.rule.weights.tolist())
 
     def _write(self, engine: Engine) -> None:
+        means = torch.tensor(self.dice, dtype=torch.float64).nanmean(dim=1).tolist()
         zero = [name for name, value in zip(self.class_names, self.dice[-1], strict=True) if value == 0]
-        epoch, mean = self.epochs[-1], _mean(self.dice[-1])
-        logger.info("epoch %d: validation Dice %.3f; still at 0: %s", epoch, mean, ", ".join(zero) or "none")
+        epoch, still = self.epochs[-1], ", ".join(zero) or "none"
+        logger.info("epoch %d: validation Dice %.3f; still at 0: %s", epoch, means[-1], still)
         fields = ["epoch", "mean", *self.class_names]
-        rows = [
-            dict(zip(fields, [epoch, *(_cell(value) for value in (_mean(dice), *dice))], strict=True))
-            for epoch, dice in zip(self.epochs, self.dice, strict=True)
+        history = zip(self.epochs, means, self.dice, strict=True)
+        cells = [
+            [epoch, *(None if math.isnan(x) else f"{x:.6f}" for x in (mean, *dice))] for epoch, mean, dice in history
         ]
-        write_csv(self.output_dir / "dice_per_class.csv", rows, fields)
+        rows = [dict(zip(fields, row, strict=True)) for row in cells]
+        write_csv(Path(self.output_dir) / "dice_per_class.csv", rows, fields)
 
     def _figure(self) -> Figure:
         # places in fixed shares of the picture: a layout that is worked out draws everything twice
@@ -172,6 +167,7 @@ class TrainingReport(TrainingRecord):
         return figure
 
 
+@dataclass(eq=False, repr=False)
 class TrainingCurves(TrainingRecord):
     """Show how loss, learning rate and the metrics of the validation go.
 
@@ -188,17 +184,10 @@ class TrainingCurves(TrainingRecord):
         metrics: names in `evaluator.state.metrics`; those that end in "loss" are drawn beside the training's.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        evaluator: Engine,
-        optimizer: Any,
-        metrics: Sequence[str] = ("val_loss", "val_auc", "val_balanced_accuracy"),
-        title: str = "",
-    ) -> None:
-        super().__init__(output_dir, evaluator, title)
-        self.optimizer = optimizer
-        self.metrics = list(metrics)
+    optimizer: Optimizer
+    metrics: Sequence[str] = ("val_loss", "val_auc", "val_balanced_accuracy")
+
+    def __post_init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.losses: list[torch.Tensor] = []
         self.learning_rate = 0.0
@@ -231,7 +220,7 @@ class TrainingCurves(TrainingRecord):
         row = self.rows[-1]
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
         logger.info("epoch %d of %d: %s", engine.state.epoch, engine.state.max_epochs, shown)
-        write_csv(self.output_dir / "training.csv", self.rows, list(row))
+        write_csv(Path(self.output_dir) / "training.csv", self.rows, list(row))
 
     def _figure(self) -> Figure:
         figure, top, bottom = _two_axes((8, 6), gridspec_kw={"left": 0.1, "right": 0.97, "hspace": 0.08})
@@ -254,14 +243,6 @@ def _two_axes(size: tuple[float, float], **layout: Any) -> tuple[Figure, Axes, A
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     return figure, top, bottom
-
-
-def _mean(dice: Sequence[float]) -> float:
-    return math.nan if np.isnan(dice).all() else float(np.nanmean(dice))
-
-
-def _cell(value: float) -> str | None:
-    return None if math.isnan(value) else f"{value:.6f}"
 
 
 def _rounded(rows: Sequence[WeightRow]) -> list[dict[str, Any]]:

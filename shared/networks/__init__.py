@@ -10,11 +10,12 @@ from .prepare import prepare_network
 from .pretrained import DETECTION_HEADS, load_pretrained, read_state_dict
 from .resnet import fusestyle_resnet
 from .retinanet import RetinaNet, fusestyle_retinanet
-from .weights import load_weights, read_model_record, record_with_history
+from .weights import ModelRecord, load_weights, read_model_record, record_with_history
 
 __all__ = [
     "DETECTION_HEADS",
     "Lambda3D",
+    "ModelRecord",
     "PyramidAnchors",
     "RetinaNet",
     "adapt_batch_norm",

@@ -145,16 +145,11 @@ class RetinaNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4:
             raise ValueError(f"RetinaNet got images of the shape {list(x.shape)}, expected (batch, channels, H, W)")
-        levels = [
-            torch.cat(
-                [
-                    _by_anchor(self.head["classification_head"](features), self.num_classes),
-                    _by_anchor(self.head["regression_head"](features), 4),
-                ],
-                dim=1,
-            )
-            for features in self.backbone(x)
-        ]
+        levels: list[Tensor] = []
+        for features in self.backbone(x):
+            logits = _by_anchor(self.head["classification_head"](features), self.num_classes)
+            offsets = _by_anchor(self.head["regression_head"](features), 4)
+            levels.append(torch.cat([logits, offsets], dim=1))
         return torch.cat(levels, dim=2)
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -16,7 +16,25 @@ from .pretrained import read_state_dict
 logger = logging.getLogger(__name__)
 
 
-def read_model_record(ckpt_path: str | Path) -> dict[str, Any]:
+class ModelRecord(TypedDict, total=False):
+    """What weights were trained on, as `model.json` beside them says it.
+
+    Any key may be missing; further settings of the training, and its key metric, stand beside these.
+    """
+
+    name: str  # of the data set
+    synthetic: bool  # whether that is made up
+    labels: dict[str, int]
+    network_overlay: str  # the overlay with the network, "" for that of the training's own configuration
+    train_domains: list[str]
+    unlabelled_domains: list[str]
+    mpp: float  # µm a pixel
+    pretrained: dict[str, Any] | None  # `file` and `record` of the weights that they started from
+    epoch: int
+    versions: dict[str, str]
+
+
+def read_model_record(ckpt_path: str | Path) -> ModelRecord:
     """What the weights in `ckpt_path` were trained on, from the file beside them (`model.json` for `model.pt`).
 
     Returns:
@@ -37,7 +55,7 @@ def read_model_record(ckpt_path: str | Path) -> dict[str, Any]:
     return record
 
 
-def record_with_history(record: Mapping[str, Any], pretrained: str | Path | None) -> dict[str, Any]:
+def record_with_history(record: ModelRecord, pretrained: str | Path | None) -> ModelRecord:
     """A record of weights that start from others: what those were trained on has been seen, too.
 
     Args:
@@ -96,9 +114,7 @@ def load_weights(network: nn.Module, ckpt_path: str | Path, labels: Mapping[str,
     return network if exported is None else exported
 
 
-def _check_fit(
-    path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> None:
+def _check_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor], record: ModelRecord) -> None:
     """Raise DataError unless `source`, the weights in a file, are all those of the network with the state `target`."""
     problems = [f"{key} is missing in the file" for key in target if key not in source]
     problems += [f"{key} has no place in the network" for key in source if key not in target]

@@ -17,6 +17,7 @@ from monai.utils import ensure_tuple
 from ..data import case_name
 from ..data.geometry import check_geometry, check_grid, check_nifti_header
 from ..utils import DataError
+from ..utils.text import first_few
 
 # Largest difference between two affines, in mm, that is taken for rounding.
 _AFFINE_TOLERANCE = 1e-3
@@ -164,9 +165,9 @@ def _files_of_one_series(folder: Path) -> list[str]:
     if not series:
         raise DataError(f"{folder}: holds no readable DICOM series. Expected a folder with the slices of one CT.")
     if len(series) > 1:
-        listed = "; ".join(f"{uid} with {len(files)} slices" for uid, files in series.items())
+        found = "; ".join(f"{uid} with {len(files)} slices" for uid, files in series.items())
         raise DataError(
-            f"{folder}: holds {len(series)} DICOM series, expected one: {listed}. Put each into a folder of its own "
+            f"{folder}: holds {len(series)} DICOM series, expected one: {found}. Put each into a folder of its own "
             "and give the one that is wanted."
         )
     return next(iter(series.values()))
@@ -215,9 +216,8 @@ def _check_labels(label: MetaTensor, path: Path, count: int) -> None:
     values = label.as_tensor()
     bad = (values != values.round()) | (values < 0) | (values > count)
     if bad.any():
-        found = torch.unique(values[bad]).tolist()
-        listed = ", ".join(f"{v:g}" for v in found[:10]) + (", ..." if len(found) > 10 else "")
+        found = [f"{value:g}" for value in torch.unique(values[bad]).tolist()]
         raise DataError(
-            f"{path}: holds the label values {listed} in {int(bad.sum())} voxels, expected whole numbers from 0 to "
-            f"{count}. Map the labels to these, or set `labels` to the classes of the data set."
+            f"{path}: holds the label values {first_few(found, 10)} in {int(bad.sum())} voxels, expected whole numbers "
+            f"from 0 to {count}. Map the labels to these, or set `labels` to the classes of the data set."
         )

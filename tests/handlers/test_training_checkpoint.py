@@ -17,7 +17,7 @@ from monai.transforms import RandGaussianNoised
 from torch import nn
 
 from shared.handlers import ClassBoostStrategy, SeedEpochs, TrainingCheckpoint, TrainingReport
-from shared.handlers.training_checkpoint import _load_optimizer
+from shared.handlers.training_checkpoint import load_optimizer
 from shared.metrics import ClassDice, MeanClassDice
 from shared.utils import DataError, DiskFullError
 
@@ -271,7 +271,7 @@ def test_the_optimizer_goes_on_in_another_memory_layout(
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
     second, new = make(formats[1], fused)
     second.load_state_dict(saved["model"])
-    _load_optimizer(new, saved["optimizer"])
+    load_optimizer(new, saved["optimizer"])
     steps(second, new)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b)
