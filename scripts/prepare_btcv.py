@@ -12,7 +12,6 @@ from shared.datasets import (
     find_btcv,
     is_unpacked_btcv,
     option_names,
-    organ_table,
     resolve_folders,
     split_cases,
     worker_count,
@@ -52,14 +51,13 @@ def main(
         if (source / "RawData").is_dir():
             print(f"{source / 'RawData'} is not all of {archive}, which is unpacked into {target}.")
         source = extract_btcv(archive, target, workers)
-    cases = check_ct_cases(source, find_btcv(source, excluded), BTCV_LABELS, workers)
-    splits = split_cases(cases, seed)
+    splits = check_ct_cases(source, split_cases(find_btcv(source, excluded), seed), BTCV_LABELS, workers)
     facts = {"name": "BTCV", "split": f"seed {seed}", "excluded": excluded, "modality": {"0": "CT"}}
-    print(organ_table(write_ct_datalist(target, facts, BTCV_LABELS, splits, overwrite=overwrite)))
-    print(f"Split by seed {seed}: " + ", ".join(f"{len(part)} {split}" for split, part in splits.items()) + ".")
-    if len(cases) != 30:
-        print(f"BTCV has 30 labelled cases: {len(cases)} are used, {len(excluded)} were left out with --exclude.")
-    print(f"{len(cases)} cases: {target / 'dataset.json'}")
+    print(write_ct_datalist(target, facts, BTCV_LABELS, splits, overwrite=overwrite))
+    count = sum(map(len, splits.values()))
+    if count != 30:
+        print(f"BTCV has 30 labelled cases: {count} are used, {len(excluded)} were left out with --exclude.")
+    print(f"{count} cases: {target / 'dataset.json'}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,13 @@ from pathlib import Path
 import fire
 import torch
 
-from shared.data import write_datalist
-from shared.datasets import CAMELYON17_LABELS, check_image_files, count_patches, read_camelyon17
+from shared.datasets import (
+    CAMELYON17_LABELS,
+    check_image_files,
+    count_patches,
+    read_camelyon17,
+    write_histology_datalist,
+)
 from shared.utils import flag, show_errors_briefly, text_table
 
 SAMPLE = 1000
@@ -37,6 +42,7 @@ def main(
         overwrite: replace another datalist of that name.
         workers: files opened at a time.
     """
+    overwrite = flag("--overwrite", overwrite)
     folder, target = Path(data_dir).resolve(), Path(output).resolve()
     splits = read_camelyon17(folder, flag("--allow_missing", allow_missing))
     images = [str(folder / patch["image"]) for patches in splits.values() for patch in patches]
@@ -50,9 +56,7 @@ def main(
     for patches in splits.values():
         for patch in patches:
             patch["image"] = f"{where}/{patch['image']}"
-    content = {"name": "Camelyon17-WILDS", "labels": {str(v): k for k, v in CAMELYON17_LABELS.items()}}
-    content |= {"synthetic": False, **splits}
-    write_datalist(target, content, flag("--overwrite", overwrite))
+    write_histology_datalist(target, "Camelyon17-WILDS", CAMELYON17_LABELS, splits, overwrite=overwrite)
     print(text_table([row for row in counts if row["slides"]]))
     print("The validation split has other patches of the training slides; ood_validation and test are other centres.")
     print(f"{sum(map(len, splits.values()))} patches: {target}")

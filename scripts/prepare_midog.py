@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import fire
 
-from shared.data import leaked_slides, write_datalist
+from shared.data import leaked_slides
 from shared.datasets import (
-    MIDOG_LABELS,
     MidogImage,
+    check_whole,
     claim_folder,
     clipped_boxes,
-    count_midog,
     count_patches,
     count_regions,
     crop_midog,
     find_midog,
     midog_patches,
-    midog_region_settings,
     midog_regions,
-    midog_settings,
     read_midog,
+    resolve_folders,
     split_patches,
     split_regions,
+    worker_count,
+    write_midog,
 )
-from shared.utils import DataError, flag, show_errors_briefly, text_table, write_csv
+from shared.utils import flag, show_errors_briefly, text_table
 
 
 def patches(
@@ -70,30 +69,25 @@ def patches(
         overwrite: replace another datalist in OUTPUT_DIR; the crops stay.
         workers: images cropped at a time, 160 MB each; by default one for each core, 8 at most.
     """
-    workers = min(os.cpu_count() or 1, 8) if workers is None else workers
-    _check_numbers(size=(size, 8), seed=(seed, 0), unlabelled_per_image=(unlabelled_per_image, 0), workers=(workers, 1))
-    target, fields = _outside(output_dir, image_dir), _fields(domain)
+    workers, overwrite = worker_count(workers), flag("--overwrite", overwrite)
+    check_whole("--size is", size, 8)
+    check_whole("--seed is", seed)
+    check_whole("--unlabelled_per_image is", unlabelled_per_image)
+    _, target = resolve_folders(image_dir, output_dir, "--image_dir")
+    fields = [field.strip() for field in str(domain).split("+")]
 
     name, listed = read_midog(annotations, str(dataset), scanners)
     wanted = [image for image in listed if image.labelled or unlabelled_per_image]
     images = find_midog(wanted, image_dir, flag("--allow_missing", allow_missing), workers)
     labelled = midog_patches(images, fields)
-    if not labelled:
-        raise DataError(f"{image_dir}: of the images in {annotations} only such without annotations are at hand.")
     splits = split_patches(labelled, unit=unit, seed=seed)
-    settings = midog_settings(annotations, size, unlabelled_per_image)
-    claim_folder(target, settings, ("dataset.json", "confounding.csv"), [image.stem for image in listed])
+    claim_folder(target, annotations, {"size": size, "unlabelled_per_image": unlabelled_per_image}, listed)
     unlabelled = crop_midog(images, image_dir, target, fields, size, unlabelled_per_image, workers)
 
-    content = {"name": name, "labels": {str(v): k for k, v in MIDOG_LABELS.items()}, "synthetic": False}
-    content |= {"patch_size": size, "domain_fields": " + ".join(fields), "split_unit": unit, "split_seed": seed}
-    content |= {**splits, "unlabelled": unlabelled}
-    write_datalist(target / "dataset.json", content, flag("--overwrite", overwrite))
-    _write_confounding(target, images)
-    print(text_table(count_patches(splits)))
-    for own, count in sorted(Counter(patch["domain"] for patch in unlabelled).items()):
-        print(f"Unlabelled: {count} patches of {own}.")
-    _report_missing(annotations, images, listed)
+    facts = {"patch_size": size, "domain_fields": " + ".join(fields), "split_unit": unit, "split_seed": seed}
+    print(write_midog(target, name, images, splits | {"unlabelled": unlabelled}, facts, overwrite), end="\n\n")
+    _print_counts(count_patches(splits), unlabelled, "patches")
+    _print_left_out(annotations, images, listed)
     if unit == "patch":
         leaked, tested = leaked_slides(splits)
         print(f"Split by patch: of {leaked} of the {tested} slides of the test split, training has seen other patches.")
@@ -133,28 +127,22 @@ def tiles(
         overwrite: replace another datalist in OUTPUT_DIR.
         workers: headers read at a time; by default one for each core, 8 at most.
     """
-    workers = min(os.cpu_count() or 1, 8) if workers is None else workers
-    _check_numbers(seed=(seed, 0), workers=(workers, 1))
-    target, fields = _outside(output_dir, image_dir), _fields(domain)
+    workers, overwrite = worker_count(workers), flag("--overwrite", overwrite)
+    check_whole("--seed is", seed)
+    _, target = resolve_folders(image_dir, output_dir, "--image_dir")
+    fields = [field.strip() for field in str(domain).split("+")]
 
     name, listed = read_midog(annotations, str(dataset), scanners)
     images = find_midog(listed, image_dir, flag("--allow_missing", allow_missing), workers)
-    if not any(image.figures for image in images):
-        raise DataError(f"{image_dir}: of the images in {annotations} only such without annotations are at hand.")
     regions = midog_regions(images, image_dir, target, fields, workers)
     splits = split_regions([region for region in regions if region["labelled"]], seed)
     unlabelled = [region for region in regions if not region["labelled"]]
-    claim_folder(target, midog_region_settings(annotations), ("dataset.json", "confounding.csv"), [])
+    claim_folder(target, annotations, {"content": "regions"})
 
-    content = {"name": name, "labels": {str(v): k for k, v in MIDOG_LABELS.items()}, "synthetic": False}
-    content |= {"box_mode": "xyxy", "domain_fields": " + ".join(fields), "split_unit": "slide", "split_seed": seed}
-    content |= {**splits, "unlabelled": unlabelled}
-    write_datalist(target / "dataset.json", content, flag("--overwrite", overwrite))
-    _write_confounding(target, images)
-    print(text_table(count_regions(splits)))
-    for own, count in sorted(Counter(region["domain"] for region in unlabelled).items()):
-        print(f"Unlabelled: {count} images of {own}.")
-    _report_missing(annotations, images, listed)
+    facts = {"box_mode": "xyxy", "domain_fields": " + ".join(fields), "split_unit": "slide", "split_seed": seed}
+    print(write_midog(target, name, images, splits | {"unlabelled": unlabelled}, facts, overwrite), end="\n\n")
+    _print_counts(count_regions(splits), unlabelled, "images")
+    _print_left_out(annotations, images, listed)
     negative, beyond = clipped_boxes(images)
     print(f"Cut off at the edges: {negative} boxes with a negative coordinate, {beyond} others that overhang.")
     unknown = sum("mpp" not in region for region in regions)
@@ -170,32 +158,15 @@ def tiles(
     print(f"{sum(len(image.figures) for image in images)} figures: {target / 'dataset.json'}")
 
 
-def _outside(output_dir: str, image_dir: str) -> Path:
-    target = Path(output_dir).resolve()
-    if target == Path(image_dir).resolve() or Path(image_dir).resolve() in target.parents:
-        raise DataError(f"{output_dir}: is inside of --image_dir, which stays as it is. Choose another --output_dir.")
-    return target
+def _print_counts(rows: Sequence[Mapping[str, Any]], unlabelled: Sequence[Mapping[str, Any]], what: str) -> None:
+    print(text_table(rows))
+    for domain, count in sorted(Counter(entry["domain"] for entry in unlabelled).items()):
+        print(f"Unlabelled: {count} {what} of {domain}.")
 
 
-def _fields(domain: object) -> list[str]:
-    return [field.strip() for field in str(domain).split("+")]
-
-
-def _write_confounding(target: Path, images: Sequence[MidogImage]) -> None:
-    confounding = count_midog(images)
-    write_csv(target / "confounding.csv", confounding, list(confounding[0]))
-    print(text_table(confounding), end="\n\n")
-
-
-def _report_missing(annotations: str, images: Sequence[MidogImage], listed: Sequence[MidogImage]) -> None:
+def _print_left_out(annotations: str, images: Sequence[MidogImage], listed: Sequence[MidogImage]) -> None:
     if len(images) < len(listed):
         print(f"{len(listed) - len(images)} of the {len(listed)} images in {annotations} are left out.")
-
-
-def _check_numbers(**numbers: tuple[int, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DataError(f"--{name} is {value}, expected a whole number of {least} or above.")
 
 
 if __name__ == "__main__":

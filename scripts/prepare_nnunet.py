@@ -8,7 +8,6 @@ from fire.decorators import SetParseFn
 from shared.datasets import (
     check_ct_cases,
     option_names,
-    organ_table,
     read_nnunet,
     resolve_folders,
     split_nnunet,
@@ -52,18 +51,16 @@ def main(
     facts, labels, cases, test = read_nnunet(source, excluded)
     own = source / "splits_final.json"
     found, origin = split_nnunet(cases, test, splits or (own if own.is_file() else None), fold, seed, excluded)
-    checked = check_ct_cases(source, [case for part in found.values() for case in part], labels, workers)
-    ordered = iter(checked)
-    found = {split: [next(ordered) for _ in part] for split, part in found.items()}
+    found = check_ct_cases(source, found, labels, workers)
     facts |= {"split": origin, "excluded": excluded}
-    print(organ_table(write_ct_datalist(target, facts, labels, found, overwrite=overwrite)))
-    print(f"Split by {origin}: " + ", ".join(f"{len(part)} {split}" for split, part in found.items()) + ".")
-    left_out = len(cases) + len(test) - len(checked)
+    print(write_ct_datalist(target, facts, labels, found, overwrite=overwrite))
+    count = sum(map(len, found.values()))
+    left_out = len(cases) + len(test) - count
     if left_out:
         print(f"{left_out} cases are in no part of the fold and are left out.")
     if excluded:
         print(f"{len(excluded)} cases were left out with --exclude.")
-    print(f"{len(checked)} cases: {target / 'dataset.json'}")
+    print(f"{count} cases: {target / 'dataset.json'}")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import fire
 
-from shared.data import leaked_slides, scanner_name, write_datalist
-from shared.datasets import count_patches, read_patch_table, split_patches
+from shared.data import leaked_slides
+from shared.datasets import (
+    count_patches,
+    misleading_names,
+    read_patch_table,
+    split_patches,
+    write_histology_datalist,
+)
 from shared.utils import flag, show_errors_briefly, text_table
 
 
@@ -54,38 +57,21 @@ def main(
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"domain_column": domain_column, "slide_column": slide_column}
     patches = read_patch_table(table, image_dir, str(positive), str(negative) or None, **columns)
-    _warn_of_names(Path(table), domain_column, patches)
+    for warning in misleading_names(table, domain_column, patches):
+        print(warning)
     splits = split_patches(patches, unit=unit, seed=seed)
     target = Path(output).resolve()
-    classes = {"0": str(negative) or f"not {positive}", "1": str(positive)}
-    content = {"name": name or Path(table).resolve().parent.name, "labels": classes, "synthetic": False}
-    content |= {"split_unit": unit, "split_seed": seed}
-    for split, members in splits.items():
-        content[split] = [{**p, "image": os.path.relpath(p["image"], target.parent)} for p in members]
-    write_datalist(target, content, flag("--overwrite", overwrite))
+    for patch in (patch for members in splits.values() for patch in members):
+        patch["image"] = os.path.relpath(patch["image"], target.parent)
+    labels = {str(negative) or f"not {positive}": 0, str(positive): 1}
+    facts = {"split_unit": unit, "split_seed": seed}
+    name = name or Path(table).resolve().parent.name
+    write_histology_datalist(target, name, labels, splits, facts, flag("--overwrite", overwrite))
     print(text_table(count_patches(splits)))
     if unit == "patch":
         leaked, tested = leaked_slides(splits)
         print(f"Split by patch: of {leaked} of the {tested} slides of the test split, training has seen other patches.")
     print(f"{len(patches)} patches: {target}")
-
-
-def _warn_of_names(table: Path, domain_column: str, patches: list[dict[str, Any]]) -> None:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        spellings = {row[domain_column].strip() for row in csv.DictReader(file)}
-    for domain in sorted({patch["domain"] for patch in patches}):
-        merged = sorted(name for name in spellings if scanner_name(name) == domain)
-        if len(merged) > 1:
-            print(f"Warning: {', '.join(merged)} are taken for one domain, {domain}.")
-    domains = defaultdict(set)
-    for patch in patches:
-        domains[patch["slide"]].add(patch["domain"])
-    twice = [slide for slide, names in domains.items() if len(names) > 1]
-    if twice:
-        print(
-            f"Warning: {len(twice)} slide names, such as {twice[0]}, occur in several domains. If these are the same "
-            "slides on several scanners, training sees slides of the test split: split such a table by patient."
-        )
 
 
 if __name__ == "__main__":

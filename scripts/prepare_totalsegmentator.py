@@ -10,7 +10,6 @@ from shared.datasets import (
     find_totalsegmentator,
     merge_totalsegmentator,
     option_names,
-    organ_table,
     resolve_folders,
     split_totalsegmentator,
     worker_count,
@@ -58,13 +57,12 @@ def main(
     splits, origin = split_totalsegmentator(source, cases, seed)
     facts = {"name": "TotalSegmentator", "split": origin, "min_organs": min_organs, "excluded": excluded}
     facts["modality"] = {"0": "CT"}
-    print(organ_table(write_ct_datalist(target, facts, BTCV_LABELS, splits, left_out, overwrite)))
+    print(write_ct_datalist(target, facts, BTCV_LABELS, splits, left_out, overwrite))
     overlap = sum(case.overlap for case in cases)
     print(f"{overlap} voxels in {sum(case.overlap > 0 for case in cases)} cases were claimed by more than one mask.")
     print(f"{len(left_out)} of {len(every)} cases have fewer than {min_organs} of the organs and are left out.")
     if excluded:
         print(f"{len(excluded)} more were left out with --exclude.")
-    print(f"Split by {origin}: " + ", ".join(f"{len(part)} {split}" for split, part in splits.items()) + ".")
     print(f"{len(cases)} cases: {target / 'dataset.json'}")
 
 

@@ -7,16 +7,15 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO
 
 from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, atomic_path
 from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
+from .preparation import repeated
 
 BTCV_LABELS: dict[str, int] = {
     "spleen": 1,
@@ -69,8 +68,7 @@ def find_btcv(data_dir: str | os.PathLike, exclude: Collection[str] = ()) -> lis
     images, labels = (_by_number(folder) for folder in found[0])
     if not images and not labels:
         raise DataError(f"{found[0][0]}: holds no .nii.gz file. Unpack the archive again.")
-    numbers = match_cases(root, images, labels, exclude)
-    return [CtCase(number, images[number], labels[number]) for number in numbers]
+    return match_cases(root, images, labels, exclude)
 
 
 def _by_number(folder: Path) -> dict[str, Path]:
@@ -80,19 +78,14 @@ def _by_number(folder: Path) -> dict[str, Path]:
     if strange:
         raise DataError(f"{folder}: {first_few(strange)} has no number. Expected names such as img0001.nii.gz.")
     numbers = [match[1] for match in found if match]
-    number, count = Counter(numbers).most_common(1)[0] if numbers else ("", 0)
-    if count > 1:
-        raise DataError(f"{folder}: {count} files have the number {number}. Keep one of them.")
+    twice = repeated(numbers)
+    if twice:
+        raise DataError(f"{folder}: {numbers.count(twice[0])} files have the number {twice[0]}. Keep one of them.")
     return dict(zip(numbers, paths, strict=True))
 
 
-def _copy(source: IO[bytes], path: Path) -> None:
-    with path.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-
-
-def _members(archive: str | os.PathLike, folder: Path) -> dict[Path, zipfile.ZipInfo]:
-    """Where in a folder the files of the labelled cases belong."""
+def _missing(archive: str | os.PathLike, folder: Path) -> dict[Path, zipfile.ZipInfo]:
+    """Where in a folder those files of the labelled cases belong that are not there in full size."""
     try:
         with zipfile.ZipFile(archive) as file:
             wanted = [(_MEMBER.fullmatch(info.filename), info) for info in file.infolist()]
@@ -102,11 +95,7 @@ def _members(archive: str | os.PathLike, folder: Path) -> dict[Path, zipfile.Zip
     members = {folder / "RawData" / "Training" / match[1] / match[2]: info for match, info in wanted if match}
     if not members:
         raise DataError(f"{archive}: holds no RawData/Training/img/img0001.nii.gz. Expected the RawData.zip of BTCV.")
-    return members
-
-
-def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
-    return path.is_file() and path.stat().st_size == member.file_size
+    return {path: m for path, m in members.items() if not path.is_file() or path.stat().st_size != m.file_size}
 
 
 def is_unpacked_btcv(archive: str | os.PathLike, data_dir: str | os.PathLike) -> bool:
@@ -115,7 +104,7 @@ def is_unpacked_btcv(archive: str | os.PathLike, data_dir: str | os.PathLike) ->
     Raises:
         DataError: when the archive is no zip file, or holds no BTCV.
     """
-    return all(_is_there(path, member) for path, member in _members(archive, Path(data_dir)).items())
+    return not _missing(archive, Path(data_dir))
 
 
 def extract_btcv(archive: str | os.PathLike, output_dir: str | os.PathLike, num_workers: int = 4) -> Path:
@@ -127,17 +116,19 @@ def extract_btcv(archive: str | os.PathLike, output_dir: str | os.PathLike, num_
     Raises:
         DataError: when it is no zip file, holds no BTCV, or is damaged.
     """
-    members = _members(archive, Path(output_dir))
+    missing = _missing(archive, Path(output_dir))
 
-    def extract(path: Path) -> None:
-        info = members[path]
-        if _is_there(path, info):
-            return
+    def extract(path: Path, info: zipfile.ZipInfo) -> None:
         try:
-            with zipfile.ZipFile(archive) as file, file.open(info) as source, atomic_path(path) as temporary:
-                _copy(source, temporary)
+            with (
+                zipfile.ZipFile(archive) as file,
+                file.open(info) as source,
+                atomic_path(path) as temporary,
+                temporary.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError) as e:
             raise DataError(f"{archive}: {info.filename} is damaged ({e}). Download the archive again.") from e
 
-    thread_map(extract, list(members), max_workers=num_workers, desc="unpacking", unit="file")
+    thread_map(extract, missing.keys(), missing.values(), max_workers=num_workers, desc="unpacking", unit="file")
     return Path(output_dir)

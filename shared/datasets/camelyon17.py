@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from ..utils import DataError
 from ..utils.text import first_few
+from .histology_entries import PatchEntry
+from .preparation import open_table
 
 CAMELYON17_LABELS = {"normal": 0, "tumour": 1}
 """A patch is a tumour patch when its middle 32 × 32 pixels hold any tumour."""
@@ -25,7 +25,7 @@ _CENTRES = {1: "ood_validation", 2: "test"}
 _COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split")
 
 
-def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) -> dict[str, list[dict[str, Any]]]:
+def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) -> dict[str, list[PatchEntry]]:
     """The patches of a folder as WILDS unpacks it (`camelyon17_v1.0`), in the four lists of its default split.
 
     `validation` is from the training centres and their slides, patch by patch, `ood_validation` all of centre 1, and
@@ -45,7 +45,7 @@ def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) ->
             patch is listed twice; files are missing.
     """
     folder = Path(data_dir)
-    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in CAMELYON17_SPLITS}
+    splits: dict[str, list[PatchEntry]] = {split: [] for split in CAMELYON17_SPLITS}
     files: dict[str, set[str]] = defaultdict(set)
     for line, row in enumerate(_rows(folder / "metadata.csv"), start=2):
         patch = _patch(folder / "metadata.csv", line, row)
@@ -69,17 +69,14 @@ def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) ->
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such table. Give the folder that WILDS makes, camelyon17_v1.0.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
+    with open_table(path, "Give the folder that WILDS makes, camelyon17_v1.0.") as table:
+        missing = [column for column in _COLUMNS if column not in (table.fieldnames or [])]
         if missing:
             raise DataError(f"{path}: has no column {missing[0]!r}. Expected the columns {', '.join(_COLUMNS)}.")
-        yield from tqdm(reader, desc="reading metadata", unit="patch")
+        yield from tqdm(table, desc="reading metadata", unit="patch")
 
 
-def _patch(path: Path, line: int, row: dict[str, str]) -> dict[str, Any]:
+def _patch(path: Path, line: int, row: dict[str, str]) -> PatchEntry:
     try:
         values = {column: int(row[column]) for column in _COLUMNS}
     except ValueError as e:

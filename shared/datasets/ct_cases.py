@@ -1,10 +1,11 @@
-"""CT with label maps from other people's data sets: pairs checked, voxels counted, dealt out, written as a datalist."""
+"""CT with label maps from other people's data sets: pairs checked, voxels counted, written as a datalist."""
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -62,38 +63,6 @@ class CtCase:
     overlap: int | None = None
 
 
-def resolve_folders(data_dir: str | os.PathLike, output_dir: str | os.PathLike) -> tuple[Path, Path]:
-    """The full paths of source and output, which must not be inside of the source: that stays as it is.
-
-    Raises:
-        DataError: when the output is inside of the source, or there is no source.
-    """
-    source, target = Path(data_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
-    if not source.exists():
-        raise DataError(f"{data_dir}: there is no such file or folder. Check --data_dir.")
-    if target == source or source in target.parents:
-        raise DataError(f"{output_dir}: is inside of --data_dir, which stays as it is. Choose another --output_dir.")
-    return source, target
-
-
-def worker_count(workers: int | None) -> int:
-    """How many cases are worked on at a time: the number given, or one for each core, 8 at most.
-
-    Raises:
-        DataError: for anything but a whole number of 1 or above.
-    """
-    if workers is None:
-        return min(os.cpu_count() or 1, 8)
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise DataError(f"--workers is {workers}, expected a whole number of 1 or above.")
-    return workers
-
-
-def option_names(option: str) -> list[str]:
-    """The names in an option, `s0864,s0865`, sorted."""
-    return sorted({name.strip() for name in option.split(",")} - {""})
-
-
 def refuse_cases(source: str | os.PathLike, faults: Mapping[str, str], count: int) -> None:
     """Name the cases that cannot be used, if there are any, and the option that leaves them out.
 
@@ -106,20 +75,21 @@ def refuse_cases(source: str | os.PathLike, faults: Mapping[str, str], count: in
         DataError: with the faults, the first 50 of very many.
     """
     if faults:
+        names = sorted(faults)
         raise DataError(
             f"{source}: {len(faults)} of {count} cases cannot be used. Mend them, or add them to --exclude: "
-            f"{','.join(sorted(faults))}" + fault_list(list(faults.values()))
+            f"{','.join(names)}" + fault_list([faults[name] for name in names])
         )
 
 
 def match_cases(
     source: str | os.PathLike,
-    images: Mapping[str, object],
-    labels: Mapping[str, object],
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path],
     exclude: Collection[str] = (),
     kinds: tuple[str, str] = ("image", "label map"),
-) -> list[str]:
-    """The names of the cases, sorted, each of which has an image and a label map.
+) -> list[CtCase]:
+    """The cases, sorted by name, each of which has an image and a label map.
 
     Args:
         source: it begins the message.
@@ -143,7 +113,15 @@ def match_cases(
         elif name not in images:
             faults[name] = f"{labels[name]}: has no {kinds[0]}. Unpack it again."
     refuse_cases(source, faults, len(names))
-    return names
+    return [CtCase(name, images[name], labels[name]) for name in names]
+
+
+@contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as e:
+        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
 
 
 def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
@@ -153,10 +131,8 @@ def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
         DataError: when it is missing, cannot be read, is no NIfTI, has other than three dimensions, or a grid or voxels
             that training refuses too.
     """
-    try:
+    with _reading(path):
         image = nib.load(path)
-    except _UNREADABLE as e:
-        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
     if not isinstance(image, nib.Nifti1Image) or len(image.shape) != 3:
         raise DataError(
             f"{path}: {type(image).__name__} of shape {image.shape}. Expected a NIfTI volume of three axes."
@@ -172,10 +148,8 @@ def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
     Raises:
         DataError: when the file is truncated or damaged.
     """
-    try:
+    with _reading(path):
         return np.asanyarray(image.dataobj)
-    except _UNREADABLE as e:
-        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
 
 
 def check_same_grid(path: str | os.PathLike, image: nib.Nifti1Image, reference: nib.Nifti1Image) -> None:
@@ -238,14 +212,19 @@ def check_ct_case(case: CtCase, labels: Mapping[str, int]) -> CtCase:
 
 
 def check_ct_cases(
-    source: str | os.PathLike, cases: Sequence[CtCase], labels: Mapping[str, int], num_workers: int = 4
-) -> list[CtCase]:
-    """`check_ct_case` for all cases, several at a time.
+    source: str | os.PathLike,
+    splits: Mapping[str, Sequence[CtCase]],
+    labels: Mapping[str, int],
+    num_workers: int = 4,
+) -> dict[str, list[CtCase]]:
+    """`check_ct_case` for the cases of all splits, several at a time.
 
     Raises:
         DataError: with all faults, see `refuse_cases`.
     """
-    return map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking")
+    cases = [case for part in splits.values() for case in part]
+    checked = iter(map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking"))
+    return {split: [next(checked) for _ in part] for split, part in splits.items()}
 
 
 def map_cases(
@@ -302,9 +281,7 @@ def organ_table(rows: Sequence[Mapping[str, Any]]) -> str:
     def percent(share: float | None) -> str:
         return " " * 5 if share is None else f"{share:5.1f}"
 
-    return text_table(
-        [{k: percent(v) if k.endswith("_percent") else v for k, v in row.items()} for row in rows],
-    )
+    return text_table([{k: percent(v) if k.endswith("_percent") else v for k, v in row.items()} for row in rows])
 
 
 def write_ct_datalist(
@@ -314,7 +291,7 @@ def write_ct_datalist(
     splits: Mapping[str, Sequence[CtCase]],
     left_out: Sequence[CtCase] = (),
     overwrite: bool = False,
-) -> list[dict[str, Any]]:
+) -> str:
     """Write `dataset.json`, a datalist whose paths are relative to `output_dir`, with two tables beside it.
 
     `organs.csv` holds the rows of `count_organs`; `cases.csv` a row for each case with its split, the number of its
@@ -322,14 +299,14 @@ def write_ct_datalist(
 
     Args:
         output_dir: is made where it is missing.
-        facts: what the datalist says of the data set: its `name` and more.
+        facts: what the datalist says of the data set: its `name`, where its `split` comes from, and more.
         labels: name → id.
         splits: checked cases; a split without cases is left out.
         left_out: cases that are in `cases.csv` only.
         overwrite: replace another datalist.
 
     Returns:
-        the rows of `organs.csv`.
+        for people to read: `organs.csv` as a table, and how many cases each split has.
 
     Raises:
         DataError: when there is no case for training, or another datalist in the way.
@@ -346,12 +323,12 @@ def write_ct_datalist(
     content = {"synthetic": False, **facts, "labels": {"0": "background"} | {str(i): name for name, i in ordered}}
     content |= {split: [entry(case) for case in splits[split]] for split in SPLITS if splits.get(split)}
     write_datalist(folder / "dataset.json", content, overwrite)
-    rows = count_organs(labels, splits)
+    rows, counts = count_organs(labels, splits), ", ".join(f"{len(part)} {split}" for split, part in splits.items())
     write_csv(folder / "organs.csv", rows, list(rows[0]))
     every = [(split, case) for split, part in {**splits, "left_out": left_out}.items() for case in part]
     cases = [_case_row(split, case, dict(ordered)) for split, case in every]
     write_csv(folder / "cases.csv", cases, list(cases[0]))
-    return rows
+    return f"{organ_table(rows)}\nSplit by {facts['split']}: {counts}."
 
 
 def _case_row(split: str, case: CtCase, labels: Mapping[str, int]) -> dict[str, Any]:

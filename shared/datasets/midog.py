@@ -8,23 +8,22 @@ None of the files says which scanner an image is from: it follows from the image
 
 from __future__ import annotations
 
-import csv
 import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from PIL import TiffImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
-from ..data import scanner_name
 from ..data.datalist import read_json_object
 from ..utils import DataError, flag
 from ..utils.text import first_few
+from .preparation import open_table, repeated
 
 MIDOG_LABELS = {"non_mitotic": 0, "mitotic": 1}
 """Classes of the patches. A negative is a hard one: a cell that someone took for a mitotic figure."""
@@ -35,7 +34,7 @@ MIDOG_FIELDS = ("scanner", "tumor_type", "species", "origin")
 _CATEGORIES = {"mitotic figure": 1} | dict.fromkeys(
     ("not mitotic figure", "non-mitotic figure", "hard negative", "imposter", "hard negative imposter"), 0
 )
-_BOX = 50  # pixels, the side of every box
+BOX_SIDE = 50  # pixels, of every box
 
 
 class _Part(NamedTuple):
@@ -88,7 +87,20 @@ _PARTS = {
 MIDOG_NAMES = {"midog21": "MIDOG 2021", "midog22": "MIDOG 2022", "midog++": "MIDOG++"}
 """The data sets whose numbering is known."""
 
+# What an image is known by apart from its fields, or would have from nobody's annotations.
+_NO_FIELDS = ("id", "file_name", "width", "height", "labelled", "box", "label", "figures")
 _FORMAT = 'an annotation file of MIDOG: {"images": [...], "categories": [...], "annotations": [...]}'
+
+
+class MidogFigure(TypedDict):
+    """A cell that someone took for a mitotic figure, beside these with the annotation file's other fields."""
+
+    annotation_id: Any
+    label: int  # see `MIDOG_LABELS`
+    category: str
+    bbox: list[float]
+    x: float  # of its centre, in pixels
+    y: float
 
 
 @dataclass(frozen=True)
@@ -100,15 +112,14 @@ class MidogImage:
         size: width and height in pixels.
         labelled: whether it was annotated. Where not, nothing is known of its cells, and it is no source of negatives.
         fields: `image_id`, `MIDOG_FIELDS` and whatever else the annotation file holds of it.
-        figures: for each annotation `annotation_id`, `label`, `category`, `bbox`, its centre `x` and `y` in pixels,
-            and the file's other fields.
+        figures: its annotations.
     """
 
     file_name: str
     size: tuple[int, int]
     labelled: bool
     fields: dict[str, Any]
-    figures: tuple[dict[str, Any], ...]
+    figures: tuple[MidogFigure, ...]
 
     @property
     def stem(self) -> str:
@@ -146,8 +157,8 @@ def read_midog(
         raise DataError(f"--dataset is {dataset!r}, expected one of {', '.join(_PARTS)}.")
     dataset = dataset or _recognised(content.get("info"))
     try:
-        figures = _figures(path, content)
-        images = _images(path, content["images"], figures, _PARTS.get(dataset, ()), _read_scanners(scanners))
+        figures = _read_figures(path, content)
+        images = _read_images(path, content["images"], figures, _PARTS.get(dataset, ()), _scanner_table(scanners))
     except (KeyError, TypeError) as e:
         raise DataError(f"{path}: an image, category or annotation lacks a field ({e}). Expected {_FORMAT}.") from e
     _check_scanners(path, images, dataset)
@@ -161,7 +172,7 @@ def _recognised(info: object) -> str:
     return next((dataset for mark, dataset in marks.items() if mark in description), "")
 
 
-def _figures(path: Path, content: Mapping[str, Any]) -> dict[Any, list[dict[str, Any]]]:
+def _read_figures(path: Path, content: Mapping[str, Any]) -> dict[Any, list[MidogFigure]]:
     """The annotations of each image id."""
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     unknown = [name for name in names.values() if name.lower() not in _CATEGORIES]
@@ -178,16 +189,17 @@ def _figures(path: Path, content: Mapping[str, Any]) -> dict[Any, list[dict[str,
             f"{lost[0]['category_id']}, one of which the file does not list ({len(lost)} such). Copy the file again."
         )
     _check_boxes(path, content["annotations"], sizes)
-    twice = _twice(a["id"] for a in content["annotations"])
+    twice = repeated(a["id"] for a in content["annotations"])
     if twice:
         raise DataError(f"{path}: has more than one annotation with the id {twice[0]}. Number them one by one.")
     figures = defaultdict(list)
     for a in content["annotations"]:
         x1, y1, x2, y2 = a["bbox"]
         category = names[a["category_id"]]
-        known = {"label": _CATEGORIES[category.lower()], "category": category, "x": (x1 + x2) / 2, "y": (y1 + y2) / 2}
+        known = {"annotation_id": a["id"], "label": _CATEGORIES[category.lower()], "category": category}
+        known |= {"x": (x1 + x2) / 2, "y": (y1 + y2) / 2}
         others = {k: v if k == "bbox" else _plain(v) for k, v in a.items() if k not in ("id", "image_id")}
-        figures[a["image_id"]].append({"annotation_id": a["id"], **known, **others, **known})
+        figures[a["image_id"]].append(known | others | known)
     return figures
 
 
@@ -196,23 +208,19 @@ def _plain(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _twice(values: Iterator[Any]) -> list[Any]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
 def _check_boxes(path: Path, annotations: Sequence[Mapping[str, Any]], sizes: Mapping[Any, tuple[int, int]]) -> None:
     def fits(box: Any) -> bool:
         numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-        return numbers and math.isclose(box[2] - box[0], _BOX) and math.isclose(box[3] - box[1], _BOX)
+        return numbers and math.isclose(box[2] - box[0], BOX_SIDE) and math.isclose(box[3] - box[1], BOX_SIDE)
 
     wrong = [a for a in annotations if not fits(a["bbox"])]
     if wrong:
-        coco = all(isinstance(a["bbox"], list) and a["bbox"][2:] == [_BOX, _BOX] for a in wrong)
+        coco = all(isinstance(a["bbox"], list) and a["bbox"][2:] == [BOX_SIDE, BOX_SIDE] for a in wrong)
         guess = " They look like COCO's x, y, width, height." if coco else ""
         raise DataError(
-            f"{path}: {len(wrong)} of {len(annotations)} boxes are not [x1, y1, x2, y2] with {_BOX} pixels between the "
-            f"corners: that of annotation {wrong[0]['id']} is {wrong[0]['bbox']}.{guess} Use the file as downloaded, "
-            "or convert its boxes."
+            f"{path}: {len(wrong)} of {len(annotations)} boxes are not [x1, y1, x2, y2] with {BOX_SIDE} pixels between "
+            f"the corners: that of annotation {wrong[0]['id']} is {wrong[0]['bbox']}.{guess} Use the file as "
+            "downloaded, or convert its boxes."
         )
     for a in annotations:
         x1, y1, x2, y2 = a["bbox"]
@@ -224,33 +232,30 @@ def _check_boxes(path: Path, annotations: Sequence[Mapping[str, Any]], sizes: Ma
             )
 
 
-def _read_scanners(table: str | os.PathLike | None) -> dict[str, dict[str, str]]:
+def _scanner_table(table: str | os.PathLike | None) -> dict[str, dict[str, str]]:
+    """What the user's table says of each file."""
     if not table:
         return {}
-    path = Path(table)
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such table. Give a CSV file with the columns file_name and scanner.")
     known = (*MIDOG_FIELDS, "labelled")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
+    with open_table(Path(table), "Give a CSV file with the columns file_name and scanner.") as reader:
         rows, header = list(reader), reader.fieldnames or []
     if "file_name" not in header or not set(known) & set(header):
         raise DataError(
-            f"{path}: has the columns {', '.join(header) or 'none'}, expected file_name and any of {', '.join(known)}."
+            f"{table}: has the columns {', '.join(header) or 'none'}, expected file_name and any of {', '.join(known)}."
         )
     return {row["file_name"]: {k: row[k].strip() for k in known if row.get(k, "").strip()} for row in rows}
 
 
-def _images(
+def _read_images(
     path: Path,
     entries: Sequence[Mapping[str, Any]],
-    figures: Mapping[Any, Sequence[dict[str, Any]]],
+    figures: Mapping[Any, Sequence[MidogFigure]],
     parts: Sequence[_Part],
     table: Mapping[str, Mapping[str, str]],
 ) -> list[MidogImage]:
     names = [str(entry["file_name"]) for entry in entries]
     for what, values in (("image id", (e["id"] for e in entries)), ("file name", (Path(n).stem for n in names))):
-        twice = _twice(values)
+        twice = repeated(values)
         if twice:
             raise DataError(f"{path}: lists the {what} {twice[0]} more than once. List each image once.")
     if any(Path(name).name != name for name in names):
@@ -259,20 +264,19 @@ def _images(
         raise DataError(f"{path}: the table of scanners names none of its images, as {names[0]}. Check --scanners.")
     images = []
     for name, entry in zip(names, entries, strict=True):
-        part, own = _part(parts, name), dict(table.get(name, {}))
+        part, own = _part_of(parts, name), dict(table.get(name, {}))
         labelled = flag(f"labelled of {name}", own.pop("labelled", entry.get("labelled", not part or part.labelled)))
         known = {k: getattr(part, k) for k in ("scanner", "tumor_type", "origin")} if part else {}
         if part:
             known["species"] = part.tumor_type.split()[0]
-        skipped = ("id", "file_name", "width", "height", "labelled")
-        found = {k: _plain(v) for k, v in entry.items() if k not in skipped and v not in (None, "")}
+        found = {k: _plain(v) for k, v in entry.items() if k not in _NO_FIELDS and v not in (None, "")}
         fields = {"image_id": entry["id"], **dict.fromkeys(MIDOG_FIELDS, ""), **known, **found, **own}
         size = (int(entry["width"]), int(entry["height"]))
         images.append(MidogImage(name, size, labelled, fields, tuple(figures.get(entry["id"], ()))))
     return images
 
 
-def _part(parts: Sequence[_Part], file_name: str) -> _Part | None:
+def _part_of(parts: Sequence[_Part], file_name: str) -> _Part | None:
     stem = Path(file_name).stem
     number = int(stem) if stem.isdecimal() else 0
     return next((part for part in parts if part.first <= number <= part.last), None)
@@ -293,7 +297,7 @@ def _check_parts(path: Path, images: Sequence[MidogImage], dataset: str) -> None
     """A file that is numbered otherwise would get the scanners of other images: its tumours and annotations tell."""
     tumors = defaultdict(set)
     for image in images:
-        part = _part(_PARTS.get(dataset, ()), image.file_name)
+        part = _part_of(_PARTS.get(dataset, ()), image.file_name)
         if part:
             tumors[part].add(image.fields["tumor_type"])
         if image.figures and not image.labelled:
@@ -311,38 +315,6 @@ def _check_parts(path: Path, images: Sequence[MidogImage], dataset: str) -> None
             )
 
 
-def midog_domain(image: MidogImage, fields: Sequence[str]) -> str:
-    """The name of the image's domain: the short name of its scanner, its tumour type, …, joined by ` + `.
-
-    Raises:
-        DataError: when the image lacks one of the fields.
-    """
-    missing = [field for field in fields if image.fields.get(field) in (None, "")]
-    if missing or not fields:
-        known = [key for key, value in image.fields.items() if value not in (None, "")]
-        raise DataError(
-            f"{image.file_name}: its {missing[0] if missing else 'domain'} is not known, so no domain can be made of "
-            f"it. Known: {', '.join(known)}. Choose others with --domain, or add a column to the table of --scanners."
-        )
-    values = [str(image.fields[field]) for field in fields]
-    return " + ".join(scanner_name(v) if f == "scanner" else v for f, v in zip(fields, values, strict=True))
-
-
-def count_midog(images: Sequence[MidogImage]) -> list[dict[str, Any]]:
-    """How scanner, tumour, species and origin go together: images and annotations for each combination that occurs."""
-    rows: dict[tuple, dict[str, Any]] = {}
-    for image in images:
-        fields = {field: image.fields[field] for field in MIDOG_FIELDS}
-        fields["scanner"] = scanner_name(fields["scanner"])
-        key = (*fields.values(), image.labelled)
-        counts = {"images": 0, "non_mitotic": 0, "mitotic": 0}
-        row = rows.setdefault(key, {**fields, "labelled": "yes" if image.labelled else "no", **counts})
-        row["images"] += 1
-        for figure in image.figures:
-            row["mitotic" if figure["label"] else "non_mitotic"] += 1
-    return [rows[key] for key in sorted(rows)]
-
-
 def find_midog(
     images: Sequence[MidogImage], image_dir: str | os.PathLike, allow_missing: bool = False, num_workers: int = 4
 ) -> list[MidogImage]:
@@ -351,8 +323,8 @@ def find_midog(
     Images that were not annotated may be absent all together: MIDOG++ lists 50 that do not come with it.
 
     Raises:
-        DataError: a file is missing (unless `allow_missing`) or all are; a file is no TIFF, not RGB with 8 bit, or of
-            another size than the annotations say. The first of them are named.
+        DataError: a file is missing (unless `allow_missing`) or all with annotations are; a file is no TIFF, not RGB
+            with 8 bit, or of another size than the annotations say. The first of them are named.
     """
     folder = Path(image_dir)
     if not folder.is_dir():
@@ -367,6 +339,8 @@ def find_midog(
             f"{folder}: {len(missing)} of {len(required)} images are missing: {first_few(missing)}. Download them, or "
             "go on with those at hand with --allow_missing."
         )
+    if not any(image.figures for image in here):
+        raise DataError(f"{folder}: of the images that are listed only such without annotations are at hand.")
     faults = thread_map(
         partial(_header_fault, folder), here, max_workers=num_workers, desc="checking headers", unit="image"
     )

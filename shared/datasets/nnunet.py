@@ -12,6 +12,7 @@ from ..data.datalist import read_json_object
 from ..utils import DataError
 from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
+from .preparation import repeated
 from .splits import split_cases
 
 _FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "spleen": 1, ...}, ...}'
@@ -68,14 +69,13 @@ def _cases(
             f"{folder}: {first_few(twice)} are in labelsTr and in labelsTs. Expected names of one case each."
         )
     images |= {name: image for name, image in test_images.items() if name in test_labels}  # the others are no cases
-    names = match_cases(folder, images, labels | test_labels, exclude)
+    cases = match_cases(folder, images, labels | test_labels, exclude)
     if content.get("numTraining", count) != count:
         raise DataError(
             f"{path}: numTraining is {json.dumps(content['numTraining'])}, and {count} cases are there. Unpack the "
             "data set again, or correct the number."
         )
-    train, test = ([CtCase(n, images[n], own[n]) for n in names if n in own] for own in (labels, test_labels))
-    return train, test
+    return [case for case in cases if case.name in labels], [case for case in cases if case.name in test_labels]
 
 
 def _labels(path: Path, found: object) -> dict[str, int]:
@@ -149,16 +149,13 @@ def split_nnunet(
     Raises:
         DataError: the file cannot be used, has no such fold, or names a case twice or one that is not there.
     """
-    share = 0.0 if test else 0.2
     if splits is None:
-        found = split_cases(cases, seed, test_share=share)
-        return found | ({"test": list(test)} if test else {}), f"seed {seed}" + (" and labelsTs" if test else "")
+        return split_cases(cases, seed, test or None), f"seed {seed}" + (" and labelsTs" if test else "")
     train, val = _read_fold(Path(splits), fold, {case.name: case for case in cases}, exclude)
     origin = f"fold {fold} of {Path(splits).name}"
     if test:
         return {"training": train, "validation": val, "test": list(test)}, f"{origin} and labelsTs"
-    found = split_cases(train, seed, test_share=0)
-    return found | {"test": val}, f"{origin} (its val is test); validation is a fifth of its train, seed {seed}"
+    return split_cases(train, seed, val), f"{origin} (its val is test); validation is a fifth of its train, seed {seed}"
 
 
 def _read_fold(
@@ -179,7 +176,7 @@ def _read_fold(
     missing = [name for name in train + val if name not in cases]
     if missing:
         raise DataError(f"{path}: {len(missing)} of the cases of fold {fold} are not there: {first_few(missing)}.")
-    twice = sorted({name for name in train + val if (train + val).count(name) > 1})
+    twice = sorted(repeated(train + val))
     if twice or not train or not val:
         found = f"{first_few(twice)} twice" if twice else "no case"
         raise DataError(f"{path}: fold {fold} has {found} in train or val. Expected cases in both, each once.")

@@ -1,18 +1,18 @@
-"""A table of labelled image patches: read, checked, counted."""
+"""A table of labelled image patches, read and checked."""
 
 from __future__ import annotations
 
-import csv
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tqdm.contrib.concurrent import thread_map
+from ..data import domain_names, scanner_name
+from ..utils import DataError
+from .histology_entries import PatchEntry, check_image_files
+from .preparation import open_table, repeated
 
-from ..data import read_rgb, scanner_name
-from ..utils import DataError, fault_list
+_REMEDY = "Give the path of a CSV file with a header."
 
 
 def read_patch_table(
@@ -25,7 +25,7 @@ def read_patch_table(
     domain_column: str = "scanner",
     slide_column: str = "slide",
     num_workers: int = 4,
-) -> list[dict[str, Any]]:
+) -> list[PatchEntry]:
     """The patches that a CSV table lists, each opened and checked.
 
     Args:
@@ -54,7 +54,7 @@ def read_patch_table(
         image = str((Path(image_dir) / row[image_column]).resolve())
         known = {"label": classes[row[label_column]], "domain": scanner_name(row[domain_column])}
         patches.append({"image": image, **known, "slide": row[slide_column], **others})
-    twice = [image for image, count in Counter(patch["image"] for patch in patches).items() if count > 1]
+    twice = repeated(patch["image"] for patch in patches)
     if twice:
         raise DataError(f"{path}: lists {twice[0]} more than once ({len(twice)} such files). List each patch once.")
     check_image_files(path, [patch["image"] for patch in patches], num_workers)
@@ -62,11 +62,8 @@ def read_patch_table(
 
 
 def _read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such table. Give the path of a CSV file with a header.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        rows, header = list(reader), reader.fieldnames or []
+    with open_table(path, _REMEDY) as table:
+        rows, header = list(table), table.fieldnames or []
     if not rows:
         raise DataError(f"{path}: holds no rows. Expected a header and a row for each patch.")
     for what, column in columns.items():
@@ -94,50 +91,22 @@ def _classes(path: Path, labels: Sequence[str], positive: str, negative: str | N
     return {positive: 1, others[0]: 0}
 
 
-def check_image_files(
-    source: str | os.PathLike,
-    images: Sequence[str],
-    num_workers: int = 4,
-    size: tuple[int, int] | None = None,
-    remedy: str = "Check --image_dir, and copy broken files again.",
-) -> None:
-    """Read every image, which has to be 8-bit RGB, see `read_rgb`.
-
-    Args:
-        source: what lists the images; it begins the message.
-        images: paths.
-        num_workers: files opened at a time.
-        size: the width and height that each has; None where any will do.
-        remedy: what to do, at the end of the message.
-
-    Raises:
-        DataError: when some are missing, unreadable or of another size; the first five are named.
-    """
-
-    def fault(image: str) -> str | None:
-        try:
-            found = read_rgb(image).size
-        except DataError as e:
-            return str(e)
-        if size is not None and found != tuple(size):
-            return f"{image}: has {found[0]} × {found[1]} pixels, expected {size[0]} × {size[1]}."
-        return None
-
-    faults = thread_map(fault, images, max_workers=num_workers, desc="checking images", unit="file")
-    found = [text for text in faults if text]
-    if found:
-        summary = f"{source}: {len(found)} of {len(images)} images cannot be used. {remedy}"
-        raise DataError(summary + fault_list(found, 5))
-
-
-def count_patches(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for each domain and split: `domain`, `split`, `slides`, `negative`, `positive`."""
-    domains = sorted({patch["domain"] for patches in splits.values() for patch in patches})
-    rows = []
-    for domain in domains:
-        for split, patches in splits.items():
-            own = [patch for patch in patches if patch["domain"] == domain]
-            positive = sum(patch["label"] for patch in own)
-            counts = {"negative": len(own) - positive, "positive": positive}
-            rows.append({"domain": domain, "split": split, "slides": len({p["slide"] for p in own}), **counts})
-    return rows
+def misleading_names(table: str | os.PathLike, domain_column: str, patches: Sequence[PatchEntry]) -> list[str]:
+    """Warnings of what `read_patch_table` may have taken for the same: scanners by their names, slides by theirs."""
+    with open_table(Path(table), _REMEDY) as rows:
+        spellings = {row[domain_column].strip() for row in rows}
+    warnings = []
+    for domain in domain_names(patches):
+        merged = sorted(name for name in spellings if scanner_name(name) == domain)
+        if len(merged) > 1:
+            warnings.append(f"Warning: {', '.join(merged)} are taken for one domain, {domain}.")
+    domains = defaultdict(set)
+    for patch in patches:
+        domains[patch["slide"]].add(patch["domain"])
+    twice = [slide for slide, names in domains.items() if len(names) > 1]
+    if twice:
+        warnings.append(
+            f"Warning: {len(twice)} slide names, such as {twice[0]}, occur in several domains. If these are the same "
+            "slides on several scanners, training sees slides of the test split: split such a table by patient."
+        )
+    return warnings

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
-from ..data import SPLITS
+from ..data import SPLITS, RegionEntry
 from ..utils import DataError
 from .ct_cases import CtCase
+from .histology_entries import PatchEntry
+from .preparation import check_whole
+
+Item = TypeVar("Item")
+OneEntry = TypeVar("OneEntry", PatchEntry, RegionEntry)
+
+
+def _deal_out(items: Sequence[Item], test: int, validation: int, generator: torch.Generator) -> dict[str, list[Item]]:
+    """So many items for testing, so many for validation and the rest for training, each list in a random order."""
+    order = [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+    parts = order[test + validation :], order[test : test + validation], order[:test]
+    return dict(zip(SPLITS, parts, strict=True))
 
 
 def split_cases(
-    cases: Sequence[CtCase], seed: int = 0, test_share: float = 0.2, validation_share: float = 0.2
+    cases: Sequence[CtCase], seed: int = 0, test: Sequence[CtCase] | None = None
 ) -> dict[str, list[CtCase]]:
-    """Deal out cases to `training`, `validation` and `test`, each sorted by name.
+    """Deal out cases to `training`, `validation` and `test`, a fifth of them to each of the latter two, at least one.
 
     Args:
-        cases: in any order; the result depends on their names and the seed alone.
+        cases: in any order; the result, whose lists are sorted by name, depends on their names and the seed alone.
         seed: of the shuffle.
-        test_share: of all cases, at least one; 0 for none.
-        validation_share: the same.
+        test: cases that are for testing anyhow, and maybe none; then all others are for training and validation.
 
     Raises:
         DataError: when no case would remain for training, or the seed is not a whole number of 0 or above.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise DataError(f"--seed is {seed}, expected a whole number of 0 or above.")
+    check_whole("--seed is", seed)
     ordered = sorted(cases, key=lambda case: case.name)
-    test, validation = (max(1, round(share * len(ordered))) if share else 0 for share in (test_share, validation_share))
-    if test + validation >= len(ordered):
-        raise DataError(f"Found {len(ordered)} case(s), expected {test + validation + 1} or more: one for each split.")
-    order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(seed)).tolist()
-    parts = {"training": order[test + validation :], "validation": order[test:][:validation], "test": order[:test]}
-    return {split: [ordered[i] for i in sorted(part)] for split, part in parts.items()}
+    fifth = max(1, round(0.2 * len(ordered)))
+    least = 2 * fifth + 1 if test is None else fifth + 1
+    if least > len(ordered):
+        raise DataError(f"Found {len(ordered)} case(s), expected {least} or more: one for each split.")
+    generator = torch.Generator().manual_seed(seed)
+    parts = _deal_out(range(len(ordered)), fifth if test is None else 0, fifth, generator)
+    splits = {split: [ordered[i] for i in sorted(part)] for split, part in parts.items()}
+    return splits if test is None else splits | {"test": list(test)}
 
 
-def split_regions(regions: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+def split_regions(regions: Sequence[RegionEntry], seed: int = 0) -> dict[str, list[RegionEntry]]:
     """Deal out labelled regions to `training`, `validation` and `test`, by slide, within each domain on its own.
 
     Slides with figures are dealt out as `split_patches` deals out the patches around their figures: the same seed gives
@@ -50,32 +62,28 @@ def split_regions(regions: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[s
     """
     splits = split_patches([r for r in regions if r["box"]], seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    empty = [r for r in regions if not r["box"]]
-    for domain in sorted({r["domain"] for r in empty}):
-        own = sorted((r for r in empty if r["domain"] == domain), key=lambda r: r["image"])
-        order = torch.randperm(len(own), generator=generator).tolist()
-        test = round(0.2 * len(own))
-        validation = round(0.2 * (len(own) - test))
-        for i, k in enumerate(order):
-            split = "test" if i < test else "validation" if i < test + validation else "training"
-            splits[split].append(dict(own[k]))
+    for _, slides in _by_domain([r for r in regions if not r["box"]], "image"):
+        test = round(0.2 * len(slides))
+        validation = round(0.2 * (len(slides) - test))
+        for split, chosen in _deal_out(slides, test, validation, generator).items():
+            splits[split] += [region for slide in chosen for region in slide]
     return splits
 
 
 def split_patches(
-    patches: Sequence[Mapping[str, Any]],
+    patches: Sequence[OneEntry],
     unit: str = "slide",
     test_share: float = 0.2,
     validation_share: float = 0.2,
     seed: int = 0,
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[OneEntry]]:
     """Deal out patches to `training`, `validation` and `test`, within each domain on its own.
 
     By slide, no slide is in two splits. By patch, as in the paper, patches of one slide, even neighbours, stand on
     both sides, and the scores are those of slides that training has seen.
 
     Args:
-        patches: as `read_patch_table` gives them; `domain` and `slide` are read.
+        patches: as `read_patch_table` gives them.
         unit: `"slide"` or `"patch"`.
         test_share: share of the slides (or patches) of each domain for testing.
         validation_share: share of the rest for validation.
@@ -89,22 +97,25 @@ def split_patches(
         raise DataError(f'unit must be "slide" or "patch", got {unit!r}')
     if not (0 < test_share < 1 and 0 < validation_share < 1):
         raise ValueError(f"the shares must be between 0 and 1, got {test_share} and {validation_share}")
-    units: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for patch in sorted(patches, key=lambda p: p["image"]):
-        units[patch["domain"]][patch["slide" if unit == "slide" else "image"]].append(dict(patch))
-    result: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[OneEntry]] = {split: [] for split in SPLITS}
     generator = torch.Generator().manual_seed(seed)
-    for domain, members in sorted(units.items()):
-        names = sorted(members)
-        if len(names) < 3:
+    for domain, units in _by_domain(patches, "slide" if unit == "slide" else "image"):
+        count = len(units)
+        if count < 3:
             raise DataError(
-                f"The domain {domain} has {len(names)} {unit}(s), expected 3 or more: one each for training, "
+                f"The domain {domain} has {count} {unit}(s), expected 3 or more: one each for training, "
                 'validation and test. Leave it out of the table, or split by patch (unit="patch").'
             )
-        order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
-        test = min(max(1, round(test_share * len(names))), len(names) - 2)
-        validation = min(max(1, round(validation_share * (len(names) - test))), len(names) - test - 1)
-        for i, name in enumerate(order):
-            split = "test" if i < test else "validation" if i < test + validation else "training"
-            result[split] += members[name]
-    return result
+        test = min(max(1, round(test_share * count)), count - 2)
+        validation = min(max(1, round(validation_share * (count - test))), count - test - 1)
+        for split, chosen in _deal_out(units, test, validation, generator).items():
+            splits[split] += [patch for one in chosen for patch in one]
+    return splits
+
+
+def _by_domain(entries: Sequence[OneEntry], key: str) -> list[tuple[str, list[list[OneEntry]]]]:
+    """For each domain copies of its entries, those with the same `key` together, all in alphabetical order."""
+    found: dict[str, dict[str, list[OneEntry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in sorted(entries, key=lambda e: e["image"]):
+        found[entry["domain"]][entry[key]].append(entry.copy())
+    return [(domain, [units[name] for name in sorted(units)]) for domain, units in sorted(found.items())]

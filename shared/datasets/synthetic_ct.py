@@ -9,13 +9,9 @@ The volumes teach software, not medicine: no figure measured on them says anythi
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
+from functools import cached_property, partial
 from pathlib import Path
 
 import nibabel as nib
@@ -23,16 +19,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import BSpline, CubicSpline
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
+from ..data import SPLITS
 from ..utils import DataError, atomic_path, write_json
 from .btcv import BTCV_LABELS
+from .preparation import check_whole, claim_synthetic, run_in_processes
 
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "RAI", "ASL")
 """Orders and directions in which a volume's axes are stored."""
 
 _STEP = 2.4  # mm, the working grid; finer structures live in the soft edges
 _EDGE = 2.8  # mm, the width over which one tissue turns into the next
+_EVERYWHERE = (slice(None),) * 3
 
 # HU of each tissue in the native, arterial and portal-venous phase.
 _PHASES: dict[str, tuple[float, float, float]] = {
@@ -58,14 +56,17 @@ class _Ellipsoid:
     axes: ArrayLike
     angles: tuple[float, float, float] = (0, 0, 0)
 
+    @cached_property
+    def rotation(self) -> np.ndarray:
+        return Rotation.from_euler("XYZ", self.angles, degrees=True).as_matrix()
+
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        rotation = Rotation.from_euler("XYZ", self.angles, degrees=True).as_matrix()
-        reach = np.sqrt(((rotation * np.asarray(self.axes)) ** 2).sum(axis=1))
+        reach = np.sqrt(((self.rotation * np.asarray(self.axes)) ** 2).sum(axis=1))
         return np.asarray(self.centre) - reach, np.asarray(self.centre) + reach
 
     def distance(self, points: Sequence[np.ndarray]) -> np.ndarray:
         """First-order distance to the surface in mm, negative inside."""
-        rotation = Rotation.from_euler("XYZ", self.angles, degrees=True).as_matrix().astype(np.float32)
+        rotation = self.rotation.astype(np.float32)
         x, y, z = (p - np.float32(c) for p, c in zip(points, self.centre, strict=True))
         level, slope = np.zeros_like(x), np.zeros_like(x)
         for k, axis in enumerate(np.asarray(self.axes, np.float32)):
@@ -286,12 +287,11 @@ class _Body:
         depth = (((np.abs(x) / a) ** 2.4 + (np.abs(y) / b) ** 2.4) ** (1 / 2.4) - 1) * radius
         depth += np.float32(1.25) * canvas.bumps
         cover = 14 + self.fat * (1 + self.lean[0] * x / a) * (1 + self.lean[1] * y / b)
-        everywhere = (slice(None),) * 3
-        canvas.fill(everywhere, depth - cover, 20)
-        canvas.fill(everywhere, depth - cover + 2, self.hu["fat"], texture=5)
-        canvas.fill(everywhere, depth - 12, self.hu["muscle"], texture=8)
-        canvas.fill(everywhere, np.abs(depth - 6) - 0.5, self.hu["fat"])
-        canvas.fill(everywhere, depth, self.hu["fat"], texture=8)
+        canvas.fill(_EVERYWHERE, depth - cover, 20)
+        canvas.fill(_EVERYWHERE, depth - cover + 2, self.hu["fat"], texture=5)
+        canvas.fill(_EVERYWHERE, depth - 12, self.hu["muscle"], texture=8)
+        canvas.fill(_EVERYWHERE, np.abs(depth - 6) - 0.5, self.hu["fat"])
+        canvas.fill(_EVERYWHERE, depth, self.hu["fat"], texture=8)
         for side in (-1, 1):
             beside_spine = _Tube(
                 [(side * 34, -78, -200), (side * 34, -78, -60), (side * 34, -78, 200)], [27 * 1.2, 27, 27]
@@ -324,7 +324,7 @@ class _Body:
         rib = np.sqrt(across**2 + np.where(np.abs(depth - 6) < 12, depth - 6, 12) ** 2) - 4.5
         # No ribs below the costal arch and none in the anterior midline.
         arch = np.maximum(-30 + 0.9 * (y + 40) - z, 22 - np.abs(x))
-        canvas.fill((slice(None),) * 3, np.maximum(rib, arch * 0.5), spongy + 200, texture=40)
+        canvas.fill(_EVERYWHERE, np.maximum(rib, arch * 0.5), spongy + 200, texture=40)
 
     def dome(self, points: Sequence[np.ndarray]) -> np.ndarray:
         """Height z of the diaphragm above each point."""
@@ -339,10 +339,9 @@ class _Body:
 
     def paint_chest(self, canvas: _Canvas, depth: np.ndarray, dome: np.ndarray) -> None:
         x, y, z = canvas.points
-        everywhere = (slice(None),) * 3
         lung = np.maximum(np.maximum(depth + 2, dome - z), 30 - np.hypot(x, (y + 35) * np.float32(0.6)))
-        canvas.fill(everywhere, lung - 3, self.hu["muscle"], texture=5)
-        canvas.fill(everywhere, lung, self.rng.uniform(-880, -780), texture=40)
+        canvas.fill(_EVERYWHERE, lung - 3, self.hu["muscle"], texture=5)
+        canvas.fill(_EVERYWHERE, lung, self.rng.uniform(-880, -780), texture=40)
         heart = _Ellipsoid(self.near((-18, 34, 124), 5), self.size((60, 46, 46)), self.angles((0, 15, 20), 5))
         box, distance = canvas.paint(heart, self.hu["muscle"] + 30, halo=5, limit=depth + 3)
         canvas.fill(box, distance + 10, 0.5 * (self.hu["aorta"] + self.hu["cava"]))
@@ -599,32 +598,17 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
     """
     if not isinstance(cases, int) or cases < 3:
         raise DataError(f"cases: found {cases}, expected at least 3: one each for training, validation and test.")
-    if not isinstance(seed, int) or seed < 0:
-        raise DataError(f"seed: found {seed}, expected a whole number of 0 or above.")
-    if processes is not None and (not isinstance(processes, int) or processes < 1):
-        raise DataError(f"processes: found {processes}, expected a whole number of 1 or above.")
+    check_whole("seed: found", seed)
     output_dir = Path(output_dir)
     datalist = _datalist(cases, seed)
-    items = [item for split in ("training", "validation", "test") for item in datalist[split]]
-    _refuse_other_content(output_dir, datalist, items)
+    items = [item for split in SPLITS for item in datalist[split]]
+    claim_synthetic(output_dir, datalist, [name for item in items for name in item.values()])
     seeds = np.random.SeedSequence(seed).spawn(cases)
     write = partial(_write_case, output_dir)
-    processes = min(processes or _cores(), cases)
-    progress = partial(tqdm, total=cases, desc="synthetic CT", unit="case")
-    if processes == 1:
-        list(progress(map(write, items, seeds)))
-    else:
-        # Forking a process that has threads may deadlock; a spawned one starts clean.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            list(progress(pool.map(write, items, seeds)))
+    run_in_processes(write, list(zip(items, seeds, strict=True)), processes, "synthetic CT", "case")
     path = output_dir / "dataset.json"
     write_json(path, datalist)
     return path
-
-
-def _cores() -> int:
-    # Not every system tells how many of its cores this process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _datalist(cases: int, seed: int) -> dict:
@@ -648,23 +632,8 @@ def _datalist(cases: int, seed: int) -> dict:
     }
 
 
-def _refuse_other_content(output_dir: Path, datalist: dict, items: Sequence[dict[str, str]]) -> None:
-    """An interrupted or repeated run of the same data set may go on; anything else must not be mixed with."""
-    own = {output_dir / name for item in items for name in item.values()} | {output_dir / "dataset.json"}
-    remedy = "Choose a new folder with --output_dir or delete this one first."
-    if output_dir.exists() and not output_dir.is_dir():
-        raise DataError(f"{output_dir}: found a file, expected a folder. {remedy}")
-    for path in output_dir.rglob("*"):
-        relative = path.relative_to(output_dir)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not hidden and path not in own:
-            raise DataError(f"{output_dir}: already holds {relative}, expected an empty folder. {remedy}")
-    written = output_dir / "dataset.json"
-    if written.exists() and written.read_text(encoding="utf-8") != json.dumps(datalist, indent=2) + "\n":
-        raise DataError(f"{written}: already describes another data set, expected an empty folder. {remedy}")
-
-
-def _write_case(output_dir: Path, item: dict[str, str], seed: np.random.SeedSequence) -> None:
+def _write_case(output_dir: Path, case: tuple[dict[str, str], np.random.SeedSequence]) -> None:
+    item, seed = case
     for name, image in zip((item["image"], item["label"]), synthetic_ct_case(seed), strict=True):
         with atomic_path(output_dir / name) as temporary:
             nib.save(image, temporary)

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
 from ..data import SPLITS
-from ..utils import DataError, atomic_path, write_json
+from ..utils import atomic_path, write_json
+from .preparation import check_whole, claim_synthetic, run_in_processes
 from .splits import split_patches
-from .synthetic_ct import _cores, _refuse_other_content
 
 MITOTIC_KINDS = ("plate", "ring", "anaphase")
 """Metaphase plates seen from the side, the same seen end-on, and anaphases with two plates."""
@@ -440,10 +437,8 @@ def make_synthetic_histology(
         ("patches_per_slide", patches_per_slide, 2),
         ("tiles_per_slide", tiles_per_slide, 0),
         ("seed", seed, 0),
-        ("processes", 1 if processes is None else processes, 1),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DataError(f"{name}: found {value}, expected a whole number of {least} or above.")
+        check_whole(f"{name}: found", value, least)
     output_dir = Path(output_dir)
     plan = _plan(slides, patches_per_slide, tiles_per_slide, seed)
     description = (
@@ -459,17 +454,9 @@ def make_synthetic_histology(
     }
     patches, tiles = _datalists(plan, seed, label_all)
     datalist = head | patches
-    files = [{"image": name} for slide in plan for name, _ in (*slide.patches, *slide.tiles)]
-    _refuse_other_content(output_dir, datalist, [*files, {"tiles": "tiles.json"}])
-    write = partial(_write_slide, output_dir)
-    processes = min(processes or _cores(), len(plan))
-    progress = partial(tqdm, total=len(plan), desc="synthetic histology", unit="slide")
-    if processes == 1:
-        list(progress(map(write, plan)))
-    else:
-        # Forking a process that has threads may deadlock; a spawned one starts clean.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            list(progress(pool.map(write, plan)))
+    files = [name for slide in plan for name, _ in (*slide.patches, *slide.tiles)]
+    claim_synthetic(output_dir, datalist, [*files, "tiles.json"])
+    run_in_processes(partial(_write_slide, output_dir), plan, processes, "synthetic histology", "slide")
     if tiles_per_slide:
         write_json(output_dir / "tiles.json", head | {"box_mode": "xyxy"} | tiles)
     write_json(output_dir / "dataset.json", datalist)

@@ -7,7 +7,6 @@ files of their own, and no part of the kidneys. Version 1 and 2 use the same cas
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
@@ -31,6 +30,7 @@ from .ct_cases import (
     open_nifti,
     read_voxels,
 )
+from .preparation import open_table
 from .splits import split_cases
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,9 @@ def find_totalsegmentator(
             f"{folder}: holds no case. Expected a folder for each with ct.nii.gz and segmentations, as in "
             "s0011/ct.nii.gz: the folder that the archive of the CT data set unpacks to."
         )
-    names = match_cases(folder, images, masks, exclude, _KINDS)
-    return [CtCase(name, images[name], Path(output_dir) / "labels" / f"{name}.nii.gz") for name in names]
+    labels = Path(output_dir) / "labels"
+    cases = match_cases(folder, images, masks, exclude, _KINDS)
+    return [replace(case, label=labels / f"{case.name}.nii.gz") for case in cases]
 
 
 def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
@@ -231,7 +232,7 @@ def split_totalsegmentator(
             logger.warning("%s: none of its %d cases of the split %s is used. %s", path, count, part, remedy)
     if splits["validation"]:
         return splits, "meta.csv"
-    splits |= {k: v for k, v in split_cases(splits["training"], seed, test_share=0).items() if k != "test"}
+    splits = split_cases(splits["training"], seed, splits["test"])
     return splits, f"meta.csv; validation is a fifth of its training cases, seed {seed}"
 
 
@@ -239,11 +240,8 @@ def _read_meta(path: Path, cases: Sequence[CtCase]) -> dict[str, str] | None:
     """Name → split as the file has it, or None where nothing is said."""
     if not path.is_file():
         return None
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except ValueError as e:
-        raise DataError(f"{path}: not readable as text ({e}). Unpack it again.") from e
-    rows = list(csv.DictReader(lines, delimiter=";" if ";" in "".join(lines[:1]) else ","))
+    with open_table(path, "Unpack it again.") as table:
+        rows = list(table)
     if not rows or not {"image_id", "split"} <= set(rows[0]):
         return None
     found = {row["image_id"]: row["split"] for row in rows}

@@ -14,17 +14,11 @@ from shared.datasets import (
     BTCV_LABELS,
     PAPER_VOXEL_SHARES,
     CtCase,
-    check_ct_case,
     check_ct_cases,
-    count_organs,
     option_names,
-    organ_table,
-    resolve_folders,
-    split_cases,
-    worker_count,
     write_ct_datalist,
 )
-from shared.datasets.ct_cases import map_cases, match_cases
+from shared.datasets.ct_cases import check_ct_case, count_organs, map_cases, match_cases, organ_table
 from shared.transforms import LoadVolumed
 from shared.utils import DataError, DiskFullError
 
@@ -90,17 +84,21 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     good = np.ones((4, 4, 4), np.uint8)
     cases = [write_pair(tmp_path, f"c{k}", good if k < 2 else 9 * good) for k in range(9)]
     with pytest.raises(DataError) as error:
-        check_ct_cases("the source", cases, LABELS)
+        check_ct_cases("the source", {"training": cases[5:], "test": cases[:5]}, LABELS)
     assert "the source: 7 of 9 cases cannot be used." in str(error.value)
     assert str(error.value).count("holds the label 9") == 7  # not the first few alone
     assert "add them to --exclude: c2,c3,c4,c5,c6,c7,c8\n" in str(error.value)
-    assert [case.voxels for case in check_ct_cases("", cases[:2], LABELS)] == [{1: 64}, {1: 64}]
+    checked = check_ct_cases("", {"training": cases[1:2], "validation": [], "test": cases[:1]}, LABELS)
+    assert {split: [c.name for c in part] for split, part in checked.items()} == {
+        "training": ["c1"], "validation": [], "test": ["c0"]
+    }  # fmt: skip
+    assert [case.voxels for part in checked.values() for case in part] == [{1: 64}, {1: 64}]
     cases[0].image.unlink()
     cases[1].label.write_bytes(cases[1].label.read_bytes()[:-30])
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.uint8), np.eye(4)), cases[2].label)
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 3), np.uint8), np.eye(4)), cases[3].label)
     with pytest.raises(DataError) as error:
-        check_ct_cases("the source", cases[:4], LABELS)
+        check_ct_cases("the source", {"training": cases[:4]}, LABELS)
     assert "c0.nii.gz: cannot be read" in str(error.value)
     assert "c1_label.nii.gz: cannot be read" in str(error.value)
     assert "c2_label.nii.gz: Nifti1Image of shape (4, 4, 4, 2)." in str(error.value)
@@ -157,33 +155,18 @@ def test_a_full_disk_is_not_taken_for_a_fault_of_the_case(tmp_path: Path) -> Non
 
 
 def test_pairs_and_what_is_left_out() -> None:
-    images, labels = {"a": "i/a", "b": "i/b", "c": "i/c"}, {"b": "l/b", "c": "l/c", "d": "l/d"}
+    images, labels = ({n: Path(k, n) for n in names} for k, names in (("i", "abc"), ("l", "bcd")))
     with pytest.raises(DataError) as error:
         match_cases("the source", images, labels)
     assert "the source: 2 of 4 cases cannot be used." in str(error.value)
     assert str(error.value).endswith(
         "--exclude: a,d\n  i/a: has no label map. Unpack it again.\n  l/d: has no image. Unpack it again."
     )
-    assert match_cases("", images, labels, option_names("d, a,")) == ["b", "c"]
+    cases = match_cases("", images, labels, option_names("d, a,"))
+    assert cases == [CtCase(n, Path("i", n), Path("l", n)) for n in "bc"]
     assert option_names("") == []
     with pytest.raises(DataError, match=r"the source: has no case e\. Its 4 cases are called as a, b, c, .*--exclude"):
         match_cases("the source", images, labels, ["a", "d", "e"])
-
-
-def test_split_depends_on_names_and_seed_alone() -> None:
-    cases = cases_of(*[{1: 1}] * 30)
-    splits = split_cases(cases)
-    assert {split: len(part) for split, part in splits.items()} == {"training": 18, "validation": 6, "test": 6}
-    assert sorted(c.name for part in splits.values() for c in part) == sorted(c.name for c in cases)
-    assert split_cases(cases[::-1]) == splits
-    assert split_cases(cases, seed=1) != splits
-    assert [len(part) for part in split_cases(cases[:3]).values()] == [1, 1, 1]
-    assert [len(part) for part in split_cases(cases[:10], test_share=0).values()] == [8, 2, 0]
-    with pytest.raises(DataError, match=r"Found 2 case\(s\), expected 3 or more"):
-        split_cases(cases[:2])
-    for wrong in ("a", -1, 0.5):
-        with pytest.raises(DataError, match=r"--seed is .*, expected a whole number of 0 or above"):
-            split_cases(cases, seed=wrong)
 
 
 def test_organs_are_counted_beside_the_paper() -> None:
@@ -208,15 +191,19 @@ def test_organs_are_counted_beside_the_paper() -> None:
 
 def test_datalist_and_tables(tmp_path: Path) -> None:
     pairs = [write_pair(tmp_path / "data", f"c{k}", np.full((2, 2, 2), k % 4, np.uint8)) for k in range(5)]
-    cases = check_ct_cases("", pairs, LABELS)
+    cases = check_ct_cases("", {"test": pairs}, LABELS)["test"]
     splits = {"training": cases[:2], "validation": cases[2:3], "test": []}
-    facts = {"name": "made up", "modality": {"0": "CT"}}
-    rows = write_ct_datalist(tmp_path / "out", facts, LABELS, splits, left_out=cases[4:])
-    assert rows == count_organs(LABELS, splits)
+    facts = {"name": "made up", "split": "hand", "modality": {"0": "CT"}}
+    text = write_ct_datalist(tmp_path / "out", facts, LABELS, splits, left_out=cases[4:])
+    rows = count_organs(LABELS, splits)
+    assert text == organ_table(rows) + "\nSplit by hand: 2 training, 1 validation, 0 test."
+    organs = list(csv.DictReader((tmp_path / "out/organs.csv").read_text().splitlines()))
+    assert organs == [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content == {
         "synthetic": False,
         "name": "made up",
+        "split": "hand",
         "modality": {"0": "CT"},
         "labels": {"0": "background", "1": "spleen", "2": "tumour", "3": "liver"},
         "training": [
@@ -240,18 +227,3 @@ def test_datalist_and_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no case is left for training"):
         write_ct_datalist(tmp_path / "none", facts, LABELS, {"training": [], "test": cases})
     assert not (tmp_path / "none").exists()
-
-
-def test_folders_and_workers(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    assert resolve_folders(tmp_path / "data/../data", tmp_path / "data2") == (tmp_path / "data", tmp_path / "data2")
-    for output in ("data", "data/a/b"):
-        with pytest.raises(DataError, match="is inside of --data_dir, which stays as it is"):
-            resolve_folders(tmp_path / "data", tmp_path / output)
-    with pytest.raises(DataError, match="there is no such file or folder"):
-        resolve_folders(tmp_path / "none", tmp_path)
-    assert worker_count(3) == 3
-    assert 1 <= worker_count(None) <= 8
-    for wrong in (0, True, "two", 1.5):
-        with pytest.raises(DataError, match="expected a whole number of 1 or above"):
-            worker_count(wrong)

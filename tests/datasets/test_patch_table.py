@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import leaked_slides, scanner_name, write_datalist
-from shared.datasets import check_image_files, count_patches, read_patch_table, split_patches
+from shared.data import scanner_name, write_datalist
+from shared.datasets import count_patches, read_patch_table, split_patches
 from shared.utils import DataError, text_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,54 +106,16 @@ def test_broken_image_and_missing_or_empty_table(tmp_path: Path) -> None:
     table.write_text("file,label\n")
     with pytest.raises(DataError, match="holds no rows"):
         read_patch_table(table, tmp_path, "mitotic")
+    table.write_bytes("file,label,scanner,slide\nä.png".encode("latin-1"))
+    with pytest.raises(DataError, match=r"index.csv: not readable as text .* Give the path of a CSV file"):
+        read_patch_table(table, tmp_path, "mitotic")
 
 
-def patches(slides: int = 10, per_slide: int = 3) -> list[dict[str, Any]]:
-    names = [(d, s, i) for d in ("CS", "XR") for s in range(slides) for i in range(per_slide)]
-    return [{"image": f"{d}{s}{i}", "label": i % 2, "domain": d, "slide": f"{s}.tiff"} for d, s, i in names]
-
-
-def test_no_slide_is_in_two_splits_and_the_shares_hold_in_each_domain() -> None:
-    splits = split_patches(patches())
-    for domain in ("CS", "XR"):
-        slides = {k: {p["slide"] for p in v if p["domain"] == domain} for k, v in splits.items()}
-        assert {k: len(v) for k, v in slides.items()} == {"training": 6, "validation": 2, "test": 2}
-        assert len(set.union(*slides.values())) == 10
-    assert sum(map(len, splits.values())) == 60
-    counts = count_patches(splits)
-    assert counts[0] == {"domain": "CS", "split": "training", "slides": 6, "negative": 12, "positive": 6}
-    assert len(counts) == 6
-
-
-def test_by_patch_the_slides_mix() -> None:
-    splits = split_patches(patches(slides=2, per_slide=20), unit="patch")
-    assert {k: len(v) for k, v in splits.items()} == {"training": 52, "validation": 12, "test": 16}
-    assert len({p["slide"] for p in splits["test"]} & {p["slide"] for p in splits["training"]}) == 2
-    assert len({p["image"] for v in splits.values() for p in v}) == 80
-
-
-def test_the_split_follows_the_seed_and_not_the_order() -> None:
-    first, turned = split_patches(patches(), seed=3), split_patches(patches()[::-1], seed=3)
-    assert first == turned
-    assert first != split_patches(patches(), seed=4)
-
-
-def test_three_slides_are_the_least() -> None:
-    splits = split_patches(patches(slides=3))
-    assert {k: len(v) for k, v in splits.items()} == {"training": 6, "validation": 6, "test": 6}
-    with pytest.raises(DataError, match=r"The domain CS has 2 slide\(s\), expected 3 or more"):
-        split_patches(patches(slides=2))
-    with pytest.raises(ValueError, match="unit must be"):
-        split_patches(patches(), unit="tile")
-    with pytest.raises(ValueError, match="the shares must be between 0 and 1"):
-        split_patches(patches(), test_share=1.0)
-
-
-def test_slides_that_training_has_seen() -> None:
-    assert leaked_slides(split_patches(patches())) == (0, 4)
-    splits = {"training": [{"domain": "A", "slide": "1"}], "validation": [{"domain": "A", "slide": "2"}]}
-    splits["test"] = [{"domain": d, "slide": s} for d, s in (("A", "1"), ("A", "1"), ("A", "2"), ("B", "1"))]
-    assert leaked_slides(splits) == (2, 3)
+def test_a_table_with_semicolons(tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    found = read_patch_table(table, tmp_path, "mitotic")
+    table.write_text(table.read_text().replace(",", ";"))
+    assert read_patch_table(table, tmp_path, "mitotic") == found
 
 
 def test_table_as_text() -> None:
@@ -176,16 +138,6 @@ def test_datalist_with_a_line_for_each_entry(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["name"] == "y"
     with pytest.raises(DataError, match=r"a datalist is a \.json file"):
         write_datalist(tmp_path / "metadata.csv", content, overwrite=True)
-
-
-def test_images_of_another_size(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 5)).save(tmp_path / "a.png")
-    check_image_files("table", [str(tmp_path / "a.png")], size=(4, 5))
-    with pytest.raises(
-        DataError,
-        match=r"table: 1 of 1 images cannot be used. Do it again.\n  .*a.png: has 4 × 5 pixels, expected 5 × 4",
-    ):
-        check_image_files("table", [str(tmp_path / "a.png")], size=(5, 4), remedy="Do it again.")
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from shared.datasets import BTCV_LABELS, ORIENTATIONS, PAPER_VOXEL_SHARES, make_synthetic_ct, synthetic_ct_case
+from shared.datasets import BTCV_LABELS, PAPER_VOXEL_SHARES, make_synthetic_ct, synthetic_ct_case
+from shared.datasets.synthetic_ct import ORIENTATIONS
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,8 +172,9 @@ def test_the_same_data_set_may_be_written_again_but_no_other(tmp_path: Path, dat
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cases: found 2, expected at least 3"):
         make_synthetic_ct(tmp_path, cases=2)
-    with pytest.raises(DataError, match="seed: found -1"):
-        make_synthetic_ct(tmp_path, seed=-1)
+    for name, value, least in (("seed", -1, 0), ("seed", True, 0), ("processes", 0, 1)):
+        with pytest.raises(DataError, match=f"{name}: found {value}, expected a whole number of {least} or above"):
+            make_synthetic_ct(tmp_path, **{name: value})
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: found a file, expected a folder"):
         make_synthetic_ct(tmp_path / "file")

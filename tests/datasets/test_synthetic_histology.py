@@ -17,14 +17,13 @@ from sklearn.model_selection import cross_val_predict
 
 from shared.data import SPLITS
 from shared.datasets import (
-    IMPOSTER_KINDS,
-    MITOTIC_KINDS,
     SCANNER_PROFILES,
     ScannerProfile,
     count_patches,
     make_synthetic_histology,
     render_stains,
 )
+from shared.datasets.synthetic_histology import IMPOSTER_KINDS, MITOTIC_KINDS
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,13 +15,12 @@ import pytest
 from shared.data import load_datalist
 from shared.datasets import (
     BTCV_LABELS,
-    TOTALSEGMENTATOR_ORGANS,
     CtCase,
     find_totalsegmentator,
-    merge_masks,
     merge_totalsegmentator,
     split_totalsegmentator,
 )
+from shared.datasets.totalsegmentator import TOTALSEGMENTATOR_ORGANS, merge_masks
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

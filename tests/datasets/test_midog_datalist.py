@@ -167,26 +167,6 @@ def test_fields_of_the_source_give_way(tmp_path: Path) -> None:
     assert entries[-1]["labelled"] is False
 
 
-def test_slides_without_figures_are_dealt_out_in_the_same_shares() -> None:
-    regions = [
-        {"image": f"{d}{i:03d}", "box": [[0, 0, 9, 9]] if i < 5 else [], "domain": d, "slide": f"{i}"}
-        for d in ("A", "B")
-        for i in range(105)
-    ]
-    splits = split_regions(regions, seed=2)
-    assert splits == split_regions(regions[::-1], seed=2)
-    for domain in ("A", "B"):
-        counts = {s: Counter(bool(r["box"]) for r in found if r["domain"] == domain) for s, found in splits.items()}
-        assert counts == {
-            "training": {True: 3, False: 64},
-            "validation": {True: 1, False: 16},
-            "test": {True: 1, False: 20},
-        }
-    assert len({(r["domain"], r["slide"]) for found in splits.values() for r in found}) == 210
-    with pytest.raises(DataError, match=r"The domain A has 2 slide\(s\)"):
-        split_regions([r for r in regions if int(r["slide"]) < 2 or not r["box"]])
-
-
 def test_domains_of_several_fields(tmp_path: Path, source: tuple[Path, Path], script: ModuleType) -> None:
     script.tiles(str(source[0]), str(source[1]), str(tmp_path), domain="scanner + species")
     found = load_regions(tmp_path / "dataset.json", "test")
@@ -220,7 +200,7 @@ def test_real_annotation_files(
         def __init__(self, path: Path) -> None:
             pass
 
-    monkeypatch.setattr("shared.datasets.midog_tiles.Region", NoFile)
+    monkeypatch.setattr("shared.datasets.midog_datalist.Region", NoFile)
     _, images = read_midog(REAL / name)
     regions = midog_regions(images, tmp_path, tmp_path / "out")
     labelled = [r for r in regions if r["labelled"]]

@@ -1,76 +1,24 @@
-"""Patches around the annotated figures of MIDOG, and around dark nuclei."""
+"""Crops of the images of MIDOG, around the annotated figures and around dark nuclei."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 from scipy.ndimage import gaussian_filter, minimum_filter
 from tqdm.contrib.concurrent import thread_map
 
-from ..data.datalist import read_json_object
-from ..utils import DataError, atomic_path, write_json
-from ..utils.text import first_few
-from .midog import _BOX, MidogImage, midog_domain
-
-
-def midog_patches(images: Sequence[MidogImage], domain: Sequence[str]) -> list[dict[str, Any]]:
-    """An entry of a datalist for each figure of the labelled images: `image` is where `crop_midog` puts its crop."""
-    entries = []
-    for image in images:
-        for figure in image.figures:
-            entry = _entry(image, domain, f"{figure['annotation_id']}.png")
-            entries.append({"image": entry["image"], "label": figure["label"], **entry, **figure, **entry})
-    return entries
-
-
-def _entry(image: MidogImage, domain: Sequence[str], name: str) -> dict[str, Any]:
-    known = {"image": f"patches/{image.stem}/{name}", "domain": midog_domain(image, domain), "slide": image.file_name}
-    known |= {"labelled": image.labelled, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
-    return {**known, **image.fields, **known}  # a field of the source that has one of these names gives way
-
-
-def midog_settings(annotations: str | os.PathLike, size: int, unlabelled_per_image: int) -> dict[str, Any]:
-    """What the crops depend on."""
-    digest = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()
-    return {"annotations_sha256": digest, "size": size, "unlabelled_per_image": unlabelled_per_image}
-
-
-def claim_folder(
-    output_dir: str | os.PathLike, settings: Mapping[str, Any], own: Sequence[str], stems: Sequence[str]
-) -> None:
-    """Make the output folder, or go on in one with the same settings; `preparation.json` in it holds them.
-
-    Raises:
-        DataError: when the folder holds something else: other files than `own`, crops of other images than `stems`,
-            or the result of other settings.
-    """
-    folder = Path(output_dir)
-    mark = folder / "preparation.json"
-    remedy = "Choose a new folder with --output_dir, or delete this one first."
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: found a file, expected a folder. {remedy}")
-    found = [path.name for path in sorted(folder.glob("[!.]*"))]
-    strange = [name for name in found if not mark.is_file() or name not in (*own, mark.name, "patches")]
-    strange += [f"patches/{p.name}" for p in sorted(folder.glob("patches/[!.]*")) if p.name not in set(stems)]
-    if strange:
-        raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {remedy}")
-    if mark.is_file():
-        before = read_json_object(mark, "the settings of an earlier run", remedy)
-        differ = [f"{k} {before.get(k)}" for k, v in settings.items() if before.get(k) != v]
-        if differ:
-            raise DataError(f"{folder}: was filled with other settings: {', '.join(differ)}. {remedy}")
-    else:
-        write_json(mark, settings)
+from ..utils import DataError, atomic_path
+from .histology_entries import Entry
+from .midog import BOX_SIDE, MidogImage
+from .midog_datalist import midog_entry
 
 
 def crop_midog(
@@ -81,7 +29,7 @@ def crop_midog(
     size: int = 64,
     unlabelled_per_image: int = 20,
     num_workers: int = 4,
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """Write the crops of all images as PNG files below `output_dir`.
 
     Each image is decoded once, about 160 MB at a time for each worker. The crops of an image appear together when
@@ -110,7 +58,8 @@ def crop_midog(
     for image, found in zip(images, names, strict=True):
         for name in [] if image.labelled else found:
             x, y = map(int, re.findall(r"\d+", name))
-            unlabelled.append({**_entry(image, domain, name), "x": float(x), "y": float(y)})
+            entry = midog_entry(image, domain, {"image": f"patches/{image.stem}/{name}"})
+            unlabelled.append(entry | {"x": float(x), "y": float(y)})
     return unlabelled
 
 
@@ -170,7 +119,7 @@ def crop_square(image: Image.Image, x: float, y: float, size: int) -> np.ndarray
 
 
 def _reflected(centre: float, size: int, length: int) -> np.ndarray:
-    start, margin = math.floor(centre - size / 2), size + _BOX  # a centre may lie outside by half a box
+    start, margin = math.floor(centre - size / 2), size + BOX_SIDE  # a centre may lie outside by half a box
     return np.pad(np.arange(length), margin, mode="reflect")[start + margin : start + margin + size]
 
 

@@ -1,0 +1,160 @@
+"""What preparations and generators have in common: numbers, folders, tables, and work in several processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..utils import DataError
+from ..utils.text import first_few
+
+NEW_FOLDER = "Choose a new folder with --output_dir, or delete this one first."
+
+
+def check_whole(what: str, value: object, least: int = 0) -> None:
+    """See that a number is a whole one of `least` or above. `what` begins the message, as in "--seed is".
+
+    Raises:
+        DataError: when it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DataError(f"{what} {value}, expected a whole number of {least} or above.")
+
+
+def worker_count(workers: int | None) -> int:
+    """How many files or cases are worked on at a time: the number given, or one for each core, 8 at most.
+
+    Raises:
+        DataError: for anything but a whole number of 1 or above.
+    """
+    if workers is None:
+        return min(_cores(), 8)
+    check_whole("--workers is", workers, 1)
+    return workers
+
+
+def option_names(option: str) -> list[str]:
+    """The names in an option, `s0864,s0865`, sorted."""
+    return sorted({name.strip() for name in option.split(",")} - {""})
+
+
+def repeated(values: Iterable[Any]) -> list[Any]:
+    """The values that occur more than once, in the order in which they first do."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def resolve_folders(
+    source: str | os.PathLike, output_dir: str | os.PathLike, option: str = "--data_dir"
+) -> tuple[Path, Path]:
+    """The full paths of the source, which stays as it is, and of the output, which must not be inside of it.
+
+    Args:
+        source: a file or folder.
+        output_dir: a folder, which need not exist.
+        option: that named the source, for the message.
+
+    Raises:
+        DataError: when the output is inside of the source, or there is no source.
+    """
+    found, target = (Path(path).expanduser().resolve() for path in (source, output_dir))
+    if not found.exists():
+        raise DataError(f"{source}: there is no such file or folder. Check {option}.")
+    if target.is_relative_to(found):
+        raise DataError(f"{output_dir}: is inside of {option}, which stays as it is. Choose another --output_dir.")
+    return found, target
+
+
+def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
+    """See that an output folder holds nothing that is `strange` to what is to be written: nothing is mixed with it.
+
+    Raises:
+        DataError: when it does, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: found a file, expected a folder. {NEW_FOLDER}")
+    if strange:
+        raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {NEW_FOLDER}")
+
+
+def claim_synthetic(output_dir: Path, datalist: Mapping[str, Any], files: Iterable[str]) -> None:
+    """See that an interrupted or repeated run of the same data set goes on, and that nothing else is mixed with it.
+
+    Args:
+        output_dir: of the data set; need not exist.
+        datalist: the content of its `dataset.json`.
+        files: the others that it may hold, relative to it.
+
+    Raises:
+        DataError: when the folder holds anything else.
+    """
+    own = {output_dir / name for name in ("dataset.json", *files)}
+    found = [path for path in sorted(output_dir.rglob("*")) if path.is_file() and path not in own]
+    names = [path.relative_to(output_dir) for path in found]
+    refuse_other_content(output_dir, [str(n) for n in names if not any(part.startswith(".") for part in n.parts)])
+    written = output_dir / "dataset.json"
+    if written.exists() and written.read_text(encoding="utf-8") != json.dumps(datalist, indent=2) + "\n":
+        raise DataError(f"{written}: already describes another data set, expected an empty folder. {NEW_FOLDER}")
+
+
+@contextmanager
+def open_table(path: Path, remedy: str) -> Iterator[csv.DictReader]:
+    """A CSV table, with commas or semicolons, in UTF-8; missing cells are empty.
+
+    Args:
+        path: of the table.
+        remedy: what to do where it is missing or no text, for the message.
+
+    Raises:
+        DataError: when it is missing or no text.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such table. {remedy}")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            header = file.readline()
+            file.seek(0)
+            yield csv.DictReader(file, restval="", delimiter=";" if ";" in header and "," not in header else ",")
+        except UnicodeDecodeError as e:
+            raise DataError(f"{path}: not readable as text ({e}). {remedy}") from e
+
+
+def run_in_processes(
+    function: Callable[[Any], None], items: Sequence[Any], processes: int | None, description: str, unit: str
+) -> None:
+    """Call a function with each item, several at a time, with progress.
+
+    Args:
+        function: of a module, as processes that start anew have to find it.
+        items: what it is called with.
+        processes: how many work at the same time; None for one for each core.
+        description, unit: of the progress.
+
+    Raises:
+        DataError: when the number of processes is not a whole one of 1 or above.
+    """
+    if processes is not None:
+        check_whole("processes: found", processes, 1)
+    processes = min(processes or _cores(), len(items))
+    progress = partial(tqdm, total=len(items), desc=description, unit=unit)
+    if processes == 1:
+        list(progress(map(function, items)))
+        return
+    # Forking a process that has threads may deadlock; a spawned one starts clean.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(progress(pool.map(function, items)))
+
+
+def _cores() -> int:
+    # Not every system tells how many of its cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
