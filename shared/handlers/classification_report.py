@@ -10,18 +10,17 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..metrics import classification_scores
-from ..reports import classification_table
 from ..reports.classification import (
     PREDICTION_COLUMNS,
-    SCORE_COLUMNS,
     Patch,
-    _figure,
-    _score_rows,
-    check_classes,
     checked_probabilities,
+    draw_patches,
+    prediction_rows,
     summarise_patches,
 )
-from ..utils import atomic_path, flag, writable_folder, write_csv, write_json
+from ..reports.domains import DomainScoring
+from ..reports.gallery import save_figure
+from ..utils import writable_folder, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -82,18 +81,18 @@ class ClassificationReport:
         adapted: bool = False,
         threshold_from: str | None = None,
     ) -> None:
-        if bootstrap < 1:
-            raise ValueError(f"bootstrap must be at least 1, got {bootstrap}.")
-        self.class_names = check_classes(threshold, class_names)
+        self.how = DomainScoring(
+            dataset=dataset,
+            record=record,
+            bootstrap=bootstrap,
+            seed=seed,
+            threshold=threshold,
+            class_names=class_names,
+            train_domains=train_domains,
+            adapted=adapted,
+            threshold_from=threshold_from,
+        )
         self.output_dir = writable_folder(output_dir)
-        self.threshold = float(threshold)
-        self.dataset = dict(dataset or {})
-        self.record = dict(record or {})
-        self.train_domains = self.record.get("train_domains") if train_domains is None else list(train_domains)
-        self.bootstrap = bootstrap
-        self.seed = seed
-        self.adapted = flag("adapted", adapted)
-        self.threshold_from = threshold_from
         self.patches: dict[str, Patch] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -122,7 +121,7 @@ class ClassificationReport:
 
     def _metrics(self, patches: Sequence[Patch]) -> dict[str, float]:
         def scores(chosen: Sequence[Patch]) -> dict[str, Any]:
-            return classification_scores([p.probability for p in chosen], [p.label for p in chosen], self.threshold)
+            return classification_scores([p.probability for p in chosen], [p.label for p in chosen], self.how.threshold)
 
         pooled = scores(patches)
         metrics = {name: pooled[name] for name in ("accuracy", "balanced_accuracy", "auc")}
@@ -131,35 +130,12 @@ class ClassificationReport:
         return metrics
 
     def _write(self, patches: Sequence[Patch]) -> None:
-        summary = summarise_patches(
-            patches,
-            self.threshold,
-            self.class_names,
-            self.train_domains,
-            self.bootstrap,
-            self.seed,
-            self.dataset,
-            self.record,
-            self.adapted,
-            self.threshold_from,
-        )
-        write_csv(self.output_dir / "predictions.csv", [self._prediction(p) for p in patches], PREDICTION_COLUMNS)
-        write_csv(self.output_dir / "scores.csv", _score_rows(summary), SCORE_COLUMNS)
-        write_json(self.output_dir / "summary.json", summary)
-        with atomic_path(self.output_dir / "report.png") as temporary:
-            _figure(patches, summary).savefig(temporary, dpi=120)
+        summary = summarise_patches(patches, self.how)
+        write_csv(self.output_dir / "predictions.csv", prediction_rows(patches, self.how), PREDICTION_COLUMNS)
+        summary.write(self.output_dir)
+        save_figure(self.output_dir / "report.png", draw_patches(patches, summary))
         logger.info(
             "%s\nwritten to %s: predictions.csv, scores.csv, summary.json, report.png",
-            classification_table(summary),
+            summary.table(),
             self.output_dir,
         )
-
-    def _prediction(self, patch: Patch) -> dict[str, Any]:
-        """A row of `predictions.csv`; the probability in full, so that the scores can be worked out from it again."""
-        known = self.train_domains is not None
-        return {
-            **patch._asdict(),
-            "label": self.class_names[patch.label],
-            "predicted": self.class_names[patch.probability >= self.threshold],
-            "in_distribution": str(patch.domain in self.train_domains).lower() if known else None,
-        }

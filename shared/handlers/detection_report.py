@@ -11,22 +11,17 @@ from ignite.engine import Engine, Events
 from ..data import RegionEntry
 from ..inferers import FindingsCollector
 from ..metrics import Findings, detection_scores
-from ..metrics.detection import MATCHINGS
 from ..networks import PyramidAnchors
-from ..reports import detection_table
-from ..reports.classification import check_classes
 from ..reports.detection import (
-    COUNTS,
     DETECTION_COLUMNS,
-    SCORE_COLUMNS,
-    SCORES,
-    Scoring,
-    _figure,
-    _gallery,
+    LAYOUT,
+    DetectionScoring,
+    draw_detections,
+    draw_errors,
     summarise_detections,
 )
-from ..reports.domains import score_rows
-from ..utils import atomic_path, flag, writable_folder, write_csv, write_json
+from ..reports.gallery import save_figure
+from ..utils import writable_folder, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -93,21 +88,23 @@ class DetectionReport:
         threshold_from: str | None = None,
         **merging: Any,
     ) -> None:
-        if bootstrap < 1:
-            raise ValueError(f"bootstrap must be at least 1, got {bootstrap}.")
-        if matching not in MATCHINGS:
-            raise ValueError(f"matching is {matching!r}, expected one of {', '.join(MATCHINGS)}.")
-        if class_id not in (0, 1):
-            raise ValueError(f"class_id must be 0 or 1, got {class_id}.")
-        names = check_classes(threshold, class_names)
-        self.output_dir = writable_folder(output_dir)
-        self.how = Scoring(float(threshold), names, class_id, float(match_radius), matching, bootstrap, seed)
         self.detections = FindingsCollector(regions, anchors, **merging)
-        self.dataset = dict(dataset or {})
-        self.record = dict(record or {})
-        self.train_domains = self.record.get("train_domains") if train_domains is None else list(train_domains)
-        self.adapted = flag("adapted", adapted)
-        self.threshold_from = threshold_from
+        self.how = DetectionScoring(
+            dataset=dataset,
+            record=record,
+            bootstrap=bootstrap,
+            seed=seed,
+            threshold=threshold,
+            class_names=class_names,
+            train_domains=train_domains,
+            adapted=adapted,
+            threshold_from=threshold_from,
+            class_id=class_id,
+            match_radius=match_radius,
+            matching=matching,
+            score_threshold=self.detections.merger.score_threshold,
+        )
+        self.output_dir = writable_folder(output_dir)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -133,34 +130,18 @@ class DetectionReport:
         for domain in sorted(set(domains)):
             own = findings.of([i for i, other in enumerate(domains) if other == domain])
             values[f"f1_{domain}"] = detection_scores(own, *scored)["f1"]
-        return {name: value for name, value in values.items() if name not in COUNTS}
+        return {name: value for name, value in values.items() if name not in LAYOUT.outcomes}
 
     def _write(self, findings: Findings) -> None:
         regions = self.detections.regions
-        summary = summarise_detections(
-            findings,
-            regions,
-            self.how,
-            self.train_domains,
-            self.dataset,
-            self.record,
-            self.adapted,
-            self.threshold_from,
-            self.detections.merger.score_threshold,
-        )
-        copied = ("images", "slides", "figures", *COUNTS)
-        rows = score_rows(summary["domains"], summary["pooled_images"], copied, SCORES)
-        rows = [{**row, "threshold": self.how.threshold} for row in rows]
+        summary = summarise_detections(findings, regions, self.how)
         write_csv(self.output_dir / "detections.csv", self._rows(findings), DETECTION_COLUMNS)
-        write_csv(self.output_dir / "scores.csv", rows, SCORE_COLUMNS)
-        write_json(self.output_dir / "summary.json", summary)
-        with atomic_path(self.output_dir / "report.png") as temporary:
-            _figure(findings, regions, self.how, summary).savefig(temporary, dpi=120)
-        with atomic_path(self.output_dir / "gallery.png") as temporary:
-            _gallery(findings, regions, self.how, summary).savefig(temporary, dpi=120)
+        summary.write(self.output_dir)
+        save_figure(self.output_dir / "report.png", draw_detections(findings, regions, summary))
+        save_figure(self.output_dir / "gallery.png", draw_errors(findings, regions, summary))
         logger.info(
             "%s\nwritten to %s: detections.csv, scores.csv, summary.json, report.png, gallery.png",
-            detection_table(summary),
+            summary.table(),
             self.output_dir,
         )
 

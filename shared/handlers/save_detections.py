@@ -14,8 +14,8 @@ from monai.utils import CommonKeys
 
 from ..data import Region, tissue_mask
 from ..metrics import Detections, mitotic_count
-from ..reports.classification import check_classes
 from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
+from ..reports.domains import check_classes
 from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, gather_list, writable_folder, write_csv, write_json
 

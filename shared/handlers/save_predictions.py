@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data import read_rgb
-from ..reports.classification import check_classes, checked_probabilities
+from ..reports.classification import checked_probabilities
+from ..reports.domains import check_classes
 from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from ..utils import DataError, atomic_path, fault_list, flag, gather_list, writable_folder, write_csv, write_json
 

@@ -13,9 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..metrics import segmentation_scores
-from ..reports import summary_table
-from ..reports.segmentation import COLUMNS, METRICS, _cell, _figure, summarise_scores
-from ..utils import atomic_path, writable_folder, write_csv, write_json
+from ..reports.gallery import save_figure
+from ..reports.segmentation import METRICS, SegmentationScoring, SegmentationSummary, draw_scores, summarise_scores
+from ..utils import writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +67,10 @@ class SegmentationReport:
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> None:
-        if not labels or sorted(labels.values()) != list(range(1, len(labels) + 1)):
-            raise ValueError(f"labels must number its names from 1 to their count, got {dict(labels)}.")
-        if bootstrap < 1:
-            raise ValueError(f"bootstrap must be at least 1, got {bootstrap}.")
+        self.how = SegmentationScoring(
+            dataset=dataset, record=record, bootstrap=bootstrap, seed=seed, labels=labels, tolerance=tolerance
+        )
         self.output_dir = writable_folder(output_dir)
-        self.labels = dict(sorted(labels.items(), key=lambda item: item[1]))
-        self.tolerance = tolerance
-        self.dataset = dict(dataset or {})
-        self.record = dict(record or {})
-        self.bootstrap = bootstrap
-        self.seed = seed
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -96,7 +89,7 @@ class SegmentationReport:
         spacing = label.pixdim.tolist()
         ml = math.prod(spacing) / 1000
         grids = (x[0].cpu().numpy().astype(np.uint8) for x in (pred, label))
-        scores = segmentation_scores(*grids, spacing, len(self.labels), self.tolerance)
+        scores = segmentation_scores(*grids, spacing, len(self.how.labels), self.how.tolerance)
         return [
             {
                 "case": case,
@@ -109,7 +102,7 @@ class SegmentationReport:
                 "pred_ml": score.pred_voxels * ml,
                 "status": score.status,
             }
-            for (organ, i), score in zip(self.labels.items(), scores, strict=True)
+            for (organ, i), score in zip(self.how.labels.items(), scores, strict=True)
         ]
 
     def _finish(self, engine: Engine) -> None:
@@ -117,18 +110,14 @@ class SegmentationReport:
         for part in idist.all_gather(self.rows):
             gathered.update(part)
         rows = [row for case in sorted(gathered) for row in gathered[case]]
-        summary = summarise_scores(
-            rows, self.labels, self.tolerance, self.bootstrap, self.seed, self.dataset, self.record
-        )
+        summary = summarise_scores(rows, self.how)
         for metric in METRICS:
-            mean = summary["mean_over_organs"][metric]["mean"]
+            mean = summary.mean[metric]["mean"]
             engine.state.metrics[f"mean_{metric}"] = math.nan if mean is None else mean
         if idist.get_rank() == 0:
-            self._write(rows, summary)
+            self._write(summary)
 
-    def _write(self, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-        write_csv(self.output_dir / "scores.csv", [{k: _cell(v) for k, v in row.items()} for row in rows], COLUMNS)
-        write_json(self.output_dir / "summary.json", summary)
-        with atomic_path(self.output_dir / "report.png") as temporary:
-            _figure(rows, summary).savefig(temporary, dpi=120)
-        logger.info("%s\nwritten to %s: scores.csv, summary.json, report.png", summary_table(summary), self.output_dir)
+    def _write(self, summary: SegmentationSummary) -> None:
+        summary.write(self.output_dir)
+        save_figure(self.output_dir / "report.png", draw_scores(summary))
+        logger.info("%s\nwritten to %s: scores.csv, summary.json, report.png", summary.table(), self.output_dir)

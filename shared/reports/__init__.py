@@ -4,8 +4,6 @@ When they are made is for `handlers` and `transforms` to say.
 May import: data, layers, metrics, networks, utils.
 """
 
-from .classification import classification_table
-from .detection import detection_table
 from .detection_files import (
     DetectedImage,
     write_detections_csv,
@@ -15,14 +13,13 @@ from .detection_files import (
     write_overview,
 )
 from .preview import save_preview
-from .segmentation import summary_table
+from .summary import Scoring, Summary
 
 __all__ = [
     "DetectedImage",
-    "classification_table",
-    "detection_table",
+    "Scoring",
+    "Summary",
     "save_preview",
-    "summary_table",
     "write_detections_csv",
     "write_gallery",
     "write_geojson",

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import monai
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data import RegionEntry, open_region
 from ..metrics import Findings, bootstrap_detection, detection_scores, precision_recall_curve
+from ..metrics.detection import MATCHINGS
 from .domains import (
-    ALL,
-    add_warnings,
-    distribution_note,
+    Column,
+    DomainScoring,
+    DomainSummary,
+    Layout,
+    Part,
     domain_label,
     line_style,
-    number,
-    report_title,
-    score_columns,
-    slide_remarks,
+    mark_threshold,
     summarise_domains,
-    with_interval,
-    with_values,
 )
-from .provenance import synthetic_warnings
+from .gallery import add_warnings
 
-SCORES = ("precision", "recall", "f1", "average_precision")
-COUNTS = ("tp", "fp", "fn")
-SCORE_COLUMNS = (
-    *("domain", "distribution", "images", "slides", "figures"),
-    *score_columns(SCORES),
-    *(*COUNTS, "threshold"),
+LAYOUT = Layout(
+    counts=("images", "slides", "figures"),
+    titled=("images", "slides", "figures"),
+    scores=("precision", "recall", "f1", "average_precision"),
+    outcomes=("tp", "fp", "fn"),
+    columns=(
+        Column("images", "images"),
+        Column("figures", "figures"),
+        Column("f1", "F1", interval=True),
+        Column("average_precision", "AP", interval=True),
+        Column("precision", "precision"),
+        Column("recall", "   recall"),
+    ),
 )
 DETECTION_COLUMNS = ("image", "domain", "x", "y", "class", "score", "matched")
 SHOWN = 12  # crops in each half of the gallery
@@ -43,29 +47,50 @@ PER_ROW = 6
 CROP = 80  # pixels
 
 
-class Scoring(NamedTuple):
+@dataclass(kw_only=True)
+class DetectionScoring(DomainScoring):
     """How detections are scored.
 
     Attributes:
-        threshold: a detection counts from this score on.
-        class_names: of the classes 0 and 1.
         class_id: the class that the report is about.
-        match_radius: in pixels of the image.
+        match_radius: how far from a figure a detection of it may lie, in pixels of the image.
         matching: see `detection_f1`.
-        bootstrap: number of resamples.
-        seed: of the resamples.
+        score_threshold: detections of a lower score were dropped.
+
+    Raises:
+        ValueError: as `DomainScoring`, or when `matching` or `class_id` is none that there is.
     """
 
-    threshold: float = 0.5
-    class_names: tuple[str, str] = ("non_mitotic", "mitotic")
+    class_names: Sequence[str] = ("non_mitotic", "mitotic")
     class_id: int = 1
     match_radius: float = 30.0
     matching: str = "one_to_one"
-    bootstrap: int = 1000
-    seed: int = 0
+    score_threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matching not in MATCHINGS:
+            raise ValueError(f"matching is {self.matching!r}, expected one of {', '.join(MATCHINGS)}.")
+        if self.class_id not in (0, 1):
+            raise ValueError(f"class_id must be 0 or 1, got {self.class_id}.")
+        self.match_radius = float(self.match_radius)
+
+    @property
+    def class_name(self) -> str:
+        return self.class_names[self.class_id]
+
+    def settings(self) -> dict[str, Any]:
+        threshold = super().settings()["threshold"]
+        return {
+            "class_names": list(self.class_names),
+            "class": self.class_name,
+            "threshold": threshold,
+            "match_radius": self.match_radius,
+            "matching": self.matching,
+        }
 
 
-def _part(findings: Findings, slides: Sequence[Any], how: Scoring) -> dict[str, Any]:
+def _score_part(findings: Findings, slides: Sequence[Any], how: DetectionScoring) -> Part:
     """Counts of some regions, each score with its interval, and what the other class scores."""
     values, other = (
         detection_scores(findings, i, how.threshold, how.matching) for i in (how.class_id, 1 - how.class_id)
@@ -77,21 +102,19 @@ def _part(findings: Findings, slides: Sequence[Any], how: Scoring) -> dict[str, 
         "images": len(slides),
         "slides": len(set(slides)),
         "figures": values["tp"] + values["fn"],
-        **with_values(values, intervals, SCORES),
-        **{name: values[name] for name in COUNTS},
+        **LAYOUT.score(values, intervals),
         how.class_names[1 - how.class_id]: {k: None if math.isnan(v) else v for k, v in other.items()},
-        "resamples": how.bootstrap,
     }
 
 
-def _seen_unlabelled(regions: Sequence[RegionEntry], record: Mapping[str, Any]) -> list[str]:
+def _note_unlabelled(regions: Sequence[RegionEntry], how: DetectionScoring) -> list[str]:
     """Of scored domains whose images training has seen without their figures, for domain-adversarial training."""
-    seen = sorted({region["domain"] for region in regions} & set(record.get("unlabelled_domains", [])))
+    seen = sorted({region["domain"] for region in regions} & set(how.record.get("unlabelled_domains", [])))
     return [f"In training, images of {', '.join(seen)} were seen without labels: not quite unseen."] if seen else []
 
 
-def _notes(how: Scoring, score_threshold: float, adapted: bool, known: bool) -> list[str]:
-    name = how.class_names[how.class_id]
+def _notes(how: DetectionScoring) -> list[str]:
+    name = how.class_name
     counted = {
         "one_to_one": f"A detection is right when a {name} figure that no other detection has found lies within "
         f"{how.match_radius:g} px of its centre (one-to-one, the highest score first).",
@@ -104,111 +127,38 @@ def _notes(how: Scoring, score_threshold: float, adapted: bool, known: bool) -> 
         f"A detection counts when its score is at least {how.threshold:g}. Precision: share of those that are right. "
         "Recall: share of the figures that are found. F1: 2 tp / (2 tp + fp + fn), of all images together.",
         f"AP: average precision, the area under the precision-recall curve of the detections that score "
-        f"{score_threshold:g} or more.",
-        "Brackets: 95 % interval, from drawing whole slides anew; few slides make it unreliable.",
-        distribution_note(known),
-        *(
-            ["Batch norm was adapted to each domain's images, without their labels, before they were searched."]
-            if adapted
-            else []
-        ),
+        f"{how.score_threshold:g} or more.",
+        *how.notes(done="searched"),
     ]
 
 
-def _remarks(name: str, part: Mapping[str, Any], how: Scoring) -> list[str]:
-    """What a reader must know about the scores of one domain."""
-    called = how.class_names[how.class_id]
-    if part["figures"] == 0:
-        return [f"{name} has no {called} figures: its recall, F1 and AP are undefined, left blank and out of means."]
-    return slide_remarks(name, part, SCORES, "images", "figures or detections")
+def summarise_detections(findings: Findings, regions: Sequence[RegionEntry], how: DetectionScoring) -> DomainSummary:
+    """The scores of each domain, of the pooled images, and their means, see `DetectionReport`."""
+    # two scanners may have scanned one slide, or name them alike
+    slides = [(region["domain"], region["slide"]) for region in regions]
+
+    def remark(name: str, part: Part) -> list[str]:
+        if part["figures"] == 0:
+            return [
+                f"{name} has no {how.class_name} figures: its recall, F1 and AP are undefined, left blank and out of "
+                "means."
+            ]
+        return LAYOUT.remark_slides(name, part, lacking="figures or detections")
+
+    return summarise_domains(
+        [region["domain"] for region in regions],
+        how,
+        LAYOUT,
+        part=lambda chosen: _score_part(findings.of(chosen), [slides[i] for i in chosen], how),
+        remark=remark,
+        notes=[*_note_unlabelled(regions, how), *_notes(how)],
+    )
 
 
-def summarise_detections(
-    findings: Findings,
-    regions: Sequence[RegionEntry],
-    how: Scoring,
-    train_domains: Sequence[str] | None = None,
-    dataset: Mapping[str, Any] | None = None,
-    record: Mapping[str, Any] | None = None,
-    adapted: bool = False,
-    threshold_from: str | None = None,
-    score_threshold: float = 0.05,
-) -> dict[str, Any]:
-    """What `summary.json` holds, see `DetectionReport`."""
-    dataset, record = dict(dataset or {}), dict(record or {})
-
-    def part(chosen: Sequence[str]) -> dict[str, Any]:
-        own = [i for i, region in enumerate(regions) if region["domain"] in chosen]
-        # two scanners may have scanned one slide, or name them alike
-        return _part(findings.of(own), [(regions[i]["domain"], regions[i]["slide"]) for i in own], how)
-
-    domains, pooled, means = summarise_domains((r["domain"] for r in regions), train_domains, part, SCORES)
-    remarks = [text for name, entry in domains.items() for text in _remarks(name, entry, how)]
-    return {
-        "dataset": dataset,
-        "class_names": list(how.class_names),
-        "class": how.class_names[how.class_id],
-        "threshold": {"value": how.threshold, "from": threshold_from},
-        "match_radius": how.match_radius,
-        "matching": how.matching,
-        "train_domains": None if train_domains is None else list(train_domains),
-        "domains": domains,
-        "pooled_images": pooled,
-        "mean_over_domains": means,
-        "intervals": {
-            "level": 0.95,
-            "method": "percentile bootstrap over slides",
-            "resamples": how.bootstrap,
-            "seed": how.seed,
-        },
-        "adapted_batch_norm": adapted,
-        "model": record,
-        "warnings": synthetic_warnings(dataset, record),
-        "notes": [
-            *remarks,
-            *_seen_unlabelled(regions, record),
-            *_notes(how, score_threshold, adapted, train_domains is not None),
-        ],
-        "versions": {"monai": monai.__version__, "torch": torch.__version__},
-    }
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    pooled = summary["pooled_images"][ALL]
-    return report_title(summary["dataset"], {key: pooled[key] for key in ("images", "slides", "figures")})
-
-
-def detection_table(summary: Mapping[str, Any]) -> str:
-    """The summary as a table to print."""
-    rows = {**summary["domains"], **summary["pooled_images"]}
-    means = {f"mean of {group}": entry for group, entry in summary["mean_over_domains"].items() if entry["domains"] > 1}
-    width = max(len(name) for name in (*rows, *means))
-
-    def line(name: str, entry: Mapping[str, Any]) -> str:
-        scores = f"{with_interval(entry['f1'])}  {with_interval(entry['average_precision'])}"
-        others = "  ".join(f"{number(entry[s]['value']):>9}" for s in ("precision", "recall"))
-        counts = f"{entry['images']:>6}  {entry['figures']:>7}"
-        return f"{name:{width}}  {entry.get('distribution', ''):3}  {counts}  {scores}  {others}"
-
-    def mean_line(name: str, entry: Mapping[str, Any]) -> str:
-        scores = "  ".join(f"{number(entry[s]):>5}{'':15}" for s in ("f1", "average_precision"))
-        others = "  ".join(f"{number(entry[s]):>9}" for s in ("precision", "recall"))
-        return f"{name:{width}}  {'':20}  {scores}  {others}"
-
-    lines = [
-        _title(summary),
-        f"{'':{width}}  {'':3}  images  figures  {'F1':20}  {'AP':20}  precision     recall",
-        *(line(name, entry) for name, entry in rows.items()),
-        *(mean_line(name, entry) for name, entry in means.items()),
-    ]
-    return "\n".join([*lines, *summary["notes"], *summary["warnings"]])
-
-
-def _draw_curves(
-    axes: Axes, findings: Findings, regions: Sequence[RegionEntry], how: Scoring, summary: Mapping[str, Any]
-) -> None:
+def _draw_curves(axes: Axes, findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> None:
     """Precision-recall curve of each domain, with a dot at the threshold."""
-    for i, (name, part) in enumerate(summary["domains"].items()):
+    how = summary.how
+    for i, (name, part) in enumerate(summary.domains.items()):
         style, label = line_style(i, part), domain_label(name, part)
         if part["average_precision"]["value"] is None:
             axes.plot([], [], **style, label=f"{label}: no figures")
@@ -220,18 +170,17 @@ def _draw_curves(
         )
         last = np.count_nonzero(score >= how.threshold) - 1
         if last >= 0:
-            dot = {"color": style["color"], "markersize": 7, "markeredgecolor": "black", "zorder": 4, "clip_on": False}
-            axes.plot(recall[last], precision[last], "o", **dot)
+            mark_threshold(axes, recall[last], precision[last], style)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="recall", ylabel="precision")
-    axes.set_title(f"{summary['class']} figures; dot: threshold {how.threshold:.3g}", fontsize=10)
+    axes.set_title(f"{how.class_name} figures; dot: threshold {how.threshold:.3g}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", fontsize=8)
 
 
-def _draw_f1(axes: Axes, summary: Mapping[str, Any]) -> None:
+def _draw_f1(axes: Axes, summary: DomainSummary) -> None:
     """F1 of each domain and group, with its interval."""
-    rows = {**summary["domains"], **summary["pooled_images"]}
-    axes.set_yticks(range(len(rows)), [domain_label(name, {"distribution": "", **part}) for name, part in rows.items()])
+    rows = summary.parts
+    axes.set_yticks(range(len(rows)), [domain_label(name, part) for name, part in rows.items()])
     for y, part in enumerate(rows.values()):
         value, interval = part["f1"]["value"], part["f1"]["interval"]
         color = line_style(y, part)["color"] if "distribution" in part else "black"
@@ -245,14 +194,14 @@ def _draw_f1(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.grid(alpha=0.3, axis="x")
 
 
-def _figure(findings: Findings, regions: Sequence[RegionEntry], how: Scoring, summary: Mapping[str, Any]) -> Figure:
+def draw_detections(findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> Figure:
     """The precision-recall curves, and to their right the F1 scores."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[6, 4])
-    _draw_curves(left, findings, regions, how, summary)
+    _draw_curves(left, findings, regions, summary)
     _draw_f1(right, summary)
-    figure.suptitle(_title(summary))
-    add_warnings(figure, summary["warnings"])
+    figure.suptitle(summary.title)
+    add_warnings(figure, summary.warnings)
     return figure
 
 
@@ -265,14 +214,14 @@ class Crop(NamedTuple):
     text: str
 
 
-def _false_positives(findings: Findings, how: Scoring) -> list[Crop]:
+def _false_positives(findings: Findings, how: DetectionScoring) -> list[Crop]:
     """From the highest score to the lowest."""
     wrong = (findings.match < 0) & (findings.classes == how.class_id) & (findings.scores >= how.threshold)
     order = np.flatnonzero(wrong)[np.argsort(-findings.scores[wrong], kind="stable")]
     return [Crop(int(findings.images[i]), *findings.points[i].tolist(), f"{findings.scores[i]:.2f}") for i in order]
 
 
-def _false_negatives(findings: Findings, how: Scoring) -> list[Crop]:
+def _false_negatives(findings: Findings, how: DetectionScoring) -> list[Crop]:
     """Region after region."""
     found_at = findings.found_at
     missed = (findings.true_classes == how.class_id) & ~(found_at >= how.threshold)
@@ -286,14 +235,10 @@ def _false_negatives(findings: Findings, how: Scoring) -> list[Crop]:
     ]
 
 
-def _gallery(
-    findings: Findings,
-    regions: Sequence[RegionEntry],
-    how: Scoring,
-    summary: Mapping[str, Any],
-) -> Figure:
+def draw_errors(findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> Figure:
     """The false positives of the highest scores, and false negatives from all over the regions."""
-    name = how.class_names[how.class_id]
+    how = summary.how
+    name = how.class_name
     wrong, missed = _false_positives(findings, how), _false_negatives(findings, how)
     spread = np.unique(np.linspace(0, len(missed) - 1, min(SHOWN, len(missed))).round().astype(int))
     parts = (
@@ -313,6 +258,6 @@ def _gallery(
             corner = (round(crop.x - CROP / 2), round(crop.y - CROP / 2))
             axes.imshow(open_region(region["image"]).read(*corner, CROP, CROP))
             axes.set_title(f"{crop.text}, {region['domain']}", fontsize=8)
-    figure.suptitle(f"{_title(summary)}; threshold {how.threshold:.3g}", fontsize=11)
-    add_warnings(figure, summary["warnings"])
+    figure.suptitle(f"{summary.title}; threshold {how.threshold:.3g}", fontsize=11)
+    add_warnings(figure, summary.warnings)
     return figure

@@ -7,137 +7,280 @@ its `interval` as [low, high] or None.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+
+from ..metrics.bootstrap import Interval
+from ..utils import flag, text_table
+from .summary import Scoring, Summary, format_number, round_score
+
+Part = dict[str, Any]
 
 IN, OUT, ALL = "in distribution", "out of distribution", "all"
 # A note is due where an interval rests on fewer than this share of the resamples.
 MANY_LEFT_OUT = 0.05
 
 
-def group_domains(
-    domains: Iterable[str], train_domains: Sequence[str] | None
-) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Which domains were trained on.
+def check_classes(threshold: float, class_names: Sequence[str]) -> tuple[str, str]:
+    """The names of the classes 0 and 1.
 
-    Returns:
-        For each domain, in the order of a report, `"in"` or `"out"`, or `""` where nothing is known; and the domains of
-        the groups `IN` and `OUT`, where that is known, and `ALL`; a group without domains is left out.
+    Raises:
+        ValueError: when they are not two different ones, or the threshold is not in [0, 1].
     """
-    names = sorted(set(domains))
-    if train_domains is None:
-        return dict.fromkeys(names, ""), {ALL: names} if names else {}
-    members = {IN: [n for n in names if n in train_domains], OUT: [n for n in names if n not in train_domains]}
-    members[ALL] = members[IN] + members[OUT]
-    distribution = {name: "in" if name in members[IN] else "out" for name in members[ALL]}
-    return distribution, {group: chosen for group, chosen in members.items() if chosen}
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}.")
+    if isinstance(class_names, str) or len(class_names) != 2 or class_names[0] == class_names[1]:
+        raise ValueError(f"class_names must be two names, of class 0 and class 1, got {class_names!r}.")
+    return class_names[0], class_names[1]
+
+
+@dataclass(kw_only=True)
+class DomainScoring(Scoring):
+    """How items of two classes from several domains are scored.
+
+    Attributes:
+        threshold: an item is of class 1 from this score on, in [0, 1].
+        class_names: of the classes 0 and 1.
+        train_domains: what the network was trained on; None: `train_domains` of the record, and where it has none
+            nothing is known to be in or out of distribution.
+        adapted: whether batch norm was adapted to each domain.
+        threshold_from: where the threshold comes from, such as the path of its file.
+
+    Raises:
+        ValueError: when the threshold, the class names or `bootstrap` are out of range.
+    """
+
+    threshold: float = 0.5
+    class_names: Sequence[str] = ("negative", "positive")
+    train_domains: Sequence[str] | None = None
+    adapted: bool = False
+    threshold_from: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_names = check_classes(self.threshold, self.class_names)
+        self.threshold = float(self.threshold)
+        if self.train_domains is None:
+            self.train_domains = self.record.get("train_domains")
+        else:
+            self.train_domains = list(self.train_domains)
+        self.adapted = flag("adapted", self.adapted)
+
+    def settings(self) -> dict[str, Any]:
+        """What `summary.json` says of them."""
+        return {
+            "class_names": list(self.class_names),
+            "threshold": {"value": self.threshold, "from": self.threshold_from},
+        }
+
+    def notes(self, done: str) -> list[str]:
+        """What a reader must know of the intervals, of the domains, and of what went before images were `done`."""
+        known = "In distribution: domains (scanners) that the network was trained on. Out of distribution: all others."
+        unknown = "What domains (scanners) the network was trained on is not known, so none is marked in or out."
+        adapted = f"Batch norm was adapted to each domain's images, without their labels, before they were {done}."
+        return [
+            "Brackets: 95 % interval, from drawing whole slides anew; few slides make it unreliable.",
+            unknown if self.train_domains is None else known,
+            *([adapted] if self.adapted else []),
+        ]
+
+
+class Column(NamedTuple):
+    """Of a printed table.
+
+    Attributes:
+        key: of a count or a score of a part.
+        header: as wide as a score is to be.
+        interval: whether the interval stands behind the score.
+    """
+
+    key: str
+    header: str
+    interval: bool = False
+
+    def cell(self, part: Mapping[str, Any]) -> int | str:
+        score = part.get(self.key, "")
+        if not isinstance(score, Mapping):
+            return score
+        value = format_number(score["value"])
+        if not self.interval:
+            return value.rjust(len(self.header))
+        interval = "" if score["interval"] is None else "[{:.3f}, {:.3f}]".format(*score["interval"])
+        return f"{value:>5} {interval:14}"
+
+
+class Layout(NamedTuple):
+    """What is known of each part, and in what order it is written.
+
+    Attributes:
+        counts: of the items, whose plural is the first, of `slides`, and of what else there is.
+        titled: those of them that the title names.
+        scores: each with its interval.
+        outcomes: counts of what was right and wrong.
+        columns: of the printed table.
+    """
+
+    counts: tuple[str, ...]
+    titled: tuple[str, ...]
+    scores: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    def score(self, values: Mapping[str, float], intervals: Mapping[str, Interval]) -> Part:
+        """The scores and the outcomes of a part."""
+        scores = {s: {"value": None if math.isnan(values[s]) else values[s], **intervals[s]} for s in self.scores}
+        return scores | {name: values[name] for name in self.outcomes}
+
+    def remark_slides(self, name: str, part: Part, lacking: str) -> list[str]:
+        """What a reader must know of a domain whose items are from too few slides."""
+        if part["slides"] == 1:
+            return [f"{name} has {self.counts[0]} from a single slide: no intervals."]
+        left_out = max(part[score]["resamples_left_out"] for score in self.scores)
+        if left_out > MANY_LEFT_OUT * part["resamples"]:
+            return [
+                f"{name} has too few slides for good intervals: {left_out} of {part['resamples']} resamples lack "
+                f"{lacking} and are left out."
+            ]
+        return []
+
+
+@dataclass(kw_only=True)
+class DomainSummary(Summary):
+    """What an evaluation of several domains found.
+
+    Attributes:
+        how: it was scored.
+        layout: of the parts.
+        domains: the part of each domain, with its `distribution`: `"in"`, `"out"`, or `""` where nothing is known.
+        pooled: the part of each group, its domains taken together: `IN` and `OUT`, where that is known, and `ALL`. A
+            group without domains is left out.
+        means: for each group how many `domains` it has and the mean of each score over them. Each domain weighs the
+            same, those where a score is undefined are left out; None where it is undefined in all.
+        notes: what the scores mean, and what a reader must know about them.
+    """
+
+    how: DomainScoring
+    layout: Layout
+    domains: dict[str, Part]
+    pooled: dict[str, Part]
+    means: dict[str, dict[str, Any]]
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Of the domains, then of the groups."""
+        return {**self.domains, **self.pooled}
+
+    def counts(self) -> dict[str, int]:
+        return {name: self.pooled[ALL][name] for name in self.layout.titled}
+
+    def results(self) -> dict[str, Any]:
+        trained = self.how.train_domains
+        return {
+            **self.how.settings(),
+            "train_domains": None if trained is None else list(trained),
+            "domains": self.domains,
+            f"pooled_{self.layout.counts[0]}": self.pooled,
+            "mean_over_domains": self.means,
+            "intervals": self.intervals("slides"),
+            "adapted_batch_norm": self.how.adapted,
+        }
+
+    def score_table(self) -> str:
+        means = {
+            f"mean of {group}": {score: {"value": mean[score], "interval": None} for score in self.layout.scores}
+            for group, mean in self.means.items()
+            if mean["domains"] > 1
+        }
+        rows = []
+        for name, part in {**self.parts, **means}.items():
+            named = {"": name, "   ": part.get("distribution", "")}  # `in` or `out`, in a column without a header
+            rows.append(named | {column.header: column.cell(part) for column in self.layout.columns})
+        return text_table(rows)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "domain": name,
+                "distribution": part.get("distribution", {IN: "in", OUT: "out"}.get(name, "")),
+                **{count: part[count] for count in self.layout.counts},
+                **{column: value for score in self.layout.scores for column, value in _columns(score, part).items()},
+                **{outcome: part[outcome] for outcome in self.layout.outcomes},
+                "threshold": self.how.threshold,
+            }
+            for name, part in self.parts.items()
+        ]
+
+
+def _columns(score: str, part: Part) -> dict[str, float | None]:
+    """Of `scores.csv`: a score with the two ends of its interval."""
+    low, high = part[score]["interval"] or (None, None)
+    values = {score: part[score]["value"], f"{score}_low": low, f"{score}_high": high}
+    return {column: round_score(value) for column, value in values.items()}
+
+
+def _mean_scores(parts: Sequence[Part], scores: Sequence[str]) -> dict[str, Any]:
+    defined = {s: [part[s]["value"] for part in parts if part[s]["value"] is not None] for s in scores}
+    means = {score: float(np.mean(values)) if values else None for score, values in defined.items()}
+    return {"domains": len(parts), **means}
 
 
 def summarise_domains(
-    domains: Iterable[str],
-    train_domains: Sequence[str] | None,
-    part: Callable[[Sequence[str]], dict[str, Any]],
-    scores: Sequence[str],
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The part of each domain, the part of each group, its domains pooled, and the mean over the domains of a group.
+    domains: Sequence[str],
+    how: DomainScoring,
+    layout: Layout,
+    part: Callable[[list[int]], Part],
+    remark: Callable[[str, Part], list[str]],
+    notes: Sequence[str],
+) -> DomainSummary:
+    """Score each domain, and the domains that were trained on, the others and all of them, pooled.
 
     Args:
-        domains: of the items.
-        train_domains: what the network was trained on; None: not known.
-        part: gives the part of some domains.
-        scores: what to average; each domain weighs the same, those where a score is undefined are left out.
+        domains: of the items, one name for each.
+        how: they are scored.
+        layout: of the parts.
+        part: what is known of the items with these numbers.
+        remark: what a reader must know of the domain of this name.
+        notes: on the scores of all domains.
     """
-    distribution, members = group_domains(domains, train_domains)
-    parts = {name: {"distribution": where, **part([name])} for name, where in distribution.items()}
-    pooled = {group: part(chosen) for group, chosen in members.items()}
-    means = {group: _mean_scores([parts[name] for name in chosen], scores) for group, chosen in members.items()}
-    return parts, pooled, means
+    names, trained = sorted(set(domains)), how.train_domains
+    groups = {ALL: names}
+    if trained is not None:
+        groups = {IN: [n for n in names if n in trained], OUT: [n for n in names if n not in trained]}
+        groups[ALL] = groups[IN] + groups[OUT]
+    groups = {group: chosen for group, chosen in groups.items() if chosen}
+
+    def score(chosen: Sequence[str]) -> Part:
+        return {**part([i for i, name in enumerate(domains) if name in chosen]), "resamples": how.bootstrap}
+
+    def distribution(name: str) -> str:
+        return "" if trained is None else "in" if name in trained else "out"
+
+    parts = {name: {"distribution": distribution(name), **score([name])} for name in groups.get(ALL, [])}
+    return DomainSummary(
+        how=how,
+        layout=layout,
+        domains=parts,
+        pooled={group: score(chosen) for group, chosen in groups.items()},
+        means={group: _mean_scores([parts[n] for n in chosen], layout.scores) for group, chosen in groups.items()},
+        notes=[text for name, own in parts.items() for text in remark(name, own)] + list(notes),
+    )
 
 
-def _mean_scores(parts: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> dict[str, Any]:
-    means: dict[str, Any] = {"domains": len(parts)}
-    for name in scores:
-        values = [part[name]["value"] for part in parts if part[name]["value"] is not None]
-        means[name] = float(np.mean(values)) if values else None
-    return means
-
-
-def with_values(
-    values: Mapping[str, float], intervals: Mapping[str, Mapping[str, Any]], scores: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Of a part, its scores."""
-    return {name: {"value": None if math.isnan(values[name]) else values[name], **intervals[name]} for name in scores}
-
-
-def distribution_note(known: bool) -> str:
-    if known:
-        return "In distribution: domains (scanners) that the network was trained on. Out of distribution: all others."
-    return "What domains (scanners) the network was trained on is not known, so none is marked in or out."
-
-
-def slide_remarks(name: str, part: Mapping[str, Any], scores: Sequence[str], items: str, lacking: str) -> list[str]:
-    """What a reader must know where the items are from too few slides."""
-    if part["slides"] == 1:
-        return [f"{name} has {items} from a single slide: no intervals."]
-    left_out = max(part[score]["resamples_left_out"] for score in scores)
-    if left_out > MANY_LEFT_OUT * part["resamples"]:
-        return [
-            f"{name} has too few slides for good intervals: {left_out} of {part['resamples']} resamples lack {lacking} "
-            "and are left out."
-        ]
-    return []
-
-
-def report_title(dataset: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    """Such as "MIDOG, test, 12 images, 1 slide"."""
-    counted = (f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items())
-    parts = (str(dataset.get("name") or "evaluation"), dataset.get("split"), *counted)
-    return ", ".join(part for part in parts if part)
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def with_interval(entry: Mapping[str, Any]) -> str:
-    interval = "" if entry["interval"] is None else "[{:.3f}, {:.3f}]".format(*entry["interval"])
-    return f"{number(entry['value']):>5} {interval:14}"
-
-
-def score_columns(scores: Sequence[str]) -> list[str]:
-    """Of a CSV file: each score with the two ends of its interval."""
-    return [column for score in scores for column in (score, f"{score}_low", f"{score}_high")]
-
-
-def score_rows(
-    domains: Mapping[str, Any], pooled: Mapping[str, Any], copied: Sequence[str], scores: Sequence[str]
-) -> list[dict[str, Any]]:
-    """The rows of a CSV file: for each part `domain`, `distribution`, some counts as they are, and the scores."""
-    groups = {name: {**part, "distribution": {IN: "in", OUT: "out"}.get(name, "")} for name, part in pooled.items()}
-    rows = []
-    for name, part in {**domains, **groups}.items():
-        row = {"domain": name} | {key: part[key] for key in ("distribution", *copied)}
-        values = [v for s in scores for v in (part[s]["value"], *(part[s]["interval"] or (None, None)))]
-        rounded = (None if v is None else round(v, 4) for v in values)
-        rows.append(row | dict(zip(score_columns(scores), rounded, strict=True)))
-    return rows
-
-
-def line_style(i: int, part: Mapping[str, Any]) -> dict[str, Any]:
+def line_style(i: int, part: Part) -> dict[str, Any]:
     """Of the curve of the domain with the number i: dashed out of distribution."""
     return {"color": colormaps["tab10"](i % 10), "linestyle": "--" if part["distribution"] == "out" else "-"}
 
 
-def domain_label(name: str, part: Mapping[str, Any]) -> str:
-    return f"{name} ({part['distribution']})" if part["distribution"] else name
+def domain_label(name: str, part: Part) -> str:
+    """Such as "XR (in)"; the name alone of a group, or where nothing is known."""
+    return f"{name} ({part['distribution']})" if part.get("distribution") else name
 
 
-def add_warnings(figure: Figure, warnings: Sequence[str]) -> None:
-    """In red at the foot of a figure whose layout is constrained."""
-    if warnings:
-        figure.text(0.01, 0.01, " ".join(warnings), color="tab:red", fontsize=9)
-        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
+def mark_threshold(axes: Axes, x: float, y: float, style: Mapping[str, Any]) -> None:
+    """A dot on a curve where the threshold is."""
+    axes.plot(x, y, "o", color=style["color"], markersize=7, markeredgecolor="black", zorder=4, clip_on=False)

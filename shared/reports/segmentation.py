@@ -1,23 +1,127 @@
-"""The report of a segmentation: means with intervals, a table, a picture."""
+"""The report of a segmentation: means of each organ with intervals, a table, the scores of all cases as a picture."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import monai
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from ..metrics.bootstrap import bootstrap_means
-from .provenance import synthetic_warnings
+from ..utils import text_table
+from .gallery import add_warnings
+from .summary import Scoring, Summary, format_number, round_score
 
 METRICS = ("dice", "nsd", "hd95_mm")
-COLUMNS = ("case", "organ", "id", *METRICS, "label_ml", "pred_ml", "status")
+STATES = ("scored", "missed", "absent", "absent_but_predicted")
 # Spread over a row of the picture in a fixed, even way, so that equal scores remain visible side by side.
 GOLDEN_RATIO = 0.618034
+
+
+@dataclass(kw_only=True)
+class SegmentationScoring(Scoring):
+    """How a segmentation is scored.
+
+    Attributes:
+        labels: organ name → id, 1 to N; put in the order of the ids.
+        tolerance: of the NSD, in mm.
+
+    Raises:
+        ValueError: when `labels` does not number its names from 1 to N, or `bootstrap` is not positive.
+    """
+
+    labels: Mapping[str, int]
+    tolerance: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.labels or sorted(self.labels.values()) != list(range(1, len(self.labels) + 1)):
+            raise ValueError(f"labels must number its names from 1 to their count, got {dict(self.labels)}.")
+        super().__post_init__()
+        self.labels = dict(sorted(self.labels.items(), key=lambda item: item[1]))
+
+
+@dataclass(kw_only=True)
+class SegmentationSummary(Summary):
+    """What an evaluation of a segmentation found.
+
+    Attributes:
+        how: it was scored.
+        scores: of each case and organ, see `SegmentationReport`; NaN where undefined.
+        cases: how many there are.
+        organs: of each organ its `id`, in how many cases it has each of `STATES`, and for each of `METRICS` the mean
+            over cases, see `bootstrap_means`.
+        mean: for each of `METRICS`, over the organs.
+        notes: what the scores mean.
+    """
+
+    how: SegmentationScoring
+    scores: Sequence[Mapping[str, Any]]
+    cases: int
+    organs: dict[str, dict[str, Any]]
+    mean: dict[str, dict[str, Any]]
+
+    @property
+    def missed(self) -> int:
+        return sum(organ["missed"] for organ in self.organs.values())
+
+    @property
+    def never_predicted(self) -> list[str]:
+        return [name for name, organ in self.organs.items() if organ["missed"] and not organ["scored"]]
+
+    @property
+    def absent_everywhere(self) -> list[str]:
+        return [name for name, organ in self.organs.items() if not organ["missed"] and not organ["scored"]]
+
+    def counts(self) -> dict[str, int]:
+        return {"cases": self.cases}
+
+    def results(self) -> dict[str, Any]:
+        return {
+            "cases": self.cases,
+            "mean_over_organs": self.mean,
+            "organs": self.organs,
+            "missed": self.missed,
+            "never_predicted": self.never_predicted,
+            "absent_everywhere": self.absent_everywhere,
+            "tolerance_mm": self.how.tolerance,
+            "intervals": self.intervals("cases"),
+        }
+
+    def score_table(self) -> str:
+        """With a line on the organs that are still at 0."""
+        means = [
+            _table_row(name, organ, organ["dice"]["cases"], organ["missed"]) for name, organ in self.organs.items()
+        ]
+        lines = [text_table([*means, _table_row("mean over organs", self.mean, self.cases, self.missed)])]
+        misplaced = [n for n, o in self.organs.items() if o["scored"] and o["dice"]["mean"] == 0]
+        for names, explanation in (
+            (self.never_predicted, "never predicted, so Dice 0"),
+            (misplaced, "predicted, but nowhere where the label has it, so Dice 0"),
+            (self.absent_everywhere, "in no label of these cases, so left out"),
+        ):
+            if names:
+                lines.append(f"{explanation}: {', '.join(names)}")
+        return "\n".join(lines)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{k: round_score(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.scores]
+
+
+def _table_row(name: str, means: Mapping[str, Any], cases: int, missed: int) -> dict[str, Any]:
+    dice, nsd, hd95 = (means[metric] for metric in METRICS)
+    interval = "-" if dice["interval"] is None else "{:.3f} to {:.3f}".format(*dice["interval"])
+    return {
+        "": name,
+        " Dice": format_number(dice["mean"]).rjust(5),
+        " 95 % interval": interval.center(14),
+        "  NSD": format_number(nsd["mean"]).rjust(5),
+        "HD95 mm": format_number(hd95["mean"], 1).rjust(7),
+        "cases": cases,
+        "missed": missed,
+    }
 
 
 def _notes(tolerance: float) -> list[str]:
@@ -29,100 +133,30 @@ def _notes(tolerance: float) -> list[str]:
     ]
 
 
-def summarise_scores(
-    rows: Sequence[Mapping[str, Any]],
-    labels: Mapping[str, int],
-    tolerance: float,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    dataset: Mapping[str, Any] | None = None,
-    record: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What `summary.json` holds, from the rows of `scores.csv` (NaN or None for a blank score)."""
-    cases = sorted({row["case"] for row in rows})
-    names = sorted(labels, key=labels.__getitem__)
-    table = {(row["case"], row["organ"]): row for row in rows}
+def summarise_scores(scores: Sequence[Mapping[str, Any]], how: SegmentationScoring) -> SegmentationSummary:
+    """The means of the scores of each case and organ, with intervals, see `SegmentationReport`."""
+    cases = sorted({row["case"] for row in scores})
+    table = {(row["case"], row["organ"]): row for row in scores}
     organs: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name, i in how.labels.items():
         states = [table[case, name]["status"] for case in cases]
-        counts = {s: states.count(s) for s in ("scored", "missed", "absent", "absent_but_predicted")}
-        organs[name] = {"id": labels[name], **counts}
+        organs[name] = {"id": i, **{state: states.count(state) for state in STATES}}
     mean = {}
     for metric in METRICS:
-        scores = np.array([[table[case, name][metric] for name in names] for case in cases], dtype=float)
-        each, mean[metric] = bootstrap_means(scores, bootstrap, seed)
-        for name, entry in zip(names, each, strict=True):
-            organs[name][metric] = entry
-    dataset, record = dict(dataset or {}), dict(record or {})
-    return {
-        "dataset": dataset,
-        "cases": len(cases),
-        "mean_over_organs": mean,
-        "organs": organs,
-        "missed": sum(o["missed"] for o in organs.values()),
-        "never_predicted": [n for n, o in organs.items() if o["missed"] and not o["scored"]],
-        "absent_everywhere": [n for n, o in organs.items() if not o["missed"] and not o["scored"]],
-        "tolerance_mm": tolerance,
-        "intervals": {"level": 0.95, "method": "percentile bootstrap over cases", "resamples": bootstrap, "seed": seed},
-        "model": record,
-        "warnings": synthetic_warnings(dataset, record),
-        "notes": _notes(tolerance),
-        "versions": {"monai": monai.__version__, "torch": torch.__version__},
-    }
+        values = np.array([[table[case, name][metric] for name in organs] for case in cases], dtype=float)
+        each, mean[metric] = bootstrap_means(values, how.bootstrap, how.seed)
+        for organ, entry in zip(organs.values(), each, strict=True):
+            organ[metric] = entry
+    notes = _notes(how.tolerance)
+    return SegmentationSummary(how=how, scores=scores, cases=len(cases), organs=organs, mean=mean, notes=notes)
 
 
-def _title(summary: Mapping[str, Any]) -> str:
-    data, cases = summary["dataset"], summary["cases"]
-    parts = [str(data.get("name") or "evaluation"), data.get("split"), f"{cases} case{'s' * (cases != 1)}"]
-    if data.get("folds"):
-        parts.insert(2, f"fold {data['fold']} of {data['folds']}")
-    return ", ".join(p for p in parts if p)
-
-
-def summary_table(summary: Mapping[str, Any]) -> str:
-    """The summary as a table to print, with a line on every organ that is still at 0."""
-    organs = summary["organs"]
-    width = max(len(name) for name in [*organs, "mean over organs"])
-
-    def line(name: str, entry: Mapping[str, Any], cases: int, missed: int) -> str:
-        dice, nsd, hd95 = (entry[metric] for metric in METRICS)
-        interval = "-" if dice["interval"] is None else "{:.3f} to {:.3f}".format(*dice["interval"])
-        distances = f"{_number(nsd['mean'], 3):>5}  {_number(hd95['mean'], 1):>7}"
-        return f"{name:{width}}  {_number(dice['mean'], 3):>5}  {interval:^14}  {distances}  {cases:>5}  {missed:>6}"
-
-    lines = [
-        _title(summary),
-        f"{'':{width}}   Dice   95 % interval    NSD  HD95 mm  cases  missed",
-        *(line(name, organ, organ["dice"]["cases"], organ["missed"]) for name, organ in organs.items()),
-        line("mean over organs", summary["mean_over_organs"], summary["cases"], summary["missed"]),
-    ]
-    misplaced = [n for n, o in organs.items() if o["scored"] and o["dice"]["mean"] == 0]
-    for names, explanation in (
-        (summary["never_predicted"], "never predicted, so Dice 0"),
-        (misplaced, "predicted, but nowhere where the label has it, so Dice 0"),
-        (summary["absent_everywhere"], "in no label of these cases, so left out"),
-    ):
-        if names:
-            lines.append(f"{explanation}: {', '.join(names)}")
-    return "\n".join([*lines, *summary["notes"], *summary["warnings"]])
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 4)
-    return value
-
-
-def _figure(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Figure:
+def draw_scores(summary: SegmentationSummary) -> Figure:
     """One row for each organ: the Dice score of every case, with a box over their quartiles."""
-    names = list(summary["organs"])
+    names = list(summary.organs)
     figure = Figure(figsize=(9, 1.6 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
-    drawn = [row for row in rows if not math.isnan(row["dice"])]
+    drawn = [row for row in summary.scores if not math.isnan(row["dice"])]
     for y, name in enumerate(names):
         dice = np.array([row["dice"] for row in drawn if row["organ"] == name])
         missed = np.array([row["status"] == "missed" for row in drawn if row["organ"] == name], dtype=bool)
@@ -130,13 +164,11 @@ def _figure(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Fi
         axes.boxplot([dice], positions=[y], orientation="horizontal", widths=0.6, showfliers=False)
         axes.scatter(dice[~missed], height[~missed], s=12, alpha=0.6, color="tab:blue", zorder=3)
         axes.scatter(dice[missed], height[missed], s=24, marker="x", color="tab:red", zorder=3)
-        mean = summary["organs"][name]["dice"]["mean"]
-        axes.text(1.03, y, _number(mean, 3), va="center", fontsize=9)
-    axes.set(xlim=(-0.03, 1.02), xlabel="Dice (cross: organ missed; number: mean)", title=_title(summary))
+        mean = summary.organs[name]["dice"]["mean"]
+        axes.text(1.03, y, format_number(mean), va="center", fontsize=9)
+    axes.set(xlim=(-0.03, 1.02), xlabel="Dice (cross: organ missed; number: mean)", title=summary.title)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    if summary["warnings"]:
-        figure.text(0.01, 0.005, " ".join(summary["warnings"]), color="tab:red", fontsize=8)
-        figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    add_warnings(figure, summary.warnings)
     return figure

@@ -17,7 +17,8 @@ from monai.engines import SupervisedEvaluator
 
 from shared.handlers import ClassificationReport, classification_report
 from shared.metrics import bootstrap_scores, classification_scores
-from shared.reports import classification_table
+from shared.reports.classification import Patch, draw_patches, summarise_patches
+from shared.reports.domains import DomainScoring
 from shared.utils import DataError
 
 NAMES = ("other", "mitotic")
@@ -71,6 +72,11 @@ def columns(data: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, lis
     """Probabilities, labels and slides."""
     prob = np.array([1 / (1 + math.exp(-p["image"].item())) for p in data])
     return prob, np.array([int(p["label"]) for p in data]), [(p["domain"], p["slide"]) for p in data]
+
+
+def printed_table(caplog: pytest.LogCaptureFixture) -> str:
+    """The table of the last report, as it was logged."""
+    return next(m for m in reversed(caplog.messages) if "\nwritten to " in m).split("\nwritten to ")[0]
 
 
 def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
@@ -156,8 +162,7 @@ def test_table_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level("INFO", logger="shared"):
         evaluate(tmp_path, patches(), dataset={"name": "toy", "split": "test", "synthetic": True})
     summary = read_summary(tmp_path)
-    table = classification_table(summary)
-    assert table in caplog.text
+    table = printed_table(caplog)
     assert table.startswith("toy, test, 120 patches, 15 slides\n")
     assert "These cases are made up" in table
     assert "A patch is called mitotic when its probability is at least 0.4, else other." in table
@@ -233,18 +238,19 @@ def test_what_the_weights_and_patches_are_is_said(tmp_path: Path) -> None:
 def test_picture_has_a_curve_a_mark_and_a_matrix_for_each_domain(tmp_path: Path, count: int) -> None:
     data = patches([f"centre {i}" for i in range(count)], 20)
     chosen = [
-        classification_report.Patch(*(p[k] for k in ("case", "domain", "slide")), int(label), float(prob))
+        Patch(*(p[k] for k in ("case", "domain", "slide")), int(label), float(prob))
         for p, prob, label in zip(data, *columns(data)[:2], strict=True)
     ]
-    summary = classification_report.summarise_patches(chosen, 0.4, NAMES, ["centre 0"], bootstrap=10)
-    figure = classification_report._figure(chosen, summary)
+    how = DomainScoring(threshold=0.4, class_names=NAMES, train_domains=["centre 0"], bootstrap=10)
+    summary = summarise_patches(chosen, how)
+    figure = draw_patches(chosen, summary)
     figure.savefig(tmp_path / "report.png")
     roc, *matrices = (axes for axes in figure.axes if axes.axison)
     assert len(matrices) == count
     curves = [line for line in roc.lines if "AUC" in line.get_label()]
     assert [line.get_linestyle() for line in curves] == ["-"] + ["--"] * (count - 1)
     marks = [line for line in roc.lines if line.get_marker() == "o"]
-    for curve, mark, matrix, (name, part) in zip(curves, marks, matrices, summary["domains"].items(), strict=True):
+    for curve, mark, matrix, (name, part) in zip(curves, marks, matrices, summary.domains.items(), strict=True):
         assert f"AUC {part['auc']['value']:.3f}" in curve.get_label()
         distances = np.abs(curve.get_xydata() - mark.get_xydata()).sum(axis=1)
         assert distances.min() < 1e-9  # the operating point lies on the curve
