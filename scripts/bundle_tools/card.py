@@ -64,6 +64,9 @@ SHOWN = {
 }
 
 
+ALONE = ("configs/train.json", "configs/inference.json")  # the configs that go first, since they are no overlays
+
+
 @of_configs
 def check_card(bundle: Path) -> list[str]:
     """The model card has the commands that people need, and their files and options, and its links, lead somewhere."""
@@ -89,6 +92,8 @@ def command_faults(command: Command, bundle: Path) -> list[str]:
     files = [*command.files, *(value for key, value in command.options.items() if key == "meta_file")]
     if missing := [file for file in files if not (bundle / file).is_file()]:
         return [f"there is no {file}" for file in missing]
+    if late := [file for file in files[1:] if file in ALONE]:
+        return [f"{late[0]} replaces what {files[0]}, before it, says; an overlay goes last"]
     names = [Path(file).relative_to("configs").with_suffix("").as_posix() for file in command.files]
     content, own = try_merged(bundle, names)[0], inspect.signature(getattr(monai.bundle, command.name)).parameters
     unknown = [key for key in command.options if key not in own and not has(content, key)]

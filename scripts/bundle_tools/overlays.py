@@ -121,7 +121,8 @@ def check_overlays(bundle: Path) -> list[str]:
         faults += [f"{where}: is empty"] * (not content)
         faults += [f"{where}: {key} is not a top-level key" for key in content if "#" in key or "::" in key]
         if "network_def" in content:
-            absent = [key for key in content if not (key in train and key in inference)]
+            plain = [key.removeprefix("+") for key in content]
+            absent = [key for key in plain if not (key in train and key in inference)]
             faults += [f"{where}: changes the network, but {key} is not in both train and inference" for key in absent]
             found = content.get("network_overlay")
             faults += [f"{where}: network_overlay is {found!r}, expected {where!r}"] * (found != where)

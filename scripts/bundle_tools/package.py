@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
 from torch import nn
 
 from shared.networks import load_weights, read_model_record
@@ -143,6 +144,12 @@ def taken_over(overlay: Mapping[str, Any], train: Mapping[str, Any], config: Map
     return taken
 
 
+def lay_over(config: dict[str, Any], overlay: Mapping[str, Any]) -> None:
+    """Put an overlay into a config as MONAI does it: what `+key` holds goes behind what the config's `key` has."""
+    for key, value in overlay.items():
+        merge_kv(config, key, value)
+
+
 def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
     """`train`, `evaluate` and `inference` with the variants in them, and the labels that the weights were trained with.
 
@@ -151,9 +158,10 @@ def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
     """
     train, evaluate, inference = (read_config(package.bundle, name) for name in ("train", "evaluate", "inference"))
     for overlay in package.baked.values():
-        inference |= overlay if "network_def" in overlay else taken_over(overlay, train, inference)
-        evaluate |= taken_over(overlay, train, evaluate)
-        train |= overlay
+        taken = overlay if "network_def" in overlay else taken_over(overlay, train, inference)
+        lay_over(inference, taken)
+        lay_over(evaluate, taken_over(overlay, train, evaluate))
+        lay_over(train, overlay)
     if isinstance(train.get("labels"), dict) and package.record.get("labels"):
         train["labels"] = inference["labels"] = package.record["labels"]
     overlay = train.get("network_overlay", "")

@@ -226,6 +226,16 @@ def test_variants_leave_training_and_inference_the_same(copies: Path, name: str,
     assert check_drift(copies / name) == []
 
 
+def test_what_variants_add_to_a_list_is_added_when_they_are_baked(tmp_path: Path, copy: Path) -> None:
+    """As MONAI does it for `+key`: behind what is there, and that of several variants one after the other."""
+    write_json(copy / "configs" / "variants" / "more.json", {"+imports": ["$import json"]})
+    folder = lay_out(copy, tmp_path / "packed", variant="prevalence,more")
+    train, first = read(folder / "configs" / "train.json"), read(copy / "configs" / "train.json")["imports"]
+    added = [line.replace("shared.", "scripts.") for line in read(copy / "configs/variants/prevalence.json")["+imports"]]
+    assert train["imports"][1:] == [*(line.replace("shared.", "scripts.") for line in first), *added, "$import json"]
+    assert [key for name in ("train", "inference") for key in read(folder / f"configs/{name}.json") if "+" in key] == []
+
+
 def test_a_file_that_is_not_there_is_not_baked(tmp_path: Path) -> None:
     """Training starts as without it; the network's frozen batch norm computes what batch norm does with its weights."""
     bundle = ROOT / "bundles" / "mitosis_retinanet_fusestyle"
