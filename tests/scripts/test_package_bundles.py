@@ -231,7 +231,9 @@ def test_what_variants_add_to_a_list_is_added_when_they_are_baked(tmp_path: Path
     write_json(copy / "configs" / "variants" / "more.json", {"+imports": ["$import json"]})
     folder = lay_out(copy, tmp_path / "packed", variant="prevalence,more")
     train, first = read(folder / "configs" / "train.json"), read(copy / "configs" / "train.json")["imports"]
-    added = [line.replace("shared.", "scripts.") for line in read(copy / "configs/variants/prevalence.json")["+imports"]]
+    added = [
+        line.replace("shared.", "scripts.") for line in read(copy / "configs/variants/prevalence.json")["+imports"]
+    ]
     assert train["imports"][1:] == [*(line.replace("shared.", "scripts.") for line in first), *added, "$import json"]
     assert [key for name in ("train", "inference") for key in read(folder / f"configs/{name}.json") if "+" in key] == []
 
