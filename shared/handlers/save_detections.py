@@ -16,7 +16,7 @@ from ..data import Region, tissue_mask
 from ..metrics import Detections, mitotic_count
 from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
-from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from ..reports.provenance import warning_of_results
 from ..utils import DataError, gather_list, writable_folder, write_csv, write_json
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class SaveDetections:
         self.rows.append({"case": case, "file": file, "status": "done", **row})
 
     def _write(self, case: str, region: Region, found: Detections) -> dict[str, Any]:
-        how = {"threshold": self.threshold, "class_names": self.class_names, "warning": self._warning()}
+        how = {"threshold": self.threshold, "class_names": self.class_names, "warning": warning_of_results(self.record)}
         image = DetectedImage(region=region, detections=found, title=case, **how)
         mask, mask_scale = tissue_mask(region)
         points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
@@ -142,16 +142,11 @@ class SaveDetections:
             "enough_tissue": count.enough_tissue,
         }
 
-    def _warning(self) -> str | None:
-        if not self.record:
-            return UNKNOWN_WARNING
-        return SYNTHETIC_WARNING if self.record.get("synthetic") else None
-
     def _finish(self, engine: Engine) -> None:
         rows, failures = gather_list(self.rows), gather_list(getattr(engine, "failures", []))
         if idist.get_rank() > 0:
             return
-        warning = self._warning()
+        warning = warning_of_results(self.record)
         failed = [{"case": case, "reason": reason} for case, reason in failures]
         content = {
             **({"warning": warning} if warning else {}),

@@ -1,59 +1,24 @@
+"""What a classifier says of the images of an inference, as files."""
+
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from ignite.engine import Engine, Events
-from matplotlib.figure import Figure
-from PIL import Image
 
-from ..data import read_rgb
-from ..reports.classification import checked_probabilities
+from ..networks import ModelRecord
+from ..reports.classification import Prediction, checked_probabilities, draw_predictions
 from ..reports.domains import check_classes
-from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
-from ..utils import DataError, atomic_path, fault_list, flag, gather_list, writable_folder, write_csv, write_json
+from ..reports.gallery import save_figure
+from ..reports.provenance import warning_of_results
+from ..utils import DataError, fault_list, flag, gather_list, writable_folder, write_csv, write_json
 
 logger = logging.getLogger(__name__)
 
 FILES = ("predictions.csv", "predictions.json", "preview.png")
 COLUMNS = ("case", "file", "probability", "class")
-SHOWN = 12  # patches in each half of the preview
-PER_ROW = 6
-THUMBNAIL = 128  # pixels
-
-
-def _preview(
-    predictions: Sequence[Mapping[str, Any]], threshold: float, class_names: Sequence[str], warning: str | None
-) -> Figure:
-    """The most probable patches, and of the others those nearest to the threshold."""
-    ranked = sorted(predictions, key=lambda p: -p["probability"])
-    uncertain = sorted(ranked[SHOWN:], key=lambda p: abs(p["probability"] - threshold))[:SHOWN]
-    parts = [(f"most probably {class_names[1]}", ranked[:SHOWN])]
-    if uncertain:
-        parts.append((f"least certain of the others (threshold {threshold:.3g})", uncertain))
-    heights = [math.ceil(len(shown) / PER_ROW) for _, shown in parts]
-    figure = Figure(figsize=(1.6 * PER_ROW, 1.9 * sum(heights) + 0.4 * len(parts) + 0.5), layout="constrained")
-    halves = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False).ravel()
-    for half, height, (title, shown) in zip(halves, heights, parts, strict=True):
-        half.suptitle(title, fontsize=11)
-        grid = half.subplots(height, PER_ROW, squeeze=False).ravel()
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, prediction in zip(grid, shown, strict=False):
-            image = read_rgb(prediction["file"])
-            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            axes.imshow(image)
-            name = Path(prediction["case"]).name
-            name = name if len(name) <= 20 else f"…{name[-19:]}"
-            axes.set_title(f"{prediction['probability']:.3f}\n{name}", fontsize=7)
-    if warning:
-        figure.text(0.01, 0.005, warning, color="tab:red", fontsize=9)
-        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
-    return figure
 
 
 class SavePredictions:
@@ -90,7 +55,7 @@ class SavePredictions:
         output_dir: str | os.PathLike,
         threshold: float = 0.5,
         class_names: Sequence[str] = ("negative", "positive"),
-        record: Mapping[str, Any] | None = None,
+        record: ModelRecord | None = None,
         adapted: bool = False,
     ) -> None:
         self.class_names = check_classes(threshold, class_names)
@@ -98,7 +63,7 @@ class SavePredictions:
         self.threshold = float(threshold)
         self.record = dict(record or {})
         self.adapted = flag("adapted", adapted)
-        self.predictions: list[dict[str, Any]] = []
+        self.predictions: list[Prediction] = []
         self.failures: list[tuple[str, str]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -138,13 +103,8 @@ class SavePredictions:
         faults = fault_list([f"{case}: {reason}" for case, reason in self.failures])
         return DataError(f"{len(self.failures)} of {total} images failed:{faults}")
 
-    def _warning(self) -> str | None:
-        if not self.record:
-            return UNKNOWN_WARNING
-        return SYNTHETIC_WARNING if self.record.get("synthetic") else None
-
     def _write(self) -> None:
-        warning = self._warning()
+        warning = warning_of_results(self.record)
         content = {
             **({"warning": warning} if warning else {}),
             "threshold": self.threshold,
@@ -156,8 +116,8 @@ class SavePredictions:
         }
         write_csv(self.output_dir / "predictions.csv", self.predictions, COLUMNS)
         write_json(self.output_dir / "predictions.json", content)
-        with atomic_path(self.output_dir / "preview.png") as temporary:
-            _preview(self.predictions, self.threshold, self.class_names, warning).savefig(temporary, dpi=100)
+        picture = draw_predictions(self.predictions, self.threshold, self.class_names, warning)
+        save_figure(self.output_dir / "preview.png", picture, dpi=100)
         positive = sum(p["probability"] >= self.threshold for p in self.predictions)
         logger.info(
             "%d of %d patches are %s (probability at least %.3g), written to %s",

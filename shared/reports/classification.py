@@ -1,17 +1,20 @@
-"""The report of a classification: scores of each domain, ROC curves, confusion matrices, the probabilities."""
+"""What is told of a classification: scores of each domain, ROC curves, confusion matrices; a preview of predictions."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
+from ..data import read_rgb
 from ..metrics import bootstrap_scores, classification_scores, roc_curve
 from ..metrics.classification import COUNTS, SCORES
 from ..utils import DataError
@@ -26,7 +29,7 @@ from .domains import (
     mark_threshold,
     summarise_domains,
 )
-from .gallery import add_warnings
+from .gallery import add_warnings, draw_gallery
 
 LAYOUT = Layout(
     counts=("patches", "slides", "positive"),
@@ -44,6 +47,8 @@ LAYOUT = Layout(
     ),
 )
 PREDICTION_COLUMNS = ("case", "domain", "slide", "label", "probability", "predicted", "in_distribution")
+SHOWN = 12  # predictions in each half of the preview
+THUMBNAIL = 128  # pixels
 
 
 class Patch(NamedTuple):
@@ -62,6 +67,10 @@ class Patch(NamedTuple):
     slide: str
     label: int
     probability: float
+
+
+# What an inference says of an image; `class` is the name of the one that it was called.
+Prediction = TypedDict("Prediction", {"case": str, "file": str, "probability": float, "class": str})
 
 
 def checked_probabilities(probabilities: torch.Tensor, cases: Sequence[str]) -> list[float]:
@@ -201,3 +210,24 @@ def draw_patches(patches: Sequence[Patch], summary: DomainSummary) -> Figure:
     figure.suptitle(summary.title)
     add_warnings(figure, summary.warnings)
     return figure
+
+
+def draw_predictions(
+    predictions: Sequence[Prediction], threshold: float, class_names: Sequence[str], warning: str | None = None
+) -> Figure:
+    """The most probable images, and of the others those nearest to the threshold."""
+    ranked = sorted(predictions, key=lambda p: -p["probability"])
+    uncertain = sorted(ranked[SHOWN:], key=lambda p: abs(p["probability"] - threshold))[:SHOWN]
+    sections = {f"most probably {class_names[1]}": ranked[:SHOWN]}
+    if uncertain:
+        sections[f"least certain of the others (threshold {threshold:.3g})"] = uncertain
+    return draw_gallery(sections, _draw_prediction, warnings=[warning] if warning else [])
+
+
+def _draw_prediction(axes: Axes, prediction: Prediction) -> None:
+    image = read_rgb(prediction["file"])
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    axes.imshow(image)
+    name = Path(prediction["case"]).name
+    name = name if len(name) <= 20 else f"…{name[-19:]}"
+    axes.set_title(f"{prediction['probability']:.3f}\n{name}", fontsize=7)

@@ -1,13 +1,51 @@
-"""What the pictures of all reports share: the warnings at their foot, and how they are saved."""
+"""What the pictures of all reports share: crops on a grid, the warnings at the foot, and how they are saved."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..utils import atomic_path
+
+PER_ROW = 6
+
+T = TypeVar("T")
+
+
+def draw_gallery(
+    sections: Mapping[str, Sequence[T]],
+    draw: Callable[[Axes, T], None],
+    title: str = "",
+    warnings: Sequence[str] = (),
+) -> Figure:
+    """Lay out crops in rows of six, section under section.
+
+    Args:
+        sections: title → what is shown under it, which may be nothing.
+        draw: puts one of them, with its own title of up to two lines, into axes that show neither frame nor ticks.
+        title: of all.
+        warnings: stand at the foot, in red.
+    """
+    heights = [max(1, math.ceil(len(shown) / PER_ROW)) for shown in sections.values()]
+    height = 1.9 * sum(heights) + 0.4 * len(heights) + 0.5
+    figure = Figure(figsize=(1.6 * PER_ROW, height), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel()
+    for part, rows, (name, shown) in zip(parts, heights, sections.items(), strict=True):
+        part.suptitle(name, fontsize=11)
+        grid = part.subplots(rows, PER_ROW, squeeze=False).ravel()
+        for axes in grid:
+            axes.set_axis_off()
+        for axes, crop in zip(grid, shown, strict=False):
+            draw(axes, crop)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    add_warnings(figure, warnings)
+    return figure
 
 
 def add_warnings(figure: Figure, warnings: Sequence[str]) -> None:

@@ -1,3 +1,5 @@
+"""A segmentation to look at: three planes of the CT with the label map over it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,22 +1,27 @@
-"""What has to be said of made-up data, and of weights whose origin nobody knows."""
+"""The words on made-up data, and on weights whose origin nobody knows: in reports, beside results, under tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from ..networks import ModelRecord
 
-def synthetic_warnings(dataset: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
-    """What a report must say in red where the data set, or what the weights were trained on, is made up."""
-    return [
-        text
-        for text, applies in (
-            ("These cases are made up: the scores say nothing about real scans.", dataset.get("synthetic")),
-            ("The weights were trained on made-up cases: not for real scans.", record.get("synthetic")),
-        )
-        if applies
-    ]
-
-
+MADE_UP_CASES = "These cases are made up: the scores say nothing about real scans."
+MADE_UP_SLIDES = "Made-up data: the scores say nothing about real slides."
+MADE_UP_WEIGHTS = "The weights were trained on made-up cases: not for real scans."
 SYNTHETIC_WARNING = "The network was trained on synthetic data: not for real scans."
 UNKNOWN_WARNING = "Nobody knows what the network was trained on (no record beside its weights): not for clinical use."
+
+
+def warnings_of_scores(dataset: Mapping[str, Any], record: ModelRecord) -> list[str]:
+    """What a report must say in red where the data set, or what the weights were trained on, is made up."""
+    made_up = {MADE_UP_CASES: dataset.get("synthetic"), MADE_UP_WEIGHTS: record.get("synthetic")}
+    return [text for text, applies in made_up.items() if applies]
+
+
+def warning_of_results(record: ModelRecord) -> str | None:
+    """What must stand beside results on real images, where their network is not known to be trained on such images."""
+    if not record:
+        return UNKNOWN_WARNING
+    return SYNTHETIC_WARNING if record.get("synthetic") else None

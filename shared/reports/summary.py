@@ -13,8 +13,9 @@ from typing import Any
 import monai
 import torch
 
+from ..networks import ModelRecord
 from ..utils import write_csv, write_json
-from .provenance import synthetic_warnings
+from .provenance import warnings_of_scores
 
 
 @dataclass(kw_only=True)
@@ -32,7 +33,7 @@ class Scoring:
     """
 
     dataset: Mapping[str, Any] | None = None
-    record: Mapping[str, Any] | None = None
+    record: ModelRecord | None = None
     bootstrap: int = 1000
     seed: int = 0
 
@@ -72,7 +73,7 @@ class Summary(ABC):
 
     @property
     def warnings(self) -> list[str]:
-        return synthetic_warnings(self.how.dataset, self.how.record)
+        return warnings_of_scores(self.how.dataset, self.how.record)
 
     @property
     def title(self) -> str:

@@ -1,3 +1,5 @@
+"""A segmentation written to its folder: the label map, the organs' volumes, a preview."""
+
 from __future__ import annotations
 
 import json
@@ -15,8 +17,9 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from ..inferers import axis_maps
+from ..networks import ModelRecord
 from ..reports import save_preview
-from ..reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
+from ..reports.provenance import warning_of_results
 from ..utils import DataError, name_full_disk, writable_folder
 
 logger = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ class SaveSegmentationd(SaveImaged):
         ref_key: str = "image",
         output_dir: str | os.PathLike = "eval",
         labels: Mapping[str, int] | None = None,
-        record: Mapping[str, Any] | None = None,
+        record: ModelRecord | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
@@ -105,10 +108,8 @@ class SaveSegmentationd(SaveImaged):
     def _organs(self, case: str, source: str, label_map: np.ndarray, voxel_mm3: float) -> dict[str, Any]:
         counts = np.bincount(label_map.ravel(), minlength=256)
         content: dict[str, Any] = {"case": case, "image": source}
-        if not self.record:
-            content["warning"] = UNKNOWN_WARNING
-        elif self.record.get("synthetic"):
-            content["warning"] = SYNTHETIC_WARNING
+        if warning := warning_of_results(self.record):
+            content["warning"] = warning
         content["model"] = {k: v for k, v in self.record.items() if k != "labels"} or None
         content["organs"] = {
             name: {

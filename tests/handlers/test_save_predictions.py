@@ -17,7 +17,8 @@ from PIL import Image
 
 from shared.data import collate_readable
 from shared.engines import FaultTolerantDataset
-from shared.handlers import SavePredictions, save_predictions
+from shared.handlers import SavePredictions
+from shared.reports.classification import draw_predictions
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import LoadPatchd
 from shared.utils import DataError
@@ -137,7 +138,7 @@ def test_what_the_weights_are_is_said(tmp_path: Path, record: dict[str, Any], wa
 def test_preview_shows_the_most_probable_and_the_least_certain(tmp_path: Path) -> None:
     data = images(tmp_path / "in", 40)
     predictions = [{"case": d["case"], "file": d["file"], "probability": i / 40} for i, d in enumerate(data)]
-    figure = save_predictions._preview(predictions, 0.3, NAMES, None)
+    figure = draw_predictions(predictions, 0.3, NAMES)
     figure.savefig(tmp_path / "preview.png")
     shown = [(axes.get_title().split("\n"), axes.images[0].get_array()) for axes in figure.axes if axes.images]
     numbers = [int(title[1].removesuffix(".png")) for title, _ in shown]
@@ -152,7 +153,7 @@ def test_preview_shows_the_most_probable_and_the_least_certain(tmp_path: Path) -
 def test_large_images_are_shown_small_and_in_proportion(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / "large.png")
     prediction = {"case": "a/" + 40 * "long" + ".png", "file": str(tmp_path / "large.png"), "probability": 1.0}
-    figure = save_predictions._preview([prediction], 0.3, NAMES, None)
+    figure = draw_predictions([prediction], 0.3, NAMES)
     axes = figure.axes[0]
     assert axes.images[0].get_array().shape == (64, 128, 3)
     assert axes.get_title() == "1.000\n…" + (40 * "long" + ".png")[-19:]
