@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fire
-from experiments import benchmark_detection, benchmark_fusestyle, benchmark_lambda3d
+from experiments.benchmark_detection import benchmark_detection
+from experiments.benchmark_fusestyle import benchmark_fusestyle
+from experiments.benchmark_lambda3d import benchmark_lambda3d
 from experiments.voxel_classifier import voxel_classifier
 
 from shared.utils import show_errors_briefly
@@ -12,9 +14,9 @@ if __name__ == "__main__":
     show_errors_briefly()
     fire.Fire(
         {
-            "detection": benchmark_detection.main,
-            "fusestyle": benchmark_fusestyle.main,
-            "lambda3d": benchmark_lambda3d.main,
+            "detection": benchmark_detection,
+            "fusestyle": benchmark_fusestyle,
+            "lambda3d": benchmark_lambda3d,
             "voxel_classifier": voxel_classifier,
         }
     )

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import tifffile
 import torch
 from monai.bundle import ConfigParser
 from monai.data.box_utils import batched_nms
 from torch import Tensor, nn
-from tqdm import trange
 
 from shared.data import Region, RegionTiles, read_rgb
 from shared.datasets import make_synthetic_histology
@@ -27,23 +22,11 @@ from shared.inferers import RegionInferer, suppress_within_radius
 from shared.networks import fusestyle_retinanet
 from shared.utils import write_json
 
-CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
+from .runs import BUNDLES
+from .timing import chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
+
+CONFIGS = BUNDLES / "mitosis_retinanet_fusestyle" / "configs"
 RADIUS, IOU = 25.0, 0.4  # of the suppression, in pixels; of the challenge's reference inference, for one tile
-# The first is to be reached at least, the others at most.
-AIMS = {
-    "time batched_nms / suppress_within_radius": 100.0,
-    "time outside the network / sequential read": 1.5,
-    "memory large / small": 1.1,
-    "memory of a worker large / small": 1.1,
-}
-
-
-def quartiles(name: str, values: np.ndarray) -> dict[str, Any]:
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    met = median >= AIMS[name] if name.startswith("time batched_nms") else median <= AIMS.get(name, np.inf)
-    aim = f"   aim {AIMS[name]}: {'met' if met else 'missed'}" if name in AIMS else ""
-    print(f"{name:<44} {median:.3f} ({low:.3f} to {high:.3f}){aim}")
-    return {"median": float(median), "quartiles": [float(low), float(high)]}
 
 
 def made_up_candidates(count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,17 +42,14 @@ def suppression(candidates: int, rounds: int) -> dict[str, Any]:
     """Our suppression against MONAI's: once the latter, it takes so long. And what the two keep."""
     boxes, scores, classes = made_up_candidates(candidates)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    start = time.perf_counter()
-    theirs = set(batched_nms(boxes, scores, classes, IOU).tolist())
-    slow = time.perf_counter() - start
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        ours = suppress_within_radius(centres.numpy(), scores.numpy(), RADIUS)
-        seconds.append(time.perf_counter() - start)
+    points = (centres.numpy(), scores.numpy(), RADIUS)
+    found: list[Tensor] = []
+    slow = seconds_of(lambda: found.append(batched_nms(boxes, scores, classes, IOU)))
+    seconds = np.array([seconds_of(lambda: suppress_within_radius(*points)) for _ in range(rounds)])
+    theirs = set(found[0].tolist())
     # With the classes together, as ours has them, what is left of the difference is the shape: a circle or an IoU.
     one_class = set(batched_nms(boxes, scores, torch.zeros_like(classes), IOU).tolist())
-    kept = set(ours.tolist())
+    kept = set(suppress_within_radius(*points).tolist())
     counts = {
         "ours": len(kept),
         "batched_nms": len(theirs),
@@ -82,7 +62,7 @@ def suppression(candidates: int, rounds: int) -> dict[str, Any]:
     print(f"of {candidates} candidates are kept: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     name = "time batched_nms / suppress_within_radius"
     result = {"candidates": candidates, "radius": RADIUS, "iou": IOU, "kept": counts}
-    return {**result, "seconds_batched_nms": slow, name: quartiles(name, slow / np.array(seconds))}
+    return {**result, "seconds_batched_nms": slow, name: show_quartiles(name, slow / seconds, 100.0, at_least=True)}
 
 
 def make_region(path: Path, width: int, height: int, tissue: list[np.ndarray]) -> Path:
@@ -178,24 +158,23 @@ def sequential_read(inferer: RegionInferer, region: Region) -> float:
 def outside_the_network(region: Region, milliseconds: float, rounds: int, num_workers: int | None) -> dict[str, Any]:
     inferer = bundle_inferer(num_workers)
     network = Stub(inferer, milliseconds)
-    plain, whole, own = [], [], []
-    for i in trange(rounds, unit="round"):
-        for what in ("read", "infer")[:: 1 if i % 2 else -1]:  # neither always comes first
-            if what == "read":
-                plain.append(sequential_read(inferer, region))
-            else:
-                seconds, of_network = timed(inferer, region, network)
-                whole.append(seconds)
-                own.append(of_network)
+    own: list[float] = []
+
+    def infer() -> float:
+        seconds, of_network = timed(inferer, region, network)
+        own.append(of_network)
+        return seconds
+
+    found = in_turns({"read": lambda: sequential_read(inferer, region), "infer": infer}, rounds, uncounted=0)
     name = "time outside the network / sequential read"
     return {
         "size": list(region.size),
         "num_workers": inferer.num_workers,
         "network_milliseconds_a_tile": milliseconds,
-        "seconds_sequential_read": float(np.median(plain)),
-        "seconds_region": float(np.median(whole)),
+        "seconds_sequential_read": float(np.median(found["read"])),
+        "seconds_region": float(np.median(found["infer"])),
         "seconds_network": float(np.median(own)),
-        name: quartiles(name, (np.array(whole) - own) / plain),
+        name: show_quartiles(name, (found["infer"] - own) / found["read"], 1.5),
     }
 
 
@@ -203,44 +182,38 @@ def share_outside(region: Region, backbone: str, device: str, rounds: int, num_w
     """The share of the time in which the network, a real one, does not run; on a GPU in mixed precision."""
     network = Clock(fusestyle_retinanet(backbone).to(device).eval())
     inferer = bundle_inferer(num_workers)
-    shares = []
-    for _ in trange(rounds + 1, unit="round"):
+
+    def share() -> float:
         with torch.autocast(device, enabled=device == "cuda"):
             seconds, of_network = timed(inferer, region, network)
-        shares.append(1 - of_network / seconds)
+        return 1 - of_network / seconds
+
     name = "share of the time outside the network"
-    return {"device": device, "backbone": backbone, name: quartiles(name, np.array(shares[1:]))}
+    shares = in_turns({name: share}, rounds, uncounted=1)[name]
+    return {"device": device, "backbone": backbone, name: show_quartiles(name, shares)}
 
 
-def peak_memory(path: str, num_workers: int) -> None:
-    """Print the peak memory in bytes of this process and of the largest of its workers, for a region of a stub's."""
+def memory_of_region(path: str, num_workers: int) -> tuple[int, int]:
+    """The peak memory in bytes of this process and of the largest of its workers, for a region and a stub."""
     inferer = bundle_inferer(num_workers)
     inferer(Region(path), Stub(inferer, 0.0))
     # Not ru_maxrss, which a process inherits from the one that has started it.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(int(status["VmHWM"].split()[0]) * 1024, worker * 1024)
+    return int(status["VmHWM"].split()[0]) * 1024, peak_memory(resource.RUSAGE_CHILDREN)
 
 
 def memory(paths: list[Path], num_workers: int) -> dict[str, Any]:
     """Peak memory of a small and of a large region, each in a process of its own."""
-    # Or glibc keeps large blocks that were freed, another number of them in every run.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "peak_memory"]
-    peaks = []
-    for path in paths:
-        arguments = [*command, str(path), str(num_workers)]
-        done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        peaks.append([int(number) for number in done.stdout.split()[-2:]])
+    peaks = [in_own_process(memory_of_region, str(path), num_workers) for path in paths]
     (small, small_worker), (large, large_worker) = peaks
     ratios = {"memory large / small": large / small}
     if small_worker:
         ratios["memory of a worker large / small"] = large_worker / small_worker
     sizes = [list(Region(path).size) for path in paths]
-    return {"sizes": sizes, "bytes": peaks} | {n: quartiles(n, np.array([ratio])) for n, ratio in ratios.items()}
+    return {"sizes": sizes, "bytes": peaks} | {name: show_quartiles(name, ratio, 1.1) for name, ratio in ratios.items()}
 
 
-def main(
+def benchmark_detection(
     output: str = "",
     candidates: int = 10_000,
     width: int = 7000,
@@ -268,7 +241,7 @@ def main(
             there is a GPU, with resnet50.
         device: cpu or cuda; cuda where there is one.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(device)
     backbone = backbone or ("resnet50" if device == "cuda" else "")
     result = {"suppression": suppression(candidates, rounds)}
     with tempfile.TemporaryDirectory() as name:
@@ -282,7 +255,3 @@ def main(
         result["memory"] = memory(squares, result["region"]["num_workers"])
     if output:
         write_json(Path(output), result)
-
-
-if __name__ == "__main__":
-    fire.Fire({"peak_memory": peak_memory, "run": main} if "peak_memory" in sys.argv[1:2] else main)

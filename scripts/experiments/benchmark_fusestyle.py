@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
-from tqdm import trange
 
 from shared.layers import FuseStyle
 from shared.networks import fusestyle_resnet
 from shared.utils import write_json
+
+from .timing import chosen_device, in_own_process, in_turns, peak_memory, seconds_of
 
 VARIANTS = ("plain", "random", "dot", "euclidean", "kl")
 
@@ -36,34 +30,32 @@ class Step:
         self.image = torch.rand(batch, 3, size, size, device=device)
         self.label = (torch.rand(batch, 1, device=device) > 0.5).float()
 
-    def __call__(self) -> float:
-        """Seconds of one step."""
-        start = time.perf_counter()
+    def run(self) -> None:
         self.optimizer.zero_grad()
         self.loss(self.network(self.image), self.label).backward()
         self.optimizer.step()
-        if self.image.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        return seconds_of(self.run)
 
 
-def peak_memory(variant: str, network: str, batch: int, size: int, device: str) -> None:
-    """Print the peak memory of three steps in bytes: of the training alone, and of the whole process.
+def memory_of_steps(variant: str, network: str, batch: int, size: int, device: str) -> tuple[int, int]:
+    """The peak memory of three steps in bytes: of the training alone, and of the whole process.
 
     Of the training alone: on the GPU, or in this process beyond what it held before.
-
     FuseStyle's output behind layer 1 always comes on top: the next convolution keeps it for the backward pass, while
     the ReLU before keeps the input. With ResNet50, 64 images of 64x64, that is 17 of 821 MB.
     """
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     step = Step(variant, network, batch, size, device)
     for _ in range(3):
         step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(torch.cuda.max_memory_allocated() if device == "cuda" else after - before, after)
+    after = peak_memory()
+    return torch.cuda.max_memory_allocated() if device == "cuda" else after - before, after
 
 
-def main(
+def benchmark_fusestyle(
     output: str = "", network: str = "resnet50", batch: int = 64, size: int = 64, rounds: int = 15, device: str = ""
 ) -> None:
     """Time a training step with each choice of the partner and without FuseStyle, taking turns in one run.
@@ -76,31 +68,14 @@ def main(
         rounds: steps of each variant that are counted; two more are not.
         device: cpu or cuda; cuda where there is one.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(device)
     settings = {"network": network, "batch": batch, "size": size, "device": device}
-    command = [sys.executable, __file__, "peak_memory"]
-    # Or glibc keeps large blocks that were freed, up to 8 % of the peak and another number in every run.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    memory = {
-        variant: subprocess.run(
-            [*command, variant, *map(str, settings.values())],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=environment,
-        ).stdout.split()
-        for variant in VARIANTS
-    }
-    steps = {variant: Step(variant, **settings) for variant in VARIANTS}
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for i in trange(rounds + 2, unit="round"):
-        for variant in np.roll(VARIANTS, i):  # none of them always follows the same other
-            seconds[variant].append(steps[variant]())
-    times = {variant: np.array(values[2:]) for variant, values in seconds.items()}
+    memory = {variant: in_own_process(memory_of_steps, variant, *settings.values()) for variant in VARIANTS}
+    times = in_turns({variant: Step(variant, **settings) for variant in VARIANTS}, rounds)
     result: dict[str, Any] = {**settings, "rounds": rounds, "seconds_plain": float(np.median(times["plain"]))}
     for variant in VARIANTS:
-        low, median, high = np.quantile(times[variant] / times["plain"], [0.25, 0.5, 0.75])
-        own, process = (int(a) / int(b) for a, b in zip(memory[variant], memory["plain"], strict=True))
+        low, median, high = np.quantile(times[variant] / times["plain"], [0.25, 0.5, 0.75]).tolist()
+        own, process = (a / b for a, b in zip(memory[variant], memory["plain"], strict=True))
         result[variant] = {"time": median, "time_quartiles": [low, high], "memory": own, "process_memory": process}
         print(
             f"{variant:<10} time {median:.3f} ({low:.3f} to {high:.3f})   "
@@ -109,8 +84,4 @@ def main(
     result["kl_to_random"] = float(np.median(times["kl"] / times["random"]))
     print(f"kl to random: {result['kl_to_random']:.3f}")
     if output:
-        write_json(Path(output), json.loads(json.dumps(result)))
-
-
-if __name__ == "__main__":
-    fire.Fire({"peak_memory": peak_memory, "run": main} if "peak_memory" in sys.argv[1:2] else main)
+        write_json(Path(output), result)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import resource
-import subprocess
-import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 from monai.networks.blocks import SABlock, TransformerBlock
@@ -21,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import trange
 
 from shared.layers import LambdaLayer
 from shared.networks import Lambda3D, prepare_network
 from shared.utils import write_json
+
+from .timing import chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
 
 HEADS, CLASSES = 12, 14
 NETWORKS = ("unetr", "lambda3d", "lambda3d_mlp", "flash")
@@ -97,11 +92,7 @@ class Step:
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        self._wait()
-        start = time.perf_counter()
-        self.run()
-        self._wait()
-        return time.perf_counter() - start
+        return seconds_of(self.run)
 
     def floor(self, tflops: float, gigabytes: float) -> float:
         """Seconds that matrix products and convolutions, or the memory traffic, take at least, whichever is longer.
@@ -111,10 +102,6 @@ class Step:
         with FlopCounterMode(display=False) as arithmetic, Traffic() as traffic:
             self.run()
         return max(arithmetic.get_total_flops() / (tflops * 1e12), traffic.bytes / (gigabytes * 1e9))
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def network_step(
@@ -138,32 +125,28 @@ def layer_steps(grid: int, hidden_size: int, device: str, precision: str) -> dic
     }
 
 
-def peak_memory(*settings: Any) -> None:
-    """Print the peak memory of two training steps in bytes: on the GPU, or in this process beyond the start."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory_of_steps(*settings: Any) -> int:
+    """The peak memory of two training steps in bytes: on the GPU, or in this process beyond the start."""
+    before = peak_memory()
     step = network_step(*settings)
     step()
     step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(torch.cuda.max_memory_allocated() if step.device.type == "cuda" else (after - before) * 1024)
+    return torch.cuda.max_memory_allocated() if step.device.type == "cuda" else peak_memory() - before
 
 
-def memory_of(settings: tuple[Any, ...]) -> int:
-    # Or glibc keeps large blocks that were freed, another number of them in every run.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "peak_memory", *map(str, settings)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return int(done.stdout.split()[-1])
+def ratios(times: Mapping[str, np.ndarray], memory: Mapping[str, int], grids: Sequence[int]) -> dict[str, Any]:
+    """Times of networks and layers, the cost of a token on each grid, peak memory: each of two alternatives."""
+    pairs = [(name, "unetr") for name in NETWORKS[1:]] + [(name, "flash") for name in NETWORKS[1:-1]]
+    pairs += [(f"lambda_layer_{grid}", f"sa_block_{grid}") for grid in grids]
+    found: dict[str, Any] = {f"time {a} / {b}": times[a] / times[b] for a, b in pairs}
+    first = 12 if 12 in grids else grids[0]
+    for grid in grids:
+        a, b = f"lambda_layer_{grid}", f"lambda_layer_{first}"
+        found[f"time a token {a} / {b}"] = times[a] / times[b] * (first / grid) ** 3
+    return found | {f"memory {name} / unetr": memory[name] / memory["unetr"] for name in NETWORKS[1:]}
 
 
-def quartiles(name: str, values: np.ndarray) -> dict[str, Any]:
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    aim = f"   aim {AIMS[name]}: {'met' if median <= AIMS[name] else 'missed'}" if name in AIMS else ""
-    print(f"{name:<50} {median:.3f} ({low:.3f} to {high:.3f}){aim}")
-    return {"median": float(median), "quartiles": [float(low), float(high)]}
-
-
-def main(
+def benchmark_lambda3d(
     output: str = "",
     size: int = 96,
     feature_size: int = 16,
@@ -193,7 +176,7 @@ def main(
         tflops_half: the same in half precision.
         gigabytes: bandwidth of its memory in GB/s.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(device)
     modes = [("float32", False)]
     if device == "cuda":
         modes = list(itertools.product(("float32", "bfloat16", "float16"), (False, True)))
@@ -208,37 +191,17 @@ def main(
         mode = precision + "_channels_last_3d" * channels_last
         print(mode)
         settings = (size, feature_size, hidden_size, device, precision, channels_last)
-        memory = {name: memory_of((name, *settings)) for name in NETWORKS}
+        memory = {name: in_own_process(memory_of_steps, name, *settings) for name in NETWORKS}
         steps = {name: network_step(name, *settings) for name in NETWORKS}
         for grid in grids:
             steps |= layer_steps(grid, hidden_size, device, precision)
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for i in trange(rounds + 2, unit="round"):
-            for name in np.roll(list(steps), i):  # none of them always follows the same other
-                seconds[name].append(steps[name]())
-        times = {name: np.array(values[2:]) for name, values in seconds.items()}
-        result[mode] = found = {"seconds": {name: float(np.median(values)) for name, values in times.items()}}
-        pairs = [(name, "unetr") for name in NETWORKS[1:]] + [(name, "flash") for name in NETWORKS[1:-1]]
-        for a, b in pairs + [(f"lambda_layer_{grid}", f"sa_block_{grid}") for grid in grids]:
-            found[f"time {a} / {b}"] = quartiles(f"time {a} / {b}", times[a] / times[b])
-        first = 12 if 12 in grids else grids[0]
-        for grid in grids:
-            a, b = f"lambda_layer_{grid}", f"lambda_layer_{first}"
-            share = times[a] / times[b] * (first / grid) ** 3
-            found[f"time a token {a} / {b}"] = quartiles(f"time a token {a} / {b}", share)
-        for name in NETWORKS[1:]:
-            found[f"memory {name} / unetr"] = quartiles(
-                f"memory {name} / unetr", np.array([memory[name] / memory["unetr"]])
-            )
+        times = in_turns(steps, rounds)
+        shown = ratios(times, memory, grids)
         peak = tflops if precision == "float32" else tflops_half
         if peak and gigabytes:
-            for name, step in steps.items():
-                found[f"share of the floor {name}"] = quartiles(
-                    f"share of the floor {name}", step.floor(peak, gigabytes) / times[name]
-                )
+            shown |= {f"share of the floor {n}": step.floor(peak, gigabytes) / times[n] for n, step in steps.items()}
+        seconds = {name: float(np.median(values)) for name, values in times.items()}
+        quartiles = {name: show_quartiles(name, values, AIMS.get(name)) for name, values in shown.items()}
+        result[mode] = {"seconds": seconds, **quartiles}
     if output:
-        write_json(Path(output), json.loads(json.dumps(result)))
-
-
-if __name__ == "__main__":
-    fire.Fire({"peak_memory": peak_memory, "run": main} if "peak_memory" in sys.argv[1:2] else main)
+        write_json(Path(output), result)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, domain_names, load_regions
-from shared.utils import DataError, atomic_path, fault_list, write_csv, write_json
 
-from .runs import (
-    bundle_run,
-    check_lengths,
-    check_settings,
-    describe,
-    file_digests,
-    kept_run,
-    known,
-    plus_minus,
-    run_all,
-)
+from .runs import Training, check_lengths, file_digest, known, run_trainings, tell_failures
+from .tables import describe, markdown_grid, mean_and_std, write_table
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle"
 METHODS: dict[str, tuple[str, ...]] = {
     "none": ("no_fusestyle",),
     "fusestyle": (),
@@ -45,49 +30,12 @@ SCORES = ("f1", "precision", "recall", "average_precision")
 Run = Mapping[str, Any]
 
 
-class Setup(NamedTuple):
-    """What all runs have in common."""
-
-    datalist: Path
-    work: Path
-    train_domains: tuple[str, ...]
-    size: str
-    epochs: int
-    ranks: int
-
-    def folder(self, method: str, seed: int) -> Path:
-        return self.work / method / f"seed{seed}"
-
-    def configs(self, method: str, *names: str) -> list[str]:
-        variants = [f"variants/{name}" for name in (*SIZES[self.size], *METHODS[method])]
-        return [f"configs/{name}.json" for name in ("train", *names, *variants)]
-
-    def training(self, method: str) -> list[str]:
-        return self.configs(method, *(["multi_gpu_train"] if self.ranks > 1 else []))
-
-    def options(self) -> dict[str, Any]:
-        return {"train_domains": list(self.train_domains)} | ({"max_epochs": self.epochs} if self.epochs else {})
-
-    def settings(self, method: str, seed: int) -> dict[str, Any]:
-        """What a result depends on, so that runs of different settings are not mixed. (The code is not looked at.)"""
-        names = [*self.training(method), *self.configs(method, "evaluate")]
-        data = hashlib.sha256(self.datalist.read_bytes()).hexdigest()
-        content = {"method": method, "seed": seed, "size": self.size, "nproc_per_node": self.ranks, "data": data}
-        return content | self.options() | file_digests(BUNDLE / name for name in names)
-
-
-def train_and_score(setup: Setup, method: str, seed: int) -> dict[str, Any]:
-    """Train, from the last checkpoint where there is one, and score each scanner of the test split."""
-    folder = setup.folder(method, seed)
-    options: dict[str, Any] = {"datalist": setup.datalist, "output_dir": folder, "ckpt_dir": folder, "seed": seed}
-    resumed, start = (folder / "last.pt").is_file(), time.monotonic()
-    more = setup.options() | {"resume": str(resumed).lower()}
-    bundle_run(BUNDLE, setup.training(method), folder / "train.log", options | more, setup.ranks)
-    minutes = round((time.monotonic() - start) / 60, 2)
-    bundle_run(BUNDLE, setup.configs(method, "evaluate"), folder / "evaluate.log", options)
-    domains = json.loads((folder / "evaluation" / "summary.json").read_text())["domains"]
+def train_and_score(training: Training) -> dict[str, Any]:
+    """Train and score each scanner of the test split."""
+    trained, report = training.train(), training.evaluate()
+    domains = json.loads((report / "summary.json").read_text())["domains"]
     scores = {name: {score: row[score]["value"] for score in SCORES} for name, row in domains.items()}
-    return {"method": method, "seed": seed, "minutes": minutes, "resumed": resumed, "scores": scores}
+    return {"method": training.facts["method"], "seed": training.facts["seed"], **trained, "scores": scores}
 
 
 def summarise(runs: Sequence[Run], domains: Sequence[str]) -> list[dict[str, Any]]:
@@ -114,21 +62,17 @@ def summarise(runs: Sequence[Run], domains: Sequence[str]) -> list[dict[str, Any
 def markdown(rows: Sequence[Mapping[str, Any]], domains: Sequence[str], train_domains: Sequence[str]) -> str:
     """F1 of each method and scanner, with the gain over the plain network where the scanner was left out."""
     titles = [f"{name}{'' if name in train_domains else ' (left out)'}" for name in domains]
-    lines = ["| method | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(domains)]
-    for method in METHODS:
-        cells = []
-        for domain in domains:
-            row = [r for r in rows if (r["method"], r["domain"], r["score"]) == (method, domain, "f1")]
-            cells.append(_cell(row[0], domain not in train_domains) if row else "")
-        if any(cells):
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    found = {(row["method"], row["domain"]): row for row in rows if row["score"] == "f1"}
 
+    def cell(row: Mapping[str, Any] | None, with_gain: bool) -> str:
+        gain = f" (gain {mean_and_std(row['gain'], '+')})" if row and with_gain and row["gain"] else ""
+        return mean_and_std(row) + gain
 
-def _cell(row: Mapping[str, Any], with_gain: bool) -> str:
-    gain = row["gain"] if with_gain else None
-    text = plus_minus(row["mean"], row["std"])
-    return text + (f" (gain {plus_minus(gain['mean'], gain['std'], '+')})" if gain else "")
+    lines = [
+        [method, *(cell(found.get((method, domain)), domain not in train_domains) for domain in domains)]
+        for method in METHODS
+    ]
+    return markdown_grid(["method", *titles], [line for line in lines if any(line[1:])]) + "\n"
 
 
 def picture(runs: Sequence[Run], domains: Sequence[str], train_domains: Sequence[str]) -> Figure:
@@ -147,6 +91,14 @@ def picture(runs: Sequence[Run], domains: Sequence[str], train_domains: Sequence
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("F1 of mitotic figures")
     return figure
+
+
+def caption(info: Mapping[str, Any], train_domains: Sequence[str], seeds: int) -> str:
+    made_up = " Made-up data: the scores say nothing about real slides." if info["synthetic"] else ""
+    return (
+        f"F1 of mitotic figures on the test split of {info['name']}, trained on {', '.join(train_domains)}; mean "
+        f"± standard deviation over {seeds} seed(s), gain over no FuseStyle on the same seeds.{made_up}\n\n"
+    )
 
 
 def detection_table(
@@ -194,38 +146,31 @@ def detection_table(
     path, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     load_regions(path, "training", scanners)
     domains = domain_names(load_regions(path, "test"))
-    setup = Setup(path, work, tuple(scanners), size, epochs, nproc_per_node)
-    runs = {}
-    for method, seed in [(method, seed) for seed in range(seeds) for method in METHODS if method in names]:
-        folder, settings = setup.folder(method, seed), setup.settings(method, seed)
-        check_settings(folder, settings)  # of all, before the first run
-        runs[folder] = partial(kept_run, folder, settings, partial(train_and_score, setup, method, seed))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    finished, failures = run_all(runs, minutes, jobs)
+    digest, length = file_digest(path), {"max_epochs": epochs} if epochs else {}
+    trainings = [
+        Training(
+            bundle="mitosis_retinanet_fusestyle",
+            variants=(*SIZES[size], *METHODS[method]),
+            folder=work / method / f"seed{seed}",
+            places={"datalist": path},
+            options={"seed": seed, "train_domains": scanners, **length},
+            facts={"method": method, "seed": seed, "size": size, "data": digest},
+            ranks=nproc_per_node,
+        )
+        for seed in range(seeds)
+        for method in METHODS
+        if method in names
+    ]
+    finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
-        _write(finished, setup, domains, seeds, len(runs))
-    print(f"{len(finished)} of {len(runs)} runs are finished: {work}")
-    if failures:
-        raise DataError(f"{len(failures)} run(s) failed; the same command tries them again." + fault_list(failures))
-
-
-def _write(runs: Sequence[Run], setup: Setup, domains: Sequence[str], seeds: int, planned: int) -> None:
-    info = dataset_info(setup.datalist, "test")
-    rows, table = summarise(runs, domains), setup.work / "detection_table"
-    content = {"dataset": info, "train_domains": setup.train_domains, "size": setup.size, "epochs": setup.epochs}
-    content |= {"seeds": seeds, "planned_runs": planned, "runs": len(runs), "rows": rows}
-    write_json(table.with_suffix(".json"), content)
-    flat = [{**row, **{f"gain_{key}": value for key, value in (row["gain"] or {}).items()}} for row in rows]
-    fields = ("method", "domain", "score", "mean", "std", "min", "max", "n", "gain_mean", "gain_std", "gain_n")
-    write_csv(table.with_suffix(".csv"), [{key: row.get(key) for key in fields} for row in flat], fields)
-    made_up = " Made-up data: the scores say nothing about real slides." if info["synthetic"] else ""
-    caption = (
-        f"F1 of mitotic figures on the test split of {info['name']}, trained on {', '.join(setup.train_domains)}; mean "
-        f"± standard deviation over {seeds} seed(s), gain over no FuseStyle on the same seeds.{made_up}\n\n"
-    )
-    text = caption + markdown(rows, domains, setup.train_domains)
-    with atomic_path(table.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
-    with atomic_path(table.with_suffix(".png")) as temporary:
-        picture(runs, domains, setup.train_domains).savefig(temporary, dpi=120)
-    print(text)
+        info = dataset_info(path, "test")
+        rows = summarise(finished, domains)
+        content = {"dataset": info, "train_domains": scanners, "size": size, "epochs": epochs, "seeds": seeds}
+        content |= {"planned_runs": len(trainings), "runs": len(finished), "rows": rows}
+        text = caption(info, scanners, seeds) + markdown(rows, domains, scanners)
+        flat = [{**row, **{f"gain_{key}": value for key, value in (row["gain"] or {}).items()}} for row in rows]
+        fields = ("method", "domain", "score", "mean", "std", "min", "max", "n", "gain_mean", "gain_std", "gain_n")
+        write_table(work / "detection_table", text, picture(finished, domains, scanners), content, flat, fields)
+        print(text)
+    print(f"{len(finished)} of {len(trainings)} runs are finished: {work}")
+    tell_failures(failures)

@@ -1,4 +1,4 @@
-"""A table of Dice scores, organs by columns, over several seeds: its arithmetic, as Markdown and as a picture.
+"""The paper's table: Dice of each organ by network and rule, over several seeds; its runs, arithmetic and picture.
 
 A run is a dict with the `column` and `seed` that it belongs to, its `firings` (evaluations in which the class
 re-weighting fired) and `dice`: organ → case → Dice, or None where the case's label lacks the organ.
@@ -10,9 +10,7 @@ import csv
 import hashlib
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +21,9 @@ from shared.data import dataset_info, load_datalist
 from shared.datasets import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.losses import label_voxel_counts
 from shared.metrics.bootstrap import draw, percentiles
-from shared.utils import DataError, atomic_path, fault_list, write_csv, write_json
 
-from .runs import (
-    bundle_run,
-    check_lengths,
-    check_settings,
-    count_firings,
-    describe,
-    file_digests,
-    kept_run,
-    known,
-    plus_minus,
-    run_all,
-)
+from .runs import Training, check_lengths, count_firings, known, run_trainings, tell_failures
+from .tables import describe, markdown_grid, mean_and_std, write_table
 
 POOR = 0.8  # "poorly performing" below it
 MEAN, POOR_MEAN = "mean over organs", "mean over poor organs"
@@ -57,6 +44,25 @@ class Column(NamedTuple):
     reported: float
     bundle: str
     variants: tuple[str, ...]
+
+
+COLUMNS = {
+    "unetr_plain": Column("UNETR", "plain", 0.777, "abdominal_unetr_cbs", ("plain",)),
+    "unetr_tcf": Column("UNETR", "tcf", 0.787, "abdominal_unetr_cbs", ("tcf",)),
+    "unetr_pcf": Column("UNETR", "pcf", 0.765, "abdominal_unetr_cbs", ("pcf",)),
+    "unetr_cbs": Column("UNETR", "cbs", 0.792, "abdominal_unetr_cbs", ()),
+    "unet3d_plain": Column("3D U-Net", "plain", 0.484, "abdominal_unetr_cbs", ("unet3d", "plain")),
+    "unet3d_cbs": Column("3D U-Net", "cbs", 0.588, "abdominal_unetr_cbs", ("unet3d",)),
+    "lambda3d_plain": Column("Lambda3D", "plain", 0.707, "abdominal_lambda3d_cbs", ("plain",)),
+    "lambda3d_cbs": Column("Lambda3D", "cbs", 0.725, "abdominal_lambda3d_cbs", ()),
+}
+# The variants that come before a column's own.
+SIZES: dict[str, tuple[str, ...]] = {"full": (), "demo": ("demo", "demo_schedule", "dice_plain_ce")}
+NOTES = {
+    "full": "Networks, grid, loss and schedule as in the bundles' train.json.",
+    "demo": "At the demo's size: small networks, a 6 mm grid, the demo's schedule and trigger, and Dice with a little "
+    "unweighted cross-entropy (variants/dice_plain_ce), for all columns alike.",
+}
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -185,9 +191,7 @@ def summarise(runs: Sequence[Run], columns: Mapping[str, Column], voxels: Mappin
 
 
 def _cell(dice: Mapping[str, Any] | None, star: bool) -> str:
-    if dice is None:
-        return "–"
-    return plus_minus(dice["mean"], dice["std"]) + (" ★" if star and dice["poor"] else "")
+    return mean_and_std(dice, nothing="–") + (" ★" if dice and star and dice["poor"] else "")
 
 
 def _difference(entry: Mapping[str, Any] | None) -> str:
@@ -196,10 +200,6 @@ def _difference(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['difference']:+.3f}" + (
         " [{:+.3f}, {:+.3f}]".format(*entry["interval"]) if entry["interval"] else ""
     )
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def markdown(table: Mapping[str, Any]) -> str:
@@ -215,7 +215,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     rows.append(["firings, seed by seed", "", "", *(", ".join(map(str, c["firings"].values())) for c in columns)])
     rows.append(["mean over organs, as reported", "", "", *(f"{c['reported_mean_dice']:.3f}" for c in columns)])
     titles = [c["title"] + (f" (n = {c['runs']})" if c["runs"] < table["seeds"] else "") for c in columns]
-    parts = [table["caption"], _grid(["organ", "voxels %", "paper's %", *titles], rows)]
+    parts = [table["caption"], markdown_grid(["organ", "voxels %", "paper's %", *titles], rows)]
     if compared := {c["network"]: c["minus_plain"] for c in columns if c["minus_plain"]}:
         parts.append(
             "CBS − plain, paired by seed and case, with the 95 % interval of a bootstrap over seeds and cases, too "
@@ -223,7 +223,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         )
         rows = [[name, *(_difference(d.get(row)) for d in compared.values())] for row, name in names.items()]
         titles = [f"{network} (n = {d[MEAN]['seeds']})" for network, d in compared.items()]
-        parts.append(_grid(["organ", *titles], rows))
+        parts.append(markdown_grid(["organ", *titles], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -263,58 +263,6 @@ def picture(table: Mapping[str, Any]) -> Figure:
     return figure
 
 
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-COLUMNS = {
-    "unetr_plain": Column("UNETR", "plain", 0.777, "abdominal_unetr_cbs", ("plain",)),
-    "unetr_tcf": Column("UNETR", "tcf", 0.787, "abdominal_unetr_cbs", ("tcf",)),
-    "unetr_pcf": Column("UNETR", "pcf", 0.765, "abdominal_unetr_cbs", ("pcf",)),
-    "unetr_cbs": Column("UNETR", "cbs", 0.792, "abdominal_unetr_cbs", ()),
-    "unet3d_plain": Column("3D U-Net", "plain", 0.484, "abdominal_unetr_cbs", ("unet3d", "plain")),
-    "unet3d_cbs": Column("3D U-Net", "cbs", 0.588, "abdominal_unetr_cbs", ("unet3d",)),
-    "lambda3d_plain": Column("Lambda3D", "plain", 0.707, "abdominal_lambda3d_cbs", ("plain",)),
-    "lambda3d_cbs": Column("Lambda3D", "cbs", 0.725, "abdominal_lambda3d_cbs", ()),
-}
-# The variants that come before a column's own.
-SIZES: dict[str, tuple[str, ...]] = {"full": (), "demo": ("demo", "demo_schedule", "dice_plain_ce")}
-NOTES = {
-    "full": "Networks, grid, loss and schedule as in the bundles' train.json.",
-    "demo": "At the demo's size: small networks, a 6 mm grid, the demo's schedule and trigger, and Dice with a little "
-    "unweighted cross-entropy (variants/dice_plain_ce), for all columns alike.",
-}
-
-
-class Setup(NamedTuple):
-    """What all runs have in common."""
-
-    data: Path
-    work: Path
-    size: str
-    epochs: int
-    ranks: int
-
-    def folder(self, column: str, seed: int) -> Path:
-        return self.work / column / f"seed{seed}"
-
-    def configs(self, column: str, *names: str) -> list[str]:
-        variants = [f"variants/{name}" for name in (*SIZES[self.size], *COLUMNS[column].variants)]
-        return [f"configs/{name}.json" for name in ("train", *names, *variants)]
-
-    def training(self, column: str) -> list[str]:
-        return self.configs(column, *(["multi_gpu_train"] if self.ranks > 1 else []))
-
-    def options(self, column: str) -> dict[str, Any]:
-        """Of the command line, where the overlays do not say it: the 3D U-Net's own overlay is of the full size."""
-        small = self.size == "demo" and COLUMNS[column].network == "3D U-Net"
-        options: dict[str, Any] = {"network_def#features": [8, 8, 16, 32, 64, 8]} if small else {}
-        return options | ({"max_epochs": self.epochs} if self.epochs else {})
-
-    def settings(self, column: str, seed: int, data: str) -> dict[str, Any]:
-        """What a result depends on, so that runs of different settings are not mixed. (The code is not looked at.)"""
-        names = [*self.training(column), *self.configs(column, "evaluate")]
-        content = {"column": column, "seed": seed, "size": self.size, "nproc_per_node": self.ranks, "data": data}
-        return content | self.options(column) | file_digests(BUNDLES / COLUMNS[column].bundle / name for name in names)
-
-
 def data_digest(datalist: Path) -> str:
     """Of the datalist and of the sizes of the files that it names."""
     cases = [case for split in ("training", "validation", "test") for case in load_datalist(datalist, split)]
@@ -322,38 +270,48 @@ def data_digest(datalist: Path) -> str:
     return hashlib.sha256(datalist.read_bytes() + str(sizes).encode()).hexdigest()
 
 
-def train_and_score(setup: Setup, column: str, seed: int) -> dict[str, Any]:
-    """Train, from the last checkpoint where there is one, and score each case of the test split."""
-    folder, bundle = setup.folder(column, seed), BUNDLES / COLUMNS[column].bundle
-    options: dict[str, Any] = {"dataset_dir": setup.data, "output_dir": folder, "ckpt_dir": folder, "seed": seed}
-    options |= {"cache": "disk", "cache_dir": setup.work / "cache"} | setup.options(column)
-    resumed, start = (folder / "last.pt").is_file(), time.monotonic()
-    resume = {"resume": str(resumed).lower()}
-    bundle_run(bundle, setup.training(column), folder / "train.log", options | resume, setup.ranks)
-    minutes = round((time.monotonic() - start) / 60, 2)
-    bundle_run(bundle, setup.configs(column, "evaluate"), folder / "evaluate.log", options)
+def train_and_score(training: Training) -> dict[str, Any]:
+    """Train and score each case of the test split."""
+    trained, report = training.train(), training.evaluate()
     dice: dict[str, dict[str, float | None]] = {organ: {} for organ in BTCV_LABELS}
-    with (folder / "evaluation" / "scores.csv").open() as file:
+    with (report / "scores.csv").open() as file:
         for row in csv.DictReader(file):
             dice[row["organ"]][row["case"]] = float(row["dice"]) if row["dice"] else None
-    firings = count_firings(folder / "class_weights.csv")
-    return {"column": column, "seed": seed, "firings": firings, "minutes": minutes, "resumed": resumed, "dice": dice}
+    known = {key: training.facts[key] for key in ("column", "seed")}
+    return {**known, "firings": count_firings(training.folder / "class_weights.csv"), **trained, "dice": dice}
 
 
-def write_table(table: Mapping[str, Any], folder: Path) -> None:
-    """Write organ_table.json, .md, .png and .csv, which has a row for each row and column of the table."""
-    write_json(folder / "organ_table.json", table)
-    rows = [
+def plan_trainings(
+    names: Sequence[str], seeds: int, data: Path, work: Path, size: str, epochs: int, ranks: int
+) -> list[Training]:
+    """All columns of a seed before the next seed."""
+    digest = data_digest(data / "dataset.json")
+    # The 3D U-Net's own overlay is of the full size.
+    small: dict[str, Any] = {"network_def#features": [8, 8, 16, 32, 64, 8]}
+    length = {"max_epochs": epochs} if epochs else {}
+    return [
+        Training(
+            bundle=column.bundle,
+            variants=(*SIZES[size], *column.variants),
+            folder=work / name / f"seed{seed}",
+            places={"dataset_dir": data, "cache": "disk", "cache_dir": work / "cache"},
+            options={"seed": seed, **(small if size == "demo" and column.network == "3D U-Net" else {}), **length},
+            facts={"column": name, "seed": seed, "size": size, "data": digest},
+            ranks=ranks,
+        )
+        for seed in range(seeds)
+        for name, column in COLUMNS.items()
+        if name in names
+    ]
+
+
+def table_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each row and column of the table."""
+    return [
         {"organ": row, "column": name, **(dice or {"n": 0})}
         for name, column in table["columns"].items()
         for row, dice in {**column["rows"], "firings": describe(list(column["firings"].values()))}.items()
     ]
-    fields = ("organ", "column", "mean", "std", "min", "max", "n", "poor", "better_than_plain")
-    write_csv(folder / "organ_table.csv", rows, fields)
-    with atomic_path(folder / "organ_table.md") as temporary:
-        temporary.write_text(markdown(table))
-    with atomic_path(folder / "organ_table.png") as temporary:
-        picture(table).savefig(temporary, dpi=120)
 
 
 def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str, epochs: int) -> str:
@@ -402,24 +360,16 @@ def organ_table(
     known("size", [size], list(SIZES))
     check_lengths(seeds, minutes, jobs, threads, nproc_per_node, epochs)
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
-    datalist, setup = data / "dataset.json", Setup(data, work, size, epochs, nproc_per_node)
-    test = load_datalist(datalist, "test", labels=BTCV_LABELS)
-    digest = data_digest(datalist)
-    runs = {}
-    for name, seed in [(name, seed) for seed in range(seeds) for name in COLUMNS if name in names]:
-        folder, settings = setup.folder(name, seed), setup.settings(name, seed, digest)
-        check_settings(folder, settings)  # of all, before the first run
-        runs[folder] = partial(kept_run, folder, settings, partial(train_and_score, setup, name, seed))
-    voxels = label_voxel_counts(test, BTCV_LABELS)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    finished, failures = run_all(runs, minutes, jobs)
+    test = load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS)
+    trainings = plan_trainings(names, seeds, data, work, size, epochs, nproc_per_node)
+    finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
-        info = dataset_info(datalist, "test")
+        info = dataset_info(data / "dataset.json", "test")
         table = {"caption": caption(info, len(test), seeds, size, epochs), "dataset": info, "size": size}
-        table |= {"epochs": epochs, "seeds": seeds, "planned_runs": len(runs), "runs": len(finished)}
-        table |= summarise(finished, COLUMNS, voxels)
-        write_table(table, work)
+        table |= {"epochs": epochs, "seeds": seeds, "planned_runs": len(trainings), "runs": len(finished)}
+        table |= summarise(finished, COLUMNS, label_voxel_counts(test, BTCV_LABELS))
+        fields = ("organ", "column", "mean", "std", "min", "max", "n", "poor", "better_than_plain")
+        write_table(work / "organ_table", markdown(table), picture(table), table, table_rows(table), fields)
         print(markdown(table))
-    print(f"{len(finished)} of {len(runs)} runs are finished: {work}")
-    if failures:
-        raise DataError(f"{len(failures)} run(s) failed; the same command tries them again." + fault_list(failures))
+    print(f"{len(finished)} of {len(trainings)} runs are finished: {work}")
+    tell_failures(failures)

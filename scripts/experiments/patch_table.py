@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import logging
-import os
-import sys
-import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from monai.bundle import ConfigWorkflow
 from scipy.stats import wilcoxon
-from tqdm import tqdm
 
 from shared.datasets import make_synthetic_histology, read_patch_table, split_patches
-from shared.utils import DataError, atomic_path, write_csv, write_json
+from shared.utils import write_json
 
-from .runs import mean_and_std, plus_minus
+from .runs import Training, file_digest, run_trainings, tell_failures
+from .tables import describe, markdown_grid, mean_and_std, write_table
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls"
-BASE = ("train", "variants/demo", "variants/demo_schedule")
+BASE = ("demo", "demo_schedule")
 # What a method adds to the plain network. The names of the overlays say the places 1 and 4, or "shallow" 1 and 2.
 METHODS: dict[str, tuple[str, ...]] = {
     "none": ("no_fusestyle",),
@@ -66,6 +56,9 @@ PLAN: tuple[tuple[tuple[str, tuple[str, ...]], ...], ...] = (
 )
 
 
+Run = tuple[str, str, str, int]  # data set, method, held-out scanner, seed
+
+
 def prepare(name: str, seed: int, source: Path | None, folder: Path) -> Path:
     """The data set as it is dealt out for a seed: other slides are tested with each."""
     target = folder / "data" / f"{name}_{seed}" / "dataset.json"
@@ -83,76 +76,49 @@ def prepare(name: str, seed: int, source: Path | None, folder: Path) -> Path:
     return target
 
 
-def run(name: str, method: str, held_out: str, seed: int, datalist: Path, folder: Path, epochs: int) -> dict[str, Any]:
-    """Train on the other scanners, score on all, without and with adapted batch norm; kept, never done twice."""
-    settings = {"set": name, "method": method, "held_out": held_out, "seed": seed, "epochs": epochs}
-    settings |= {"made_from": _digest([*overlays_of(method), datalist])}
-    work = _folder_of(folder, name, method, held_out, seed)
-    result = work / "result.json"
-    if result.is_file():
-        content = json.loads(result.read_text())
-        if {key: content.get(key) for key in settings} != settings:
-            raise DataError(f"{result}: holds a run with other settings or data. Choose another --output_dir.")
-        return content
-    options: dict[str, Any] = {
-        "dataset_dir": str(datalist.parent),
-        "output_dir": str(work),
-        "ckpt_dir": str(work),
-        "seed": seed,
+def plan_trainings(planned: Sequence[Run], source: Path | None, work: Path, epochs: int) -> list[Training]:
+    datalists = {
+        (name, seed): prepare(name, seed, None if name == "synthetic" else source, work)
+        for name, seed in sorted({(name, seed) for name, _, _, seed in planned})
     }
-    options |= {"crop_size": SETS[name]["crop_size"], "overwrite": True}
-    options |= {"train_domains": [scanner for scanner in SCANNERS if scanner != held_out]}
-    options |= {"max_epochs": epochs} if epochs else {}
-    start = time.monotonic()
-    train, *overlays = overlays_of(method)
-    workflow([train, *overlays], options)
-    scores = {}
-    for adapted in (False, True):
+    length = {"max_epochs": epochs} if epochs else {}
+    return [
+        Training(
+            bundle="mitosis_fusestyle_cls",
+            variants=(*BASE, *METHODS[method]),
+            folder=work / "runs" / f"{name}_{method}_{held_out}_{seed}".replace(" ", "_").replace(",", ""),
+            places={"dataset_dir": datalists[name, seed].parent},
+            options={
+                "seed": seed,
+                "crop_size": SETS[name]["crop_size"],
+                "train_domains": [scanner for scanner in SCANNERS if scanner != held_out],
+                **length,
+            },
+            facts={
+                "set": name,
+                "method": method,
+                "held_out": held_out,
+                "seed": seed,
+                "data": file_digest(datalists[name, seed]),
+            },
+        )
+        for name, method, held_out, seed in planned
+    ]
+
+
+def train_and_score(training: Training) -> dict[str, Any]:
+    """Train on the other scanners, score on all, without and with adapted batch norm."""
+    trained, scores = training.train(), {}
+    for norm, adapted in (("plain", False), ("adapted", True)):
         scoring = {"test_domains": list(SCANNERS), "whole_unseen": True, "bootstrap": 1, "adapt_batch_norm": adapted}
-        workflow([train, train.with_name("evaluate.json"), *overlays], options | scoring)
-        with (work / "evaluation" / "scores.csv").open() as file:
+        with (training.evaluate(**scoring) / "scores.csv").open() as file:
             rows = {row["domain"]: row for row in csv.DictReader(file)}
-        key = "adapted" if adapted else "plain"
-        scores[key] = {domain: {score: float(rows[domain][score]) for score in SCORES} for domain in SCANNERS}
-    content = {**settings, "scores": scores, "seconds": round(time.monotonic() - start, 1)}
-    write_json(result, content)
-    for path in work.glob("*.pt"):
-        path.unlink()
-    return content
+        scores[norm] = {domain: {score: float(rows[domain][score]) for score in SCORES} for domain in SCANNERS}
+    known = {key: training.facts[key] for key in ("set", "method", "held_out", "seed")}
+    return {**known, "scores": scores, **trained}
 
 
-def _folder_of(folder: Path, *names: object) -> Path:
-    return folder / "runs" / "_".join(map(str, names)).replace(" ", "_").replace(",", "")
-
-
-def overlays_of(method: str) -> list[Path]:
-    """The files that a training of this method is configured with."""
-    names = [*BASE, *(f"variants/{variant}" for variant in METHODS[method])]
-    return [BUNDLE / "configs" / f"{name}.json" for name in names]
-
-
-def _digest(files: list[Path]) -> str:
-    """So that runs of other configs or data are not mixed. (Changes of the code are not seen.)"""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def workflow(configs: list[Path], options: dict[str, Any]) -> None:
-    flow = ConfigWorkflow(config_file=[str(path) for path in configs], logging_file=False, **options)
-    flow.parser["progress#disable"] = True
-    flow.parser["initialize"] = ["$torch.manual_seed(@seed)"]  # and not what changes how a process ends
-    flow.initialize()
-    flow.run()
-    flow.finalize()
-
-
-def _quiet(log: str) -> None:
-    """Of a worker: its messages go to a file, and the progress bar of the whole stays readable."""
-    sys.stderr = open(f"{log}.{os.getpid()}", "a", buffering=1)  # noqa: SIM115 - for as long as the process lives
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, force=True)
-    torch.set_num_threads(1)
-
-
-def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row a set, method and treatment of batch norm: means and spreads over seeds and held-out scanners."""
     cells: dict[tuple[str, str, str], dict[tuple[str, int], dict[str, float]]] = defaultdict(dict)
     for each in runs:
@@ -167,20 +133,27 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     order = {method: i for i, method in enumerate(METHODS)}
     for (name, method, norm), results in sorted(cells.items(), key=lambda cell: (cell[0][0], order[cell[0][1]])):
         base = cells.get((name, BASELINES[method], norm), {})
+        gains = {
+            pair: {key: value - base[pair][key] for key, value in result.items()}
+            for pair, result in results.items()
+            if pair in base
+        }
         row: dict[str, Any] = {"set": name, "method": method, "batch_norm": norm, "runs": len(results)}
         for key in next(iter(results.values())):
-            values = [result[key] for result in results.values()]
-            differences = [results[pair][key] - base[pair][key] for pair in results if pair in base]
-            row[key], row[f"{key}_std"] = mean_and_std(values)
-            row[f"{key}_gain"], row[f"{key}_gain_std"] = mean_and_std(differences)
+            differences = [gain[key] for gain in gains.values()]
+            row |= _flat(key, [result[key] for result in results.values()]) | _flat(f"{key}_gain", differences)
             row[f"{key}_p"] = _p_value(differences)
             row[f"{key}_better"] = sum(difference > 0 for difference in differences)
         for scanner in SCANNERS:
-            pairs = [pair for pair in results if pair in base and pair[0] == scanner]
-            gains = [results[pair]["accuracy_out"] - base[pair]["accuracy_out"] for pair in pairs]
-            row[f"accuracy_gain_{scanner}"], _ = mean_and_std(gains)
+            own = describe([gain["accuracy_out"] for pair, gain in gains.items() if pair[0] == scanner])
+            row[f"accuracy_gain_{scanner}"] = own and own["mean"]
         rows.append(row)
     return rows
+
+
+def _flat(key: str, values: Sequence[float]) -> dict[str, float | int | None]:
+    found = describe(values) or {"mean": None, "std": None}
+    return {key: found["mean"], f"{key}_std": found["std"]}
 
 
 def _p_value(differences: list[float]) -> float | None:
@@ -193,33 +166,28 @@ def _p_value(differences: list[float]) -> float | None:
     return round(float(wilcoxon(differences).pvalue), 4)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    head = ("set", "method", "batch norm", "runs")
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["set", "method", "batch norm", "runs"]
     for score in ("accuracy", "AUC"):
-        head += (f"{score} in", f"{score} out", "gain out", "better", "p")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        head += [f"{score} in", f"{score} out", "gain out", "better", "p"]
+    lines = []
     for row in rows:
         cells = [row["set"], row["method"], row["batch_norm"], str(row["runs"])]
         for score in ("accuracy", "auc"):
             cells += [_cell(row, f"{score}_in"), _cell(row, f"{score}_out")]
-            baseline = row["method"] == BASELINES[row["method"]]
-            p, better = row[f"{score}_out_p"], row[f"{score}_out_better"]
-            gain = [
-                _cell(row, f"{score}_out_gain", "+"),
-                str(better),
-                "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
-            ]
-            cells += ["", "", ""] if baseline else gain
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            p = row[f"{score}_out_p"]
+            written = "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+            gain = [_cell(row, f"{score}_out_gain", "+"), str(row[f"{score}_out_better"]), written]
+            cells += ["", "", ""] if row["method"] == BASELINES[row["method"]] else gain
+        lines.append(cells)
+    return markdown_grid(head, lines) + "\n"
 
 
-def _cell(row: dict[str, Any], key: str, sign: str = "") -> str:
-    mean, std = row[key], row[f"{key}_std"]
-    return "" if mean is None else plus_minus(mean, std, sign)
+def _cell(row: Mapping[str, Any], key: str, sign: str = "") -> str:
+    return mean_and_std(None if row[key] is None else {"mean": row[key], "std": row[f"{key}_std"]}, sign)
 
 
-def picture(runs: list[dict[str, Any]], path: Path) -> None:
+def picture(runs: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy and AUC on the held-out scanner, a dot a run."""
     sets = sorted({each["set"] for each in runs})
     figure = Figure(figsize=(11, 3.2 * len(sets)), layout="constrained")
@@ -238,8 +206,7 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
             axes.set(ylabel=f"{score}, held-out scanner", title=name)
             axes.grid(axis="y", alpha=0.3)
     figure.axes[0].legend(title="batch norm", frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
 def patch_table(
@@ -250,7 +217,7 @@ def patch_table(
     ResNet18 from scratch at the demo's schedule, one thread a run. Each seed deals out the slides anew and draws the
     weights anew; methods are compared on the same seed and held-out scanner. The held-out scanner is scored on all
     its patches, the others on their test slides. Run the same command again to go on. Results: runs/*/result.json,
-    summary.csv, summary.md, summary.png.
+    summary.csv, .md, .png and .json.
 
     Args:
         output_dir: where runs and results are kept.
@@ -261,8 +228,7 @@ def patch_table(
         minutes: no run is started after this time.
         jobs: runs at a time.
     """
-    folder, end = Path(output_dir).resolve(), time.monotonic() + 60 * minutes
-    source = Path(data_dir).resolve() if data_dir else None
+    work, source = Path(output_dir).resolve(), Path(data_dir).resolve() if data_dir else None
     planned = [
         (name, method, scanner, seed)
         for line in PLAN
@@ -272,32 +238,11 @@ def patch_table(
         for scanner in SCANNERS
         for method in methods
     ]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    folder.mkdir(parents=True, exist_ok=True)
-    datalists = {
-        (name, seed): prepare(name, seed, None if name == "synthetic" else source, folder)
-        for name, seed in sorted({(name, seed) for name, _, _, seed in planned})
-    }
-    runs = []
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_quiet, initargs=(str(folder / "log"),)
-    ) as pool:
-        bar = tqdm(total=len(planned), unit="run")
-        for each in pool.map(_attempt, [(*job, datalists[job[0], job[3]], folder, epochs, end) for job in planned]):
-            runs += [each] if each else []
-            bar.update()
-        bar.close()
+    trainings = plan_trainings(planned, source, work, epochs)
+    dropped = ("last.pt", "best.pt", "model.pt")
+    runs, failures = run_trainings(trainings, train_and_score, minutes, jobs, 1, dropped)
     rows = summarise(runs)
     if rows:
-        write_csv(folder / "summary.csv", rows, list(rows[0]))
-        with atomic_path(folder / "summary.md") as temporary:
-            temporary.write_text(table(rows) + "\n")
-        picture(runs, folder / "summary.png")
-    print(f"{len(runs)} of {len(planned)} runs.\n{table(rows)}")
-
-
-def _attempt(job: tuple[Any, ...]) -> dict[str, Any] | None:
-    *arguments, end = job
-    done = _folder_of(arguments[5], *arguments[:4]) / "result.json"
-    # CLOCK_MONOTONIC is one for all processes of a machine
-    return None if time.monotonic() > end and not done.is_file() else run(*arguments)
+        write_table(work / "summary", markdown(rows), picture(runs), rows, rows, list(rows[0]))
+    print(f"{len(runs)} of {len(planned)} runs.\n{markdown(rows)}")
+    tell_failures(failures)

@@ -1,4 +1,4 @@
-"""Compare the class re-weighting rules on synthetic CT over several seeds, and measure what a rule costs."""
+"""The class re-weighting rules on synthetic CT over several seeds, by loss and sampling; and what a rule costs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from functools import partial, wraps
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 
-from shared.utils import DataError, atomic_path, fault_list, write_json
+from shared.utils import write_json
 
-from .runs import bundle_run, describe, file_digests, kept_run, plus_minus, run_all
+from .runs import BUNDLES, Training, count_firings, file_digest, run_trainings, tell_failures
+from .tables import describe, markdown_grid, mean_and_std, write_table
 
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLE = ROOT / "bundles" / "abdominal_unetr_cbs"
+BUNDLE = "abdominal_unetr_cbs"
+Cell = tuple[str, str, str]  # loss, sampling, rule
 RULES = ("plain", "cbs", "prevalence", "pcf", "tcf")
 LOSSES = ("dice", "dice_ce")
 SAMPLINGS = ("foreground", "class_balanced")
@@ -38,47 +38,36 @@ SCHEDULE = {
 }
 
 
-def overlays(loss: str, sampling: str, rule: str) -> list[str]:
-    """The variants of a cell; the base configuration is Dice, foreground sampling, CBS."""
+def variants(loss: str, sampling: str, rule: str) -> list[str]:
+    """Those of a cell; the base configuration is Dice, foreground sampling, CBS."""
     names = ["demo", "demo_schedule"]
     names += [rule] if rule != "cbs" else []
     names += ["dice_ce"] if loss == "dice_ce" else []
-    names += ["class_balanced_sampling"] if sampling == "class_balanced" else []
-    return [f"configs/variants/{name}.json" for name in names]
+    return names + (["class_balanced_sampling"] if sampling == "class_balanced" else [])
 
 
-def train_and_score(cell: tuple[str, str, str], seed: int, work: Path, data: Path, epochs: int) -> dict[str, Any]:
-    """One run: train, evaluate on the test split; its result is kept, so that it is never done twice."""
-    folder = _folder(work, cell, seed)
-    places = {"dataset_dir": data, "output_dir": folder, "ckpt_dir": folder, "cache_dir": work / "cache"}
-    options: dict[str, Any] = {**places, **SCHEDULE, "seed": seed, "cache": "disk"}
-    options |= {"max_epochs": epochs} if epochs else {}
-
-    def run() -> dict[str, Any]:
-        start = time.monotonic()
-        resume = "true" if (folder / "last.pt").is_file() else "false"
-        training, evaluation = ["configs/train.json"], ["configs/train.json", "configs/evaluate.json"]
-        bundle_run(BUNDLE, training + overlays(*cell), folder / "train.log", {**options, "resume": resume})
-        minutes = (time.monotonic() - start) / 60
-        bundle_run(BUNDLE, evaluation + overlays(*cell), folder / "evaluate.log", options)
-        organs = json.loads((folder / "evaluation" / "summary.json").read_text())["organs"]
-        state = torch.load(folder / "last.pt", weights_only=True)["reweighting"]
-        dice = {name: row["dice"]["mean"] for name, row in organs.items()}
-        return {"cell": cell, "seed": seed, "dice": dice, "firings": int(state["fired"].sum()), "minutes": minutes}
-
-    content = kept_run(folder, _settings(cell, data, epochs), run)
-    (folder / "model.pt").unlink(missing_ok=True)
-    return content
+def plan_trainings(cells: Sequence[Cell], seeds: int, data: Path, work: Path, epochs: int) -> list[Training]:
+    length, digest = {"max_epochs": epochs} if epochs else {}, file_digest(data / "dataset.json")
+    return [
+        Training(
+            bundle=BUNDLE,
+            variants=variants(*cell),
+            folder=work / "_".join((*cell, f"seed{seed}")),
+            places={"dataset_dir": data, "cache": "disk", "cache_dir": work / "cache"},
+            options={**SCHEDULE, "seed": seed, **length},
+            facts={"cell": list(cell), "seed": seed, "data": digest},
+        )
+        for cell in cells
+        for seed in range(seeds)
+    ]
 
 
-def _folder(work: Path, cell: tuple[str, str, str], seed: int) -> Path:
-    return work / "_".join((*cell, f"seed{seed}"))
-
-
-def _settings(cell: tuple[str, str, str], data: Path, epochs: int) -> dict[str, Any]:
-    """What a result depends on, so that runs of different settings are not mixed."""
-    names = ["configs/train.json", "configs/evaluate.json", *overlays(*cell)]
-    return {"epochs": epochs, **SCHEDULE} | file_digests([*(BUNDLE / name for name in names), data / "dataset.json"])
+def train_and_score(training: Training) -> dict[str, Any]:
+    trained, report = training.train(), training.evaluate()
+    organs = json.loads((report / "summary.json").read_text())["organs"]
+    dice = {name: row["dice"]["mean"] for name, row in organs.items()}
+    known = {key: training.facts[key] for key in ("cell", "seed")}
+    return {**known, "dice": dice, "firings": count_firings(training.folder / "class_weights.csv"), **trained}
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,45 +99,44 @@ def _means(run: dict[str, Any], plain: dict[str, Any] | None) -> tuple[float, fl
     return float(np.mean(list(run["dice"].values()))), float(np.mean([run["dice"][n] for n in poor])) if poor else None
 
 
-def picture(summary: dict[str, Any], path: Path) -> None:
-    cells = summary["cells"]
+def picture(cells: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 1.5 + 0.4 * len(cells)), layout="constrained")
     axes = figure.subplots()
     for y, cell in enumerate(cells):
         for key, colour, offset in (("mean_dice", "tab:blue", -0.12), ("mean_dice_poor_classes", "tab:orange", 0.12)):
-            dice = cell[key]
-            axes.plot([dice["min"], dice["max"]], [y + offset] * 2, color=colour, lw=2)
-            axes.plot(dice["mean"], y + offset, "o", color=colour, label=key.replace("_", " ") if y == 0 else None)
+            if dice := cell[key]:
+                axes.plot([dice["min"], dice["max"]], [y + offset] * 2, color=colour, lw=2)
+                axes.plot(dice["mean"], y + offset, "o", color=colour, label=key.replace("_", " ") if y == 0 else None)
     axes.set_yticks(range(len(cells)), [f"{c['loss']}, {c['sampling']}, {c['rule']} (n={c['runs']})" for c in cells])
     axes.invert_yaxis()
     axes.set(xlabel="Dice on the test split: mean, least and greatest over the seeds", title="Synthetic CT")
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
-def table(summary: dict[str, Any]) -> str:
-    head = (
-        "loss",
-        "sampling",
-        "rule",
-        "n",
-        "mean Dice",
-        "difference to plain",
-        "classes < 0.8",
-        "firings",
-        "organs at 0",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for cell in summary["cells"]:
-        values = [cell["loss"], cell["sampling"], cell["rule"], str(cell["runs"])]
-        for key in ("mean_dice", "mean_dice_minus_plain", "mean_dice_poor_classes"):
-            dice = cell[key]
-            values.append("–" if dice is None else plus_minus(dice["mean"], dice["std"] or 0))
-        values += [", ".join(map(str, cell[key].values())) for key in ("firings", "organs_at_0")]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
+def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
+    head = ["loss", "sampling", "rule", "n"]
+    head += ["mean Dice", "difference to plain", "classes < 0.8", "firings", "organs at 0"]
+    dice = ("mean_dice", "mean_dice_minus_plain", "mean_dice_poor_classes")
+    rows = [
+        [cell["loss"], cell["sampling"], cell["rule"], str(cell["runs"])]
+        + [mean_and_std(cell[key], nothing="–") for key in dice]
+        + [", ".join(map(str, cell[key].values())) for key in ("firings", "organs_at_0")]
+        for cell in cells
+    ]
+    return markdown_grid(head, rows) + "\n"
+
+
+def table_rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each cell and score."""
+    scores = [f"mean_dice{part}{minus}" for part in ("", "_poor_classes") for minus in ("", "_minus_plain")]
+    return [
+        {"loss": cell["loss"], "sampling": cell["sampling"], "rule": cell["rule"], "score": score, **cell[score]}
+        for cell in cells
+        for score in scores
+        if cell[score]
+    ]
 
 
 def compare(
@@ -163,7 +151,7 @@ def compare(
     """Train and evaluate loss × sampling × rule over seeds on synthetic CT, as far as the time goes; resumable.
 
     A rule is compared with no rule on the same seed: same initial weights, same crops. Run the same command again to
-    go on. Results: summary.json, summary.md and summary.png in the output folder.
+    go on. Results: summary.json, .md, .png and .csv in the output folder, once a cell has all its seeds.
 
     Args:
         data_dir: data set as scripts/make_synthetic.py ct writes it.
@@ -174,24 +162,19 @@ def compare(
         jobs: runs at a time.
         threads: of each run.
     """
-    work, data = Path(output_dir).resolve(), Path(data_dir).resolve()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    planned = [(cell, seed) for cell in CELLS for seed in range(seeds)]
-    runs = {_folder(work, *job): partial(train_and_score, *job, work, data, epochs) for job in planned}
-    finished, failures = run_all(runs, minutes, jobs)
+    work, data = Path(output_dir).expanduser().resolve(), Path(data_dir).expanduser().resolve()
+    trainings = plan_trainings(CELLS, seeds, data, work, epochs)
+    dropped = ("last.pt", "best.pt", "model.pt")
+    finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads, dropped)
     full = [cell for cell in CELLS if sum(tuple(run["cell"]) == cell for run in finished) == seeds]
     summary = summarise([run for run in finished if tuple(run["cell"]) in full])
-    summary |= {"planned_runs": len(planned), "epochs": epochs, "seeds": seeds}
-    write_json(work / "summary.json", summary)
-    with atomic_path(work / "summary.md") as temporary:
-        temporary.write_text(table(summary) + "\n")
+    summary |= {"planned_runs": len(trainings), "epochs": epochs, "seeds": seeds}
+    text = markdown(summary["cells"])
     if full:
-        picture(summary, work / "summary.png")
-    print(
-        f"{summary['runs']} of {len(planned)} runs, in {len(full)} complete cells of {seeds} seeds.\n{table(summary)}"
-    )
-    if failures:
-        raise DataError(f"{len(failures)} run(s) failed; the same command tries them again." + fault_list(failures))
+        fields = ("loss", "sampling", "rule", "score", "mean", "std", "min", "max", "n")
+        write_table(work / "summary", text, picture(summary["cells"]), summary, table_rows(summary["cells"]), fields)
+    print(f"{summary['runs']} of {len(trainings)} runs, in {len(full)} complete cells of {seeds} seeds.\n{text}")
+    tell_failures(failures)
 
 
 def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
@@ -205,7 +188,7 @@ def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
         epochs: length of the run.
     """
     data, folder = Path(data_dir).resolve(), Path(output_dir).resolve() / f"cost_{time.time_ns()}"
-    os.chdir(BUNDLE)
+    os.chdir(BUNDLES / BUNDLE)
     workflow = ConfigWorkflow(
         config_file=[f"configs/{n}.json" for n in ("train", "variants/demo", "variants/demo_schedule")],
         logging_file=False,

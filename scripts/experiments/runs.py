@@ -1,24 +1,27 @@
-"""Runs of bundles whose results are kept: what the scripts share that compare settings over seeds."""
+"""Trainings of bundles over seeds, whose results are kept: started, resumed, never mixed and never done twice."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from shared.utils import DataError, write_json
+from shared.utils import DataError, fault_list, write_json
 
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 _processes: set[subprocess.Popen] = set()  # that run now, to be ended with this one
 
 
@@ -73,9 +76,67 @@ def check_lengths(seeds: int, minutes: float, jobs: int, threads: int, nproc_per
         raise DataError(f"--minutes is {minutes}, expected a number above 0.")
 
 
-def file_digests(files: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of each file by its name."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training of a bundle with some of its variants, and its evaluation, in a folder of its own.
+
+    Attributes:
+        bundle: its name.
+        variants: of its overlays, in the order in which they are laid over each other.
+        folder: for all that is written.
+        places: options of the command line on which the result does not depend, such as the folder of the data.
+        options: those on which it does.
+        facts: what else it depends on, such as a digest of the data. (The code is not looked at.)
+        ranks: processes of the training; the evaluation has one.
+    """
+
+    bundle: str
+    variants: Sequence[str]
+    folder: Path
+    places: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    ranks: int = 1
+
+    def configs(self, *overlays: str) -> list[str]:
+        names = ["train", *overlays, *(f"variants/{variant}" for variant in self.variants)]
+        return [f"configs/{name}.json" for name in names]
+
+    @property
+    def training_configs(self) -> list[str]:
+        return self.configs(*(["multi_gpu_train"] if self.ranks > 1 else []))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, so that runs of different settings are not mixed."""
+        names = dict.fromkeys([*self.training_configs, *self.configs("evaluate")])
+        files = {Path(name).name: file_digest(BUNDLES / self.bundle / name) for name in names}
+        return {**self.facts, **self.options, "nproc_per_node": self.ranks, **files}
+
+    def train(self) -> dict[str, Any]:
+        """Train, from the last checkpoint where there is one; `minutes` taken, and whether it was `resumed`."""
+        resumed, start = (self.folder / "last.pt").is_file(), time.monotonic()
+        self._run("train", self.training_configs, {"resume": str(resumed).lower()}, self.ranks)
+        return {"minutes": round((time.monotonic() - start) / 60, 2), "resumed": resumed}
+
+    def evaluate(self, **options: Any) -> Path:
+        """Score the test split; the folder of the report."""
+        self._run("evaluate", self.configs("evaluate"), options)
+        return self.folder / "evaluation"
+
+    def _run(self, step: str, configs: list[str], options: Mapping[str, Any], ranks: int = 1) -> None:
+        known = {"output_dir": self.folder, "ckpt_dir": self.folder, **self.places, **self.options}
+        bundle_run(BUNDLES / self.bundle, configs, self.folder / f"{step}.log", known | options, ranks)
+
+
+def file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def count_firings(table: Path) -> int:
+    """In how many evaluations a rule fired, by its `class_weights.csv`."""
+    with table.open() as file:
+        return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] == "1"})
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -92,10 +153,15 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         raise DataError(f"{folder}: holds a run that differs from this one in {names}. Choose another --output_dir.")
 
 
-def kept_run(folder: Path, settings: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def kept_run(
+    folder: Path,
+    settings: Mapping[str, Any],
+    run: Callable[[], Mapping[str, Any]],
+    dropped: Iterable[str] = ("last.pt", "best.pt"),
+) -> dict[str, Any]:
     """What a run gave: `result.json` of its folder, for which `run()` is called where it is not there yet.
 
-    The checkpoints for going on with a training, `last.pt` and `best.pt`, are deleted once the result is kept.
+    Once the result is kept, the files that are `dropped` go: by default the checkpoints for going on with a training.
 
     Raises:
         DataError: when the folder holds a run with other settings.
@@ -105,7 +171,7 @@ def kept_run(folder: Path, settings: Mapping[str, Any], run: Callable[[], Mappin
     if not result.is_file():
         write_json(folder / "settings.json", settings)
         write_json(result, run())
-    for name in ("last.pt", "best.pt"):
+    for name in dropped:
         (folder / name).unlink(missing_ok=True)
     return json.loads(result.read_text())
 
@@ -146,26 +212,34 @@ def run_all(
     return [r for r in results if isinstance(r, dict)], [str(r) for r in results if isinstance(r, DataError)]
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation, to four places; the latter None of one value, both where there are none."""
-    if not values:
-        return None, None
-    return round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+def run_trainings(
+    trainings: Sequence[Training],
+    score: Callable[[Training], Mapping[str, Any]],
+    minutes: float,
+    jobs: int,
+    threads: int,
+    dropped: Iterable[str] = ("last.pt", "best.pt"),
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train and score all of them in their order, as far as the time goes; see `run_all`.
+
+    Args:
+        trainings: each with a folder of its own.
+        score: trains, evaluates, and gives the result that is kept.
+        minutes, jobs: see `run_all`.
+        threads: of each process.
+        dropped: see `kept_run`.
+
+    Raises:
+        DataError: before the first run, when a folder holds a run with other settings.
+    """
+    for training in trainings:
+        check_settings(training.folder, training.settings)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    runs = {t.folder: partial(kept_run, t.folder, t.settings, partial(score, t), dropped) for t in trainings}
+    return run_all(runs, minutes, jobs)
 
 
-def describe(values: Sequence[float]) -> dict[str, float | int | None] | None:
-    """Mean, standard deviation (None of one value), least, greatest and number of values; None where there are none."""
-    if not values:
-        return None
-    mean, std = mean_and_std(values)
-    return {"mean": mean, "std": std, "min": round(min(values), 4), "max": round(max(values), 4), "n": len(values)}
-
-
-def plus_minus(mean: float, std: float | None, sign: str = "") -> str:
-    """Such as "0.812 ± 0.034", without the deviation where there is none; `sign` "+" puts one before the mean."""
-    return f"{mean:{sign}.3f}" + (f" ± {std:.3f}" if std is not None else "")
-
-
-def count_firings(path: Path) -> int:
-    with path.open() as file:
-        return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] in ("1", "True")})
+def tell_failures(failures: Sequence[str]) -> None:
+    """Raise a `DataError` that lists the runs that failed, if any."""
+    if failures:
+        raise DataError(f"{len(failures)} run(s) failed; the same command tries them again." + fault_list(failures))

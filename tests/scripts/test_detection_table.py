@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments import detection_table as module
 from experiments.detection_table import METHODS, SCORES, detection_table
 from matplotlib.image import imread
 from PIL import Image
@@ -51,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Mapping[str
             domains["CS"]["f1"]["value"] = None
         write_json(folder / "evaluation" / "summary.json", {"domains": domains})
 
-    monkeypatch.setattr(module, "bundle_run", bundle_run)
+    monkeypatch.setattr("experiments.runs.bundle_run", bundle_run)
     return calls
 
 

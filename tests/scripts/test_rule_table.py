@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from experiments import rule_table as benchmark
+from experiments.runs import run_trainings
 
 from shared.utils import DataError, write_json
 
@@ -38,19 +39,28 @@ def test_poor_classes_are_those_of_the_plain_run_of_the_seed() -> None:
     assert cbs["mean_dice_poor_classes"]["mean"] == 0.85
 
 
-def test_a_kept_run_is_not_done_again(tmp_path: Path) -> None:
+def test_a_kept_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cell, data = ("dice", "foreground", "plain"), tmp_path / "data"
     write_json(data / "dataset.json", {"name": "none"})
-    folder = tmp_path / "dice_foreground_plain_seed0"
-    write_json(folder / "settings.json", benchmark._settings(cell, data, 1))
-    write_json(folder / "result.json", run("plain", 0, 0.9, 0.1))
-    assert benchmark.train_and_score(cell, 0, tmp_path, data, 1)["dice"] == {"liver": 0.9, "adrenal": 0.1}
-    with pytest.raises(DataError, match="differs from this one in epochs"):
-        benchmark.train_and_score(cell, 0, tmp_path, data, 2)
+    (training,) = trainings = benchmark.plan_trainings([cell], 1, data, tmp_path, 1)
+    write_json(training.folder / "settings.json", training.settings)
+    write_json(training.folder / "result.json", run("plain", 0, 0.9, 0.1))
+    (kept,), _ = run_trainings(trainings, benchmark.train_and_score, minutes=1, jobs=1, threads=1)
+    assert kept["dice"] == {"liver": 0.9, "adrenal": 0.1}
+    with pytest.raises(DataError, match="differs from this one in max_epochs"):
+        run_trainings(
+            benchmark.plan_trainings([cell], 1, data, tmp_path, 2),
+            benchmark.train_and_score,
+            minutes=1,
+            jobs=1,
+            threads=1,
+        )
 
 
 def test_every_cell_names_variants_that_exist() -> None:
     bundle = ROOT / "bundles" / "abdominal_unetr_cbs"
     assert len(benchmark.CELLS) == len(set(benchmark.CELLS)) == 20
     for cell in benchmark.CELLS:
-        assert all((bundle / name).is_file() for name in benchmark.overlays(*cell)), cell
+        variants = [bundle / "configs" / "variants" / f"{name}.json" for name in benchmark.variants(*cell)]
+        assert all(path.is_file() for path in variants), cell

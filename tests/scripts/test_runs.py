@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -120,17 +119,3 @@ run_all({{work / name: partial(bundle_run, work, [], work / name / "log", {{}}) 
     (child,) = (tmp_path / "started").read_text().split()
     with pytest.raises(ProcessLookupError):
         os.kill(int(child), 0)
-
-
-def test_what_values_over_seeds_are_described_by() -> None:
-    assert bundle_runs.describe([0.5, 0.25]) == {"mean": 0.375, "std": 0.1768, "min": 0.25, "max": 0.5, "n": 2}
-    assert bundle_runs.describe([0.5])["std"] is None
-    assert bundle_runs.describe([]) is None
-    assert json.dumps(bundle_runs.describe([0, 2])), "plain numbers"
-    assert bundle_runs.mean_and_std([]) == (None, None)
-
-
-def test_mean_and_deviation_as_text() -> None:
-    assert bundle_runs.plus_minus(0.5, 0.1768) == "0.500 ± 0.177"
-    assert bundle_runs.plus_minus(0.5, None, "+") == "+0.500"
-    assert bundle_runs.plus_minus(-0.25, 0.0, "+") == "-0.250 ± 0.000"

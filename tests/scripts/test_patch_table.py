@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from experiments import patch_table as benchmark
-from matplotlib.image import imread
+from experiments.runs import BUNDLES, run_trainings
 from scipy.stats import wilcoxon
 
 from shared.datasets import make_synthetic_histology
 from shared.utils import DataError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def made_up(method: str, held_out: str, seed: int, accuracy: dict[str, float]) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def test_methods_are_compared_run_by_run() -> None:
     assert dot["auc_out_p"] == pytest.approx(wilcoxon(gain).pvalue, abs=1e-4)
     assert none["accuracy_in"] == pytest.approx(0.8, abs=1e-4)  # mean of (0.7, 0.8), (0.9, 0.7), (0.9, 0.8)
     assert dot["accuracy_in_gain"] == 0
-    assert "| synthetic | dot 1,4 | plain | 6 | 0.800" in benchmark.table([none, dot])
+    assert "| synthetic | dot 1,4 | plain | 6 | 0.800" in benchmark.markdown([none, dot])
 
 
 def test_without_the_baseline_of_a_run_there_is_no_gain() -> None:
@@ -53,17 +51,21 @@ def test_without_the_baseline_of_a_run_there_is_no_gain() -> None:
 
 
 def test_every_method_names_variants_that_exist() -> None:
-    for method in benchmark.METHODS:
-        assert all(path.is_file() for path in benchmark.overlays_of(method)), method
+    variants = BUNDLES / "mitosis_fusestyle_cls" / "configs" / "variants"
+    for method, names in benchmark.METHODS.items():
+        assert all((variants / f"{name}.json").is_file() for name in (*benchmark.BASE, *names)), method
     assert {method for line in benchmark.PLAN for _, methods in line for method in methods} == set(benchmark.METHODS)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_a_run_is_scored_on_all_scanners_and_kept(tmp_path: Path) -> None:
-    datalist = make_synthetic_histology(tmp_path / "data", slides=3, patches_per_slide=8, tiles_per_slide=0)
-    job = ("synthetic", "none", "CS", 0, datalist, tmp_path)
-    first = benchmark.run(*job, 1)
+def test_a_run_is_scored_on_all_scanners_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    planned = [("synthetic", "none", "CS", 0)]
+    make_synthetic_histology(tmp_path / "data" / "synthetic_0", slides=3, patches_per_slide=8, tiles_per_slide=0)
+    trainings = benchmark.plan_trainings(planned, None, tmp_path, 1)
+    dropped = ("last.pt", "best.pt", "model.pt")
+    (first,), failures = run_trainings(trainings, benchmark.train_and_score, 60, 1, 1, dropped)
+    assert failures == []
     assert set(first["scores"]) == {"plain", "adapted"}
     for scores in first["scores"].values():
         assert set(scores) == {"XR", "S360", "CS"}
@@ -73,9 +75,8 @@ def test_a_run_is_scored_on_all_scanners_and_kept(tmp_path: Path) -> None:
     assert not list(result.parent.glob("*.pt"))
     assert json.loads((result.parent / "evaluation" / "summary.json").read_text())["train_domains"] == ["S360", "XR"]
     written = result.stat().st_mtime_ns
-    assert benchmark.run(*job, 1) == first
+    assert run_trainings(trainings, benchmark.train_and_score, 60, 1, 1, dropped) == ([first], [])
     assert result.stat().st_mtime_ns == written
-    with pytest.raises(DataError, match="other settings or data"):
-        benchmark.run(*job, 2)
-    benchmark.picture([first], tmp_path / "picture.png")
-    assert imread(tmp_path / "picture.png").std() > 0.02
+    with pytest.raises(DataError, match="differs from this one in max_epochs"):
+        run_trainings(benchmark.plan_trainings(planned, None, tmp_path, 2), benchmark.train_and_score, 60, 1, 1)
+    assert benchmark.picture([first]).axes[0].lines
