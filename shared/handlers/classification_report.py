@@ -9,7 +9,6 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
-from ..metrics import classification_scores
 from ..reports.classification import (
     PREDICTION_COLUMNS,
     Patch,
@@ -18,7 +17,7 @@ from ..reports.classification import (
     prediction_rows,
     summarise_patches,
 )
-from ..reports.domains import DomainScoring
+from ..reports.domains import DomainScoring, DomainSummary
 from ..reports.gallery import save_figure
 from ..utils import writable_folder, write_csv
 
@@ -115,22 +114,12 @@ class ClassificationReport:
         for part in idist.all_gather(self.patches):
             gathered.update(part)
         patches = [gathered[case] for case in sorted(gathered)]
-        engine.state.metrics.update(self._metrics(patches))
-        if idist.get_rank() == 0:
-            self._write(patches)
-
-    def _metrics(self, patches: Sequence[Patch]) -> dict[str, float]:
-        def scores(chosen: Sequence[Patch]) -> dict[str, Any]:
-            return classification_scores([p.probability for p in chosen], [p.label for p in chosen], self.how.threshold)
-
-        pooled = scores(patches)
-        metrics = {name: pooled[name] for name in ("accuracy", "balanced_accuracy", "auc")}
-        for domain in sorted({p.domain for p in patches}):
-            metrics[f"accuracy_{domain}"] = scores([p for p in patches if p.domain == domain])["accuracy"]
-        return metrics
-
-    def _write(self, patches: Sequence[Patch]) -> None:
         summary = summarise_patches(patches, self.how)
+        engine.state.metrics.update(summary.metrics(("accuracy", "balanced_accuracy", "auc"), each="accuracy"))
+        if idist.get_rank() == 0:
+            self._write(patches, summary)
+
+    def _write(self, patches: Sequence[Patch], summary: DomainSummary) -> None:
         write_csv(self.output_dir / "predictions.csv", prediction_rows(patches, self.how), PREDICTION_COLUMNS)
         summary.write(self.output_dir)
         save_figure(self.output_dir / "report.png", draw_patches(patches, summary))

@@ -10,16 +10,18 @@ from ignite.engine import Engine, Events
 
 from ..data import RegionEntry
 from ..inferers import FindingsCollector
-from ..metrics import Findings, detection_scores
+from ..metrics import Findings
 from ..networks import PyramidAnchors
 from ..reports.detection import (
     DETECTION_COLUMNS,
     LAYOUT,
     DetectionScoring,
+    detection_rows,
     draw_detections,
     draw_errors,
     summarise_detections,
 )
+from ..reports.domains import DomainSummary
 from ..reports.gallery import save_figure
 from ..utils import writable_folder, write_csv
 
@@ -119,40 +121,19 @@ class DetectionReport:
 
     def _finish(self, engine: Engine) -> None:
         findings = self.detections.findings(self.how.match_radius)
-        engine.state.metrics.update(self._metrics(findings))
+        summary = summarise_detections(findings, self.detections.regions, self.how)
+        engine.state.metrics.update(summary.metrics(LAYOUT.scores, each="f1"))
         if idist.get_rank() == 0:
-            self._write(findings)
+            self._write(findings, summary)
 
-    def _metrics(self, findings: Findings) -> dict[str, float]:
-        scored = (self.how.class_id, self.how.threshold, self.how.matching)
-        values = detection_scores(findings, *scored)
-        domains = [region["domain"] for region in self.detections.regions]
-        for domain in sorted(set(domains)):
-            own = findings.of([i for i, other in enumerate(domains) if other == domain])
-            values[f"f1_{domain}"] = detection_scores(own, *scored)["f1"]
-        return {name: value for name, value in values.items() if name not in LAYOUT.outcomes}
-
-    def _write(self, findings: Findings) -> None:
-        regions = self.detections.regions
-        summary = summarise_detections(findings, regions, self.how)
-        write_csv(self.output_dir / "detections.csv", self._rows(findings), DETECTION_COLUMNS)
+    def _write(self, findings: Findings, summary: DomainSummary) -> None:
+        scored = (findings, self.detections.regions, summary)
+        write_csv(self.output_dir / "detections.csv", detection_rows(*scored), DETECTION_COLUMNS)
         summary.write(self.output_dir)
-        save_figure(self.output_dir / "report.png", draw_detections(findings, regions, summary))
-        save_figure(self.output_dir / "gallery.png", draw_errors(findings, regions, summary))
+        save_figure(self.output_dir / "report.png", draw_detections(*scored))
+        save_figure(self.output_dir / "gallery.png", draw_errors(*scored))
         logger.info(
             "%s\nwritten to %s: detections.csv, scores.csv, summary.json, report.png, gallery.png",
             summary.table(),
             self.output_dir,
         )
-
-    def _rows(self, findings: Findings) -> list[dict[str, Any]]:
-        """The rows of `detections.csv`; scores in full, so that the scores of the report can be worked out again."""
-        rows = []
-        for i, image in enumerate(findings.images):
-            region = self.detections.regions[image]
-            place = [round(float(coordinate), 2) for coordinate in findings.points[i]]
-            found = [self.how.class_names[findings.classes[i]], float(findings.scores[i])]
-            matched = str(bool(findings.match[i] >= 0)).lower()
-            row = [region.get("case", region["image"]), region["domain"], *place, *found, matched]
-            rows.append(dict(zip(DETECTION_COLUMNS, row, strict=True)))
-        return rows

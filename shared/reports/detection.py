@@ -155,6 +155,18 @@ def summarise_detections(findings: Findings, regions: Sequence[RegionEntry], how
     )
 
 
+def detection_rows(findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> list[dict[str, Any]]:
+    """Of `detections.csv`; the scores in full, so that those of the report can be worked out from them again."""
+    rows = []
+    for i, image in enumerate(findings.images):
+        region, matched = regions[image], bool(findings.match[i] >= 0)
+        place = [round(coordinate, 2) for coordinate in findings.points[i].tolist()]
+        found = (summary.how.class_names[findings.classes[i]], float(findings.scores[i]), str(matched).lower())
+        row = (region.get("case", region["image"]), region["domain"], *place, *found)
+        rows.append(dict(zip(DETECTION_COLUMNS, row, strict=True)))
+    return rows
+
+
 def _draw_curves(axes: Axes, findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> None:
     """Precision-recall curve of each domain, with a dot at the threshold."""
     how = summary.how
@@ -214,32 +226,26 @@ class Crop(NamedTuple):
     text: str
 
 
-def _false_positives(findings: Findings, how: DetectionScoring) -> list[Crop]:
+def false_positives(findings: Findings, how: DetectionScoring) -> list[Crop]:
     """From the highest score to the lowest."""
     wrong = (findings.match < 0) & (findings.classes == how.class_id) & (findings.scores >= how.threshold)
     order = np.flatnonzero(wrong)[np.argsort(-findings.scores[wrong], kind="stable")]
     return [Crop(int(findings.images[i]), *findings.points[i].tolist(), f"{findings.scores[i]:.2f}") for i in order]
 
 
-def _false_negatives(findings: Findings, how: DetectionScoring) -> list[Crop]:
-    """Region after region."""
-    found_at = findings.found_at
-    missed = (findings.true_classes == how.class_id) & ~(found_at >= how.threshold)
-    return [
-        Crop(
-            int(findings.true_images[i]),
-            *findings.true_points[i].tolist(),
-            "not seen" if np.isnan(found_at[i]) else f"{found_at[i]:.2f}",
-        )
-        for i in np.flatnonzero(missed)
-    ]
+def false_negatives(findings: Findings, how: DetectionScoring) -> list[Crop]:
+    """Region after region, with the score of what has found it, below the threshold."""
+    found_at, images, points = findings.found_at, findings.true_images, findings.true_points
+    missed = np.flatnonzero((findings.true_classes == how.class_id) & ~(found_at >= how.threshold))
+    scores = ["not seen" if np.isnan(score) else f"{score:.2f}" for score in found_at[missed]]
+    return [Crop(int(images[i]), *points[i].tolist(), score) for i, score in zip(missed, scores, strict=True)]
 
 
 def draw_errors(findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> Figure:
     """The false positives of the highest scores, and false negatives from all over the regions."""
     how = summary.how
     name = how.class_name
-    wrong, missed = _false_positives(findings, how), _false_negatives(findings, how)
+    wrong, missed = false_positives(findings, how), false_negatives(findings, how)
     spread = np.unique(np.linspace(0, len(missed) - 1, min(SHOWN, len(missed))).round().astype(int))
     parts = (
         (f"called {name}, but not, highest scores", wrong[:SHOWN], len(wrong), "no false positives"),

@@ -190,6 +190,12 @@ class DomainSummary(Summary):
             "adapted_batch_norm": self.how.adapted,
         }
 
+    def metrics(self, scores: Sequence[str], each: str) -> dict[str, float]:
+        """For an engine: scores of all items, and one of `each` domain, as `accuracy_XR`; NaN where undefined."""
+        entries = {score: self.pooled[ALL][score] for score in scores}
+        entries |= {f"{each}_{name}": self.domains[name][each] for name in sorted(self.domains)}
+        return {name: math.nan if entry["value"] is None else entry["value"] for name, entry in entries.items()}
+
     def score_table(self) -> str:
         means = {
             f"mean of {group}": {score: {"value": mean[score], "interval": None} for score in self.layout.scores}

@@ -12,23 +12,19 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from matplotlib.text import Text
+from detected_regions import SIZE, columns, detections, regions
 from monai.data import DataLoader, Dataset
-from PIL import Image
 from torch import Tensor, nn
 
 from shared.data import collate_detections
 from shared.engines import DetectionEvaluator
 from shared.handlers import DetectionReport
-from shared.metrics import Findings, bootstrap_detection, detection_f1, detection_scores
+from shared.metrics import Findings, bootstrap_detection, detection_scores
 from shared.networks import PyramidAnchors
-from shared.reports import detection
 from shared.utils import DataError
 
-SIZE = 224
 SCORES = ("precision", "recall", "f1", "average_precision")
 FILES = ("detections.csv", "gallery.png", "report.png", "scores.csv", "summary.json")
-PLACES = np.stack(np.meshgrid(*[np.arange(28, 220, 40)] * 2), axis=-1).reshape(-1, 2)  # centres of anchors
 EVERYWHERE = (-math.inf, -math.inf, math.inf, math.inf)
 
 
@@ -37,46 +33,6 @@ class ImageIsTheOutput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, ::8, ::8].flatten(2)
-
-
-def regions(folder: Path, domains: Sequence[str] = ("XR", "CS", "S360"), count: int = 4) -> list[dict[str, Any]]:
-    """Images with a dark square at each figure; every scanner has slides of the same names."""
-    found = []
-    for d, domain in enumerate(domains):
-        for i in range(count):
-            xy = np.random.default_rng(10 * d + i).permutation(PLACES)[:12]
-            pixels = np.full((SIZE, SIZE, 3), (230, 200, 220), dtype=np.uint8)
-            for x, y in xy:
-                pixels[y - 8 : y + 8, x - 8 : x + 8] = (60, 20, 90)
-            path = folder / "images" / domain / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
-            box = np.concatenate([xy - 25, xy + 25], axis=1).tolist()
-            names = {"image": str(path), "case": f"{domain}/{i}.png", "domain": domain, "slide": f"{i // 2}.tiff"}
-            found.append({**names, "box": box, "label": [1, 1, 0] * 4})
-    return found
-
-
-def detections(data: Sequence[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each region most figures, and as many places beside them; a false one scores less on the average."""
-    result = []
-    for i, region in enumerate(data):
-        rng = np.random.default_rng(i)
-        true = np.array(region["box"]).reshape(-1, 4)[:, :2] + 25
-        rest = np.array([p for p in rng.permutation(PLACES).tolist() if p not in true.tolist()])
-        points = np.concatenate([true[:10], rest[:10]]).astype(int)
-        classes = np.concatenate([region["label"][:10], rng.permutation([1, 0] * 5)]).astype(int)
-        right = np.arange(len(points)) < len(true[:10])
-        scores = 1 / (1 + np.exp(-rng.normal(np.where(right, 1.0, -1.0))))
-        result.append((points, scores.astype(np.float32), classes))
-    return result
-
-
-def columns(data: Sequence[dict[str, Any]], domains: Sequence[str]) -> list[list[Any]]:
-    own = [(f, r) for f, r in zip(detections(data), data, strict=True) if r["domain"] in domains]
-    found = list(map(list, zip(*(f for f, _ in own), strict=True)))
-    true = [np.array(r["box"]).reshape(-1, 4)[:, :2] + 25 for _, r in own]
-    return [*found, true, [np.array(r["label"], dtype=int) for _, r in own]]
 
 
 def tiles(data: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -168,13 +124,6 @@ def test_scores_of_each_domain_and_group(tmp_path: Path, matching: str) -> None:
     assert set(engine.state.metrics) == {*SCORES, "f1_XR", "f1_CS", "f1_S360"}
 
 
-def test_the_two_matchings_differ(tmp_path: Path) -> None:
-    _, report = evaluate(tmp_path / "out", regions(tmp_path, ["XR"]), matching="many_to_one", match_radius=45.0)
-    one_to_one = detection_scores(report.detections.findings(45.0), 1, 0.4, "one_to_one")["f1"]
-    assert read_summary(tmp_path / "out")["domains"]["XR"]["f1"]["value"] > one_to_one + 0.02
-    assert "in the repository of the MIDOG challenge" in read_summary(tmp_path / "out")["notes"][0]
-
-
 def test_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, record = regions(tmp_path), {"name": "toy", "train_domains": ["XR", "CS"]}
     dataset = {"name": "toy", "split": "test", "synthetic": True}
@@ -223,140 +172,6 @@ def test_detections_are_those_of_the_network(tmp_path: Path) -> None:
         image = (points[order], scores[order], classes[order], true, region["label"])
         match = Findings.matched(*([part] for part in image), 10.0).match
         assert [r["matched"] for r in own] == ["true" if m >= 0 else "false" for m in match]
-
-
-def test_gallery_shows_what_is_wrong(tmp_path: Path) -> None:
-    data = regions(tmp_path)
-    _, report = evaluate(tmp_path / "out", data)
-    findings, how = report.detections.findings(10.0), report.how
-    wrong = detection._false_positives(findings, how)
-    missed = detection._false_negatives(findings, how)
-    total = read_summary(tmp_path / "out")["pooled_images"]["all"]
-    assert (len(wrong), len(missed)) == (total["fp"], total["fn"])
-    assert min(len(wrong), len(missed)) > 12
-    assert [crop.text for crop in wrong] == sorted((crop.text for crop in wrong), reverse=True)
-    found = detections(data)
-    for crop in wrong:
-        points, scores, classes = found[crop.region]
-        (i,) = np.flatnonzero((points == (crop.x, crop.y)).all(axis=1))
-        assert (classes[i], f"{scores[i]:.2f}") == (1, crop.text)
-        assert scores[i] >= 0.4
-    for crop in missed:
-        points, scores, classes = found[crop.region]
-        box = data[crop.region]["box"].index([crop.x - 25, crop.y - 25, crop.x + 25, crop.y + 25])
-        assert data[crop.region]["label"][box] == 1
-        near = (points == (crop.x, crop.y)).all(axis=1) & (classes == 1) & (scores >= 0.05)
-        assert crop.text == (f"{scores[near][0]:.2f}" if near.any() else "not seen")
-        assert not near.any() or scores[near][0] < 0.4
-    assert {crop.text == "not seen" for crop in missed} == {True, False}
-
-    summary = detection.summarise_detections(findings, data, report.how)
-    figure = detection.draw_errors(findings, data, summary)
-    figure.canvas.draw()
-    shown = [axes for axes in figure.findobj(detection.Axes) if axes.images]
-    assert len(shown) == 24
-    dark = [bool((axes.images[0].get_array()[40, 40] == (60, 20, 90)).all()) for axes in shown]
-    # False positives lie on the background or on figures of the other class, false negatives on figures
-    assert all(dark[12:])
-    assert not all(dark[:12])
-    assert [axes.get_title() for axes in shown[:12]] == [f"{c.text}, {data[c.region]['domain']}" for c in wrong[:12]]
-    assert {axes.get_title().split(", ")[1] for axes in shown[12:]} == {"XR", "CS", "S360"}  # from all over the data
-    titles = [text.get_text() for text in figure.findobj(Text)]
-    assert f"called mitotic, but not, highest scores: 12 of {len(wrong)}" in titles
-    assert f"mitotic, but missed: 12 of {len(missed)}" in titles
-
-
-@pytest.mark.parametrize("perfect", [True, False])
-def test_gallery_says_when_there_is_nothing_to_show(tmp_path: Path, perfect: bool) -> None:
-    data = regions(tmp_path, ["XR"], 2)
-    items = nothing_found(data)
-    if perfect:
-        for item, region in zip(items, data, strict=True):
-            for (x, y, *_), label in zip(np.array(region["box"], int) + 21, region["label"], strict=True):
-                item["image"][label, y, x] = 5
-            item["image"][2:] = 0
-    _, report = evaluate(tmp_path / "out", data, items)
-    findings = report.detections.findings(10.0)
-    summary = detection.summarise_detections(findings, data, report.how)
-    figure = detection.draw_errors(findings, data, summary)
-    titles = [text.get_text() for text in figure.findobj(Text)]
-    assert "no false positives" in titles
-    assert ("no false negatives" in titles) == perfect
-    part = summary.domains["XR"]
-    assert part["recall"]["value"] == (1 if perfect else 0)
-    assert part["precision"]["value"] == (1 if perfect else None)
-    assert len(read_csv(tmp_path / "out" / "detections.csv")) == (24 if perfect else 0)
-
-
-def test_a_domain_without_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = [r | ({"label": [0] * 12} if r["domain"] == "CS" else {}) for r in regions(tmp_path)]
-    data += [r | {"box": [], "label": [], "domain": "NZ"} for r in regions(tmp_path, ["NZ"], 2)]
-    with caplog.at_level("INFO", logger="shared"):
-        evaluate(tmp_path / "out", data)
-    summary = read_summary(tmp_path / "out")
-    assert summary["notes"][0].startswith("CS has no mitotic figures: its recall, F1 and AP are undefined")
-    assert summary["notes"][1].startswith("NZ has no mitotic figures")
-    assert summary["notes"][0] in caplog.text
-    rows = {r["domain"]: r for r in read_csv(tmp_path / "out" / "scores.csv")}
-    for domain in ("CS", "NZ"):
-        assert (rows[domain]["recall"], rows[domain]["f1"], rows[domain]["average_precision"]) == ("", "", "")
-        assert (rows[domain]["precision"], rows[domain]["tp"]) == ("0.0", "0")
-        assert int(rows[domain]["fp"]) > 0
-    means = summary["mean_over_domains"]
-    assert means["in distribution"]["f1"] == summary["domains"]["XR"]["f1"]["value"]
-    assert means["out of distribution"]["f1"] == summary["domains"]["S360"]["f1"]["value"]
-
-
-def test_few_slides_are_remarked(tmp_path: Path) -> None:
-    data = [r | {"slide": "one"} for r in regions(tmp_path, ["XR"])]
-    evaluate(tmp_path / "one", data)
-    summary = read_summary(tmp_path / "one")
-    assert summary["notes"][0] == "XR has images from a single slide: no intervals."
-    assert summary["domains"]["XR"]["f1"]["interval"] is None
-    assert list(summary["pooled_images"]) == ["in distribution", "all"]
-
-    data = [r | ({"label": [0] * 12} if r["slide"] == "0.tiff" else {}) for r in regions(tmp_path, ["XR"])]
-    evaluate(tmp_path / "two", data)
-    summary = read_summary(tmp_path / "two")
-    left_out = summary["domains"]["XR"]["f1"]["resamples_left_out"]
-    assert 5 < left_out < 20  # of 50, a quarter draw the slide without figures twice
-    assert f"{left_out} of 50 resamples lack figures or detections" in summary["notes"][0]
-
-
-def test_without_a_record_nothing_is_in_or_out(tmp_path: Path) -> None:
-    evaluate(tmp_path / "out", regions(tmp_path, count=1), train_domains=None)
-    summary = read_summary(tmp_path / "out")
-    assert list(summary["pooled_images"]) == ["all"]
-    assert {r["distribution"] for r in read_csv(tmp_path / "out" / "scores.csv")} == {""}
-    assert any("is not known, so none is marked" in note for note in summary["notes"])
-
-
-@pytest.mark.parametrize("matching", ["one_to_one", "many_to_one"])
-def test_picture_has_a_curve_and_a_mark_for_each_domain(tmp_path: Path, matching: str) -> None:
-    data = [r | ({"box": [], "label": []} if r["domain"] == "CS" else {}) for r in regions(tmp_path)]
-    _, report = evaluate(tmp_path / "out", data, matching=matching)
-    findings = report.detections.findings(10.0)
-    summary = detection.summarise_detections(findings, data, report.how)
-    figure = detection.draw_detections(findings, data, summary)
-    figure.savefig(tmp_path / "report.png")
-    left, right = figure.axes
-    curves = [line for line in left.lines if line.get_label().split()[0] in summary.domains]
-    assert [line.get_linestyle() for line in curves] == ["-", "-", "--"]
-    assert [line.get_label() for line in curves] == [
-        f"{name} ({part['distribution']}): "
-        + ("no figures" if name == "CS" else f"AP {part['average_precision']['value']:.3f}")
-        for name, part in summary.domains.items()
-    ]
-    marks = [line for line in left.lines if line.get_marker() == "o"]
-    for curve, mark, name in zip([curves[1], curves[2]], marks, ["XR", "S360"], strict=True):
-        scores = detection_f1(*columns(data, [name]), 10.0, 0.4)[1]
-        assert mark.get_xydata().tolist() == [[pytest.approx(scores["recall"]), pytest.approx(scores["precision"])]]
-        assert np.abs(curve.get_xydata() - mark.get_xydata()).sum(axis=1).min() < 1e-9
-    dots = [line.get_xdata()[0] for line in right.lines if line.get_marker() == "o"]
-    assert dots == [part["f1"]["value"] for part in summary.parts.values() if part["f1"]["value"] is not None]
-    assert [label.get_text() for label in right.get_yticklabels()] == [
-        "CS (in)", "XR (in)", "S360 (out)", "in distribution", "out of distribution", "all"
-    ]  # fmt: skip
 
 
 def test_tiles_of_all_ranks_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
