@@ -25,7 +25,7 @@ from .domains import (
     mark_threshold,
     summarise_domains,
 )
-from .gallery import add_warnings
+from .gallery import add_warnings, draw_gallery
 
 LAYOUT = Layout(
     counts=("images", "slides", "figures"),
@@ -43,7 +43,6 @@ LAYOUT = Layout(
 )
 DETECTION_COLUMNS = ("image", "domain", "x", "y", "class", "score", "matched")
 SHOWN = 12  # crops in each half of the gallery
-PER_ROW = 6
 CROP = 80  # pixels
 
 
@@ -244,26 +243,18 @@ def false_negatives(findings: Findings, how: DetectionScoring) -> list[Crop]:
 def draw_errors(findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> Figure:
     """The false positives of the highest scores, and false negatives from all over the regions."""
     how = summary.how
-    name = how.class_name
     wrong, missed = false_positives(findings, how), false_negatives(findings, how)
     spread = np.unique(np.linspace(0, len(missed) - 1, min(SHOWN, len(missed))).round().astype(int))
     parts = (
-        (f"called {name}, but not, highest scores", wrong[:SHOWN], len(wrong), "no false positives"),
-        (f"{name}, but missed", [missed[i] for i in spread], len(missed), "no false negatives"),
+        (f"called {how.class_name}, but not, highest scores", wrong[:SHOWN], len(wrong), "no false positives"),
+        (f"{how.class_name}, but missed", [missed[i] for i in spread], len(missed), "no false negatives"),
     )
-    heights = [math.ceil(max(1, len(shown)) / PER_ROW) for _, shown, _, _ in parts]
-    figure = Figure(figsize=(1.7 * PER_ROW, 2.0 * sum(heights) + 1.7), layout="constrained")
-    halves = figure.subfigures(2, 1, height_ratios=heights)
-    for half, height, (title, shown, count, nothing) in zip(halves, heights, parts, strict=True):
-        half.suptitle(f"{title}: {len(shown)} of {count}" if shown else nothing, fontsize=11)
-        grid = half.subplots(height, PER_ROW, squeeze=False).ravel()
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, crop in zip(grid, shown, strict=False):
-            region = regions[crop.region]
-            corner = (round(crop.x - CROP / 2), round(crop.y - CROP / 2))
-            axes.imshow(open_region(region["image"]).read(*corner, CROP, CROP))
-            axes.set_title(f"{crop.text}, {region['domain']}", fontsize=8)
-    figure.suptitle(f"{summary.title}; threshold {how.threshold:.3g}", fontsize=11)
-    add_warnings(figure, summary.warnings)
-    return figure
+    sections = {f"{title}: {len(shown)} of {n}" if shown else nothing: shown for title, shown, n, nothing in parts}
+
+    def draw(axes: Axes, crop: Crop) -> None:
+        region = regions[crop.region]
+        corner = (round(crop.x - CROP / 2), round(crop.y - CROP / 2))
+        axes.imshow(open_region(region["image"]).read(*corner, CROP, CROP))
+        axes.set_title(f"{crop.text}, {region['domain']}", fontsize=8)
+
+    return draw_gallery(sections, draw, f"{summary.title}; threshold {how.threshold:.3g}", summary.warnings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -22,13 +22,13 @@ from ..data import Region
 from ..data.tissue import MASK_SIZE
 from ..metrics import Detections, MitoticCount, box_centres
 from ..utils import atomic_path, write_csv
+from .gallery import draw_gallery, save_figure
 
 MITOTIC = 1
 COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold")
 COLOURS = ([40, 120, 255], [0, 170, 0])  # of non-mitotic and mitotic, RGB; both stand out from pink and violet
 OVERVIEW = 1400  # pixels of its longer side, made from the picture that the tissue mask is made from
 SHOWN = 24  # figures in a gallery
-PER_ROW = 6
 CROP = 96  # pixels, as shown
 CROP_MICRONS = 32.0  # side of a crop: the cell and what is around it
 
@@ -188,27 +188,21 @@ def write_gallery(path: str | os.PathLike, image: DetectedImage) -> None:
     region, detections = image.region, image.detections
     candidates = np.flatnonzero(detections["label"] == MITOTIC)
     best = candidates[np.argsort(-detections["score"][candidates], kind="stable")][:SHOWN]
-    rows = max(1, math.ceil(len(best) / PER_ROW))
-    figure = Figure(figsize=(1.6 * PER_ROW, 1.9 * rows + 0.9), layout="constrained")
-    grid = figure.subplots(rows, PER_ROW, squeeze=False).ravel()
-    side = CROP_MICRONS / (region.mpp or 0.25)
-    points = image.centres
-    for axes in grid[len(best) :]:
-        axes.set_axis_off()
-    for axes, i in zip(grid, best, strict=False):
+    side, points = CROP_MICRONS / (region.mpp or 0.25), image.centres
+
+    def draw(axes: Axes, i: int) -> None:
         x, y = points[i] - side / 2
         axes.imshow(region.read(x, y, CROP, CROP, side / CROP), extent=(x, x + side, y + side, y))
         called = detections["score"][i] >= image.threshold
         colour = np.array(COLOURS[MITOTIC]) / 255 if called else "grey"
         x1, y1, x2, y2 = detections["box"][i]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor="none", edgecolor=colour, linewidth=1.5))
+        axes.set_axis_on()  # a frame tells what is white in the image from what lies beyond it
         axes.set(xlim=(x, x + side), ylim=(y + side, y), xticks=[], yticks=[])
-        axes.set_title(
-            f"{detections['score'][i]:.3f}\n{points[i][0]:.0f}, {points[i][1]:.0f}", fontsize=7, color=colour
-        )
-    if not len(best):
-        grid[0].text(0, 0.5, "none", fontsize=11)
-    _save(path, figure, image)
+        text = f"{detections['score'][i]:.3f}\n{points[i][0]:.0f}, {points[i][1]:.0f}"
+        axes.set_title(text, fontsize=7, color=colour)
+
+    _save(path, draw_gallery({"" if len(best) else "none": best}, draw), image)
 
 
 def _save(path: str | os.PathLike, figure: Figure, image: DetectedImage) -> None:
@@ -216,8 +210,7 @@ def _save(path: str | os.PathLike, figure: Figure, image: DetectedImage) -> None
         figure.suptitle(f"{image.title}\n{image.warning}", color="tab:red", fontsize=11)
     else:
         figure.suptitle(image.title, fontsize=11)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(path, figure, dpi=100)
 
 
 WRITERS = {
