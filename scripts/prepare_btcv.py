@@ -8,12 +8,11 @@ from fire.decorators import SetParseFn
 from shared.datasets import (
     BTCV_LABELS,
     check_ct_cases,
-    extract_btcv,
     find_btcv,
-    is_unpacked_btcv,
     option_names,
     resolve_folders,
     split_cases,
+    unpack_btcv,
     worker_count,
     write_ct_datalist,
 )
@@ -46,12 +45,10 @@ def main(
     source, target = resolve_folders(data_dir, output_dir)
     workers = worker_count(workers)
     overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
-    archive = source / "RawData.zip" if source.is_dir() else source
-    if archive.is_file() and not is_unpacked_btcv(archive, source):
-        if (source / "RawData").is_dir():
-            print(f"{source / 'RawData'} is not all of {archive}, which is unpacked into {target}.")
-        source = extract_btcv(archive, target, workers)
-    splits = check_ct_cases(source, split_cases(find_btcv(source, excluded), seed), BTCV_LABELS, workers)
+    found = unpack_btcv(source, target, workers)
+    if found != source and (source / "RawData").is_dir():
+        print(f"{source / 'RawData'} is not all of {source / 'RawData.zip'}, which is unpacked into {found}.")
+    splits = check_ct_cases(found, split_cases(find_btcv(found, excluded), seed), BTCV_LABELS, workers)
     facts = {"name": "BTCV", "split": f"seed {seed}", "excluded": excluded, "modality": {"0": "CT"}}
     print(write_ct_datalist(target, facts, BTCV_LABELS, splits, overwrite=overwrite))
     count = sum(map(len, splits.values()))

@@ -4,7 +4,7 @@ Each ends in a datalist that a run reads with `data`. Only scripts and tests imp
 May import: data, layers, metrics, networks, utils.
 """
 
-from .btcv import BTCV_LABELS, extract_btcv, find_btcv, is_unpacked_btcv
+from .btcv import BTCV_LABELS, find_btcv, unpack_btcv
 from .camelyon17 import CAMELYON17_LABELS, read_camelyon17
 from .ct_cases import PAPER_VOXEL_SHARES, CtCase, check_ct_cases, write_ct_datalist
 from .histology_entries import check_image_files, count_patches, count_regions, write_histology_datalist
@@ -36,11 +36,9 @@ __all__ = [
     "count_patches",
     "count_regions",
     "crop_midog",
-    "extract_btcv",
     "find_btcv",
     "find_midog",
     "find_totalsegmentator",
-    "is_unpacked_btcv",
     "make_synthetic_ct",
     "make_synthetic_histology",
     "merge_totalsegmentator",
@@ -60,6 +58,7 @@ __all__ = [
     "split_regions",
     "split_totalsegmentator",
     "synthetic_ct_case",
+    "unpack_btcv",
     "worker_count",
     "write_ct_datalist",
     "write_histology_datalist",

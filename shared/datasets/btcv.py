@@ -98,37 +98,36 @@ def _missing(archive: str | os.PathLike, folder: Path) -> dict[Path, zipfile.Zip
     return {path: m for path, m in members.items() if not path.is_file() or path.stat().st_size != m.file_size}
 
 
-def is_unpacked_btcv(archive: str | os.PathLike, data_dir: str | os.PathLike) -> bool:
-    """Whether all labelled cases of `RawData.zip` are in `RawData` in a folder, in full size.
+def unpack_btcv(data_dir: str | os.PathLike, output_dir: str | os.PathLike, num_workers: int = 4) -> Path:
+    """The folder for `find_btcv`: `data_dir` where it holds no `RawData.zip`, or all labelled cases of it in `RawData`.
+
+    Else the archive's labelled cases are unpacked into `output_dir`; files that are there in full size are kept.
+
+    Args:
+        data_dir: a folder, or the archive itself.
+        output_dir: a folder.
+        num_workers: files unpacked at a time.
 
     Raises:
-        DataError: when the archive is no zip file, or holds no BTCV.
+        DataError: when the archive is no zip file, holds no BTCV, or is damaged.
     """
-    return not _missing(archive, Path(data_dir))
-
-
-def extract_btcv(archive: str | os.PathLike, output_dir: str | os.PathLike, num_workers: int = 4) -> Path:
-    """Unpack the labelled cases of `RawData.zip` below `output_dir`; files that are there in full size are kept.
-
-    Returns:
-        the folder for `find_btcv`.
-
-    Raises:
-        DataError: when it is no zip file, holds no BTCV, or is damaged.
-    """
-    missing = _missing(archive, Path(output_dir))
+    source, target = Path(data_dir), Path(output_dir)
+    archive = source / "RawData.zip" if source.is_dir() else source
+    if not archive.is_file() or not _missing(archive, source):
+        return source
+    missing = _missing(archive, target)
 
     def extract(path: Path, info: zipfile.ZipInfo) -> None:
         try:
             with (
                 zipfile.ZipFile(archive) as file,
-                file.open(info) as source,
+                file.open(info) as packed,
                 atomic_path(path) as temporary,
-                temporary.open("wb") as target,
+                temporary.open("wb") as unpacked,
             ):
-                shutil.copyfileobj(source, target, 1 << 20)
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError) as e:
             raise DataError(f"{archive}: {info.filename} is damaged ({e}). Download the archive again.") from e
 
     thread_map(extract, missing.keys(), missing.values(), max_workers=num_workers, desc="unpacking", unit="file")
-    return Path(output_dir)
+    return target

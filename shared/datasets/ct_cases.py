@@ -64,16 +64,7 @@ class CtCase:
 
 
 def refuse_cases(source: str | os.PathLike, faults: Mapping[str, str], count: int) -> None:
-    """Name the cases that cannot be used, if there are any, and the option that leaves them out.
-
-    Args:
-        source: it begins the message.
-        faults: name of the case → what is wrong.
-        count: of all cases.
-
-    Raises:
-        DataError: with the faults, the first 50 of very many.
-    """
+    """Raise a `DataError` if there are faults (name of the case → what is wrong) of `count` cases; name all of them."""
     if faults:
         names = sorted(faults)
         raise DataError(
@@ -89,16 +80,11 @@ def match_cases(
     exclude: Collection[str] = (),
     kinds: tuple[str, str] = ("image", "label map"),
 ) -> list[CtCase]:
-    """The cases, sorted by name, each of which has an image and a label map.
-
-    Args:
-        source: it begins the message.
-        images, labels: name of the case → where it is.
-        exclude: names of cases to be left out.
-        kinds: what the two are called in the message.
+    """The cases, sorted by name, each of which has an image and a label map, but for the names in `exclude`.
 
     Raises:
-        DataError: when a case has one of the two alone, or a case to be left out is not there.
+        DataError: when a case has one of the two alone (`kinds` is what they are called then), or a case to be left out
+            is not there.
     """
     known = images.keys() | labels.keys()
     unknown = sorted(set(exclude) - known)
@@ -116,14 +102,6 @@ def match_cases(
     return [CtCase(name, images[name], labels[name]) for name in names]
 
 
-@contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except _UNREADABLE as e:
-        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
-
-
 def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     """A NIfTI volume, of which only the header is read yet.
 
@@ -131,7 +109,7 @@ def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
         DataError: when it is missing, cannot be read, is no NIfTI, has other than three dimensions, or a grid or voxels
             that training refuses too.
     """
-    with _reading(path):
+    with _name_damage(path):
         image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image) or len(image.shape) != 3:
         raise DataError(
@@ -142,39 +120,36 @@ def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     return image
 
 
-def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
-    """The voxels of an opened volume, in the type of the file; float where the header scales them.
+def read_on_grid(path: str | os.PathLike, ct: nib.Nifti1Image) -> np.ndarray:
+    """The voxels of a label map or mask, in the type of the file; float where the header scales them.
 
     Raises:
-        DataError: when the file is truncated or damaged.
+        DataError: when it cannot be read, or does not lie on the voxels of its CT: the same shape, affines equal within
+            1e-3.
     """
-    with _reading(path):
-        return np.asanyarray(image.dataobj)
-
-
-def check_same_grid(path: str | os.PathLike, image: nib.Nifti1Image, reference: nib.Nifti1Image) -> None:
-    """See that a label map or mask lies on the voxels of its CT: the same shape, affines equal within 1e-3.
-
-    Raises:
-        DataError: when it does not.
-    """
-    if image.shape != reference.shape:
-        raise DataError(f"{path}: has {image.shape} voxels, expected {reference.shape} as in its image.")
-    difference = np.abs(image.affine - reference.affine).max()
+    image = open_nifti(path)
+    if image.shape != ct.shape:
+        raise DataError(f"{path}: has {image.shape} voxels, expected {ct.shape} as in its image.")
+    difference = np.abs(image.affine - ct.affine).max()
     if not difference <= _TOLERANCE:
         raise DataError(
             f"{path}: its affine differs from that of its image by {difference:.3g}, expected {_TOLERANCE} at most. "
             "Take both from the same release."
         )
+    with _name_damage(path):
+        return np.asanyarray(image.dataobj)
+
+
+@contextmanager
+def _name_damage(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as e:
+        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
 
 
 def count_label_voxels(path: str | os.PathLike, voxels: np.ndarray, labels: Mapping[str, int]) -> dict[int, int]:
-    """How many voxels each label has, for those that occur, without the background.
-
-    Args:
-        path: for the message.
-        voxels: (x, y, z), of any type.
-        labels: name → id, 1 to 255.
+    """How many voxels (x, y, z) of any type each label (name → id) has, for those that occur, without the background.
 
     Raises:
         DataError: when a voxel is neither 0 nor one of the ids.
@@ -196,19 +171,13 @@ def count_label_voxels(path: str | os.PathLike, voxels: np.ndarray, labels: Mapp
 
 
 def check_ct_case(case: CtCase, labels: Mapping[str, int]) -> CtCase:
-    """See that image and label map of a case lie on the same voxels and its labels are valid; count them.
-
-    The image's voxels are not read.
-
-    Returns:
-        the case with its `voxels`.
+    """The case with its `voxels`. Those of its image are not read.
 
     Raises:
-        DataError: when the case cannot be used.
+        DataError: when image and label map do not lie on the same voxels, or a label is not valid.
     """
-    label = open_nifti(case.label)
-    check_same_grid(case.label, label, open_nifti(case.image))
-    return replace(case, voxels=count_label_voxels(case.label, read_voxels(case.label, label), labels))
+    voxels = read_on_grid(case.label, open_nifti(case.image))
+    return replace(case, voxels=count_label_voxels(case.label, voxels, labels))
 
 
 def check_ct_cases(

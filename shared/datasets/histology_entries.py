@@ -109,18 +109,13 @@ def write_histology_datalist(
     facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a datalist of patches or regions that are not synthetic, see `write_datalist`.
+    """Write a datalist of patches or regions that are not synthetic, as `write_datalist` does.
 
     Args:
         path: a .json file, which the images' paths are relative to.
-        name: of the data set.
-        labels: name → id.
+        name, labels, facts: of the data set: its name, label name → id, and what else the datalist says of it.
         splits: name of the list → its entries.
-        facts: what else the datalist says of the data set.
         overwrite: replace another datalist.
-
-    Raises:
-        DataError: when another datalist is in the way, or the name does not end in .json.
     """
     content = {"name": name, "labels": {str(i): label for label, i in labels.items()}, "synthetic": False}
     write_datalist(path, content | dict(facts or {}) | dict(splits), overwrite)

@@ -47,6 +47,10 @@ class _Part(NamedTuple):
     origin: str
     labelled: bool = True
 
+    def fields(self) -> dict[str, str]:
+        species = self.tumor_type.split()[0]
+        return {"scanner": self.scanner, "tumor_type": self.tumor_type, "species": species, "origin": self.origin}
+
 
 _XR, _S360, _CS, _GT450 = "Hamamatsu XR", "Hamamatsu S360", "Aperio CS2", "Leica GT450"
 _3D = "3DHistech Pannoramic Scan II"
@@ -266,9 +270,7 @@ def _read_images(
     for name, entry in zip(names, entries, strict=True):
         part, own = _part_of(parts, name), dict(table.get(name, {}))
         labelled = flag(f"labelled of {name}", own.pop("labelled", entry.get("labelled", not part or part.labelled)))
-        known = {k: getattr(part, k) for k in ("scanner", "tumor_type", "origin")} if part else {}
-        if part:
-            known["species"] = part.tumor_type.split()[0]
+        known = part.fields() if part else {}
         found = {k: _plain(v) for k, v in entry.items() if k not in _NO_FIELDS and v not in (None, "")}
         fields = {"image_id": entry["id"], **dict.fromkeys(MIDOG_FIELDS, ""), **known, **found, **own}
         size = (int(entry["width"]), int(entry["height"]))

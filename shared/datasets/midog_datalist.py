@@ -134,13 +134,12 @@ def claim_folder(
     settings: Mapping[str, Any],
     images: Sequence[MidogImage] = (),
 ) -> None:
-    """Make the output folder, or go on in one with the same settings; `preparation.json` in it holds them.
+    """Make the output folder, or go on in one of the same preparation, which `preparation.json` in it tells.
 
     Args:
         output_dir: the folder.
-        annotations: the file that its content is made of.
-        settings: what else the content depends on, apart from the split.
-        images: those that the folder may hold crops of.
+        annotations, settings: what its content depends on, apart from the split.
+        images: those that it may hold crops of.
 
     Raises:
         DataError: when the folder holds anything else, or the result of other settings.

@@ -57,12 +57,7 @@ def repeated(values: Iterable[Any]) -> list[Any]:
 def resolve_folders(
     source: str | os.PathLike, output_dir: str | os.PathLike, option: str = "--data_dir"
 ) -> tuple[Path, Path]:
-    """The full paths of the source, which stays as it is, and of the output, which must not be inside of it.
-
-    Args:
-        source: a file or folder.
-        output_dir: a folder, which need not exist.
-        option: that named the source, for the message.
+    """The full paths of the source that `option` names, which stays as it is, and of the output.
 
     Raises:
         DataError: when the output is inside of the source, or there is no source.
@@ -76,11 +71,7 @@ def resolve_folders(
 
 
 def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
-    """See that an output folder holds nothing that is `strange` to what is to be written: nothing is mixed with it.
-
-    Raises:
-        DataError: when it does, or is a file.
-    """
+    """Raise a `DataError` if an output folder is a file, or holds what is `strange` to it and not to be mixed with."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: found a file, expected a folder. {NEW_FOLDER}")
     if strange:
@@ -88,15 +79,10 @@ def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
 
 
 def claim_synthetic(output_dir: Path, datalist: Mapping[str, Any], files: Iterable[str]) -> None:
-    """See that an interrupted or repeated run of the same data set goes on, and that nothing else is mixed with it.
-
-    Args:
-        output_dir: of the data set; need not exist.
-        datalist: the content of its `dataset.json`.
-        files: the others that it may hold, relative to it.
+    """See that the folder of a data set, which may be written again, holds nothing but its datalist and these files.
 
     Raises:
-        DataError: when the folder holds anything else.
+        DataError: when it does.
     """
     own = {output_dir / name for name in ("dataset.json", *files)}
     found = [path for path in sorted(output_dir.rglob("*")) if path.is_file() and path not in own]
@@ -111,12 +97,8 @@ def claim_synthetic(output_dir: Path, datalist: Mapping[str, Any], files: Iterab
 def open_table(path: Path, remedy: str) -> Iterator[csv.DictReader]:
     """A CSV table, with commas or semicolons, in UTF-8; missing cells are empty.
 
-    Args:
-        path: of the table.
-        remedy: what to do where it is missing or no text, for the message.
-
     Raises:
-        DataError: when it is missing or no text.
+        DataError: when it is missing or no text; `remedy` says what to do.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such table. {remedy}")
@@ -132,13 +114,7 @@ def open_table(path: Path, remedy: str) -> Iterator[csv.DictReader]:
 def run_in_processes(
     function: Callable[[Any], None], items: Sequence[Any], processes: int | None, description: str, unit: str
 ) -> None:
-    """Call a function with each item, several at a time, with progress.
-
-    Args:
-        function: of a module, as processes that start anew have to find it.
-        items: what it is called with.
-        processes: how many work at the same time; None for one for each core.
-        description, unit: of the progress.
+    """Call a function of a module with each item, several at a time, by default one for each core, with progress.
 
     Raises:
         DataError: when the number of processes is not a whole one of 1 or above.

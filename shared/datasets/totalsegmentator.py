@@ -24,11 +24,10 @@ from .ct_cases import (
     PAPER_VOXEL_SHARES,
     CtCase,
     check_ct_case,
-    check_same_grid,
     map_cases,
     match_cases,
     open_nifti,
-    read_voxels,
+    read_on_grid,
 )
 from .preparation import open_table
 from .splits import split_cases
@@ -100,9 +99,7 @@ def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
     labels = np.zeros(ct.shape, np.uint8)
     contested = np.zeros(ct.shape, bool)
     for name, path in zip((organ for _, organ in _PAINTED), _mask_paths(image), strict=True):
-        mask = open_nifti(path)
-        check_same_grid(path, mask, ct)
-        voxels = read_voxels(path, mask)
+        voxels = read_on_grid(path, ct)
         inside = voxels == 1
         if np.count_nonzero(voxels) != np.count_nonzero(inside):
             raise DataError(f"{path}: holds other values than 0 and 1. Expected the mask of one organ.")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shared.data import load_datalist
-from shared.datasets import BTCV_LABELS, extract_btcv, find_btcv
+from shared.datasets import BTCV_LABELS, find_btcv, unpack_btcv
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,21 +112,21 @@ def test_from_the_archive_to_the_datalist(
 
 def test_archives_of_other_roots_and_damaged_ones(tmp_path: Path) -> None:
     archive = write_archive(tmp_path, prefix="Abdomen/")
-    assert len(find_btcv(extract_btcv(archive, tmp_path / "out"))) == 30
+    assert len(find_btcv(unpack_btcv(archive, tmp_path / "out"))) == 30
     content = bytearray(archive.read_bytes())
     at = content.index(b"label0001.nii.gz") + 60
     content[at] ^= 0xFF
     (tmp_path / "damaged.zip").write_bytes(content)
     with pytest.raises(DataError, match=r"label0001.nii.gz is damaged .*Download the archive again"):
-        extract_btcv(tmp_path / "damaged.zip", tmp_path / "out2")
+        unpack_btcv(tmp_path / "damaged.zip", tmp_path / "out2")
     assert not (tmp_path / "out2/RawData/Training/label/label0001.nii.gz").exists()
     archive.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"cannot be read as a zip file .*Download it again"):
-        extract_btcv(archive, tmp_path / "out3")
+        unpack_btcv(archive, tmp_path / "out3")
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.txt", b"")
     with pytest.raises(DataError, match=r"holds no RawData/Training/img/img0001.nii.gz"):
-        extract_btcv(archive, tmp_path / "out3")
+        unpack_btcv(archive, tmp_path / "out3")
 
 
 def test_incomplete_and_strange_folders(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from midog_tree import BOXES, SIZE, annotations, nuclei, region, shade, write_tree
+from midog_tree import BOXES, SIZE, annotations, files, nuclei, region, shade, write_tree
 from PIL import Image
 
 from shared.data import load_patches
@@ -32,10 +32,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return importlib.import_module("prepare_midog")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_the_crops_are_those_of_a_reflected_image(tmp_path: Path, source: tuple[Path, Path]) -> None:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from midog_tree import files
 from PIL import Image
 
 from shared.data import load_regions
@@ -55,10 +56,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return importlib.import_module("prepare_midog")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def listed(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -52,3 +52,7 @@ def write_tree(folder: Path, content: dict[str, Any] | None = None) -> tuple[Pat
         Image.fromarray(region(int(path.stem))).save(path, compression=compression)
     (folder / "MIDOG.json").write_text(json.dumps(content))
     return folder / "MIDOG.json", folder / "images"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
