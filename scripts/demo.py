@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import fire
-from experiments.runs import count_firings
+from experiments.runs import BUNDLES, ROOT, count_firings, run_bundle, run_step
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARE_OF_ONE_PERCENT = (
-    "liver",
-    "stomach",
-    "spleen",
-    "right_kidney",
-    "left_kidney",
-    "aorta",
-    "inferior_vena_cava",
-    "pancreas",
-    "portal_and_splenic_veins",
+    *("liver", "stomach", "spleen", "right_kidney", "left_kidney"),
+    *("aorta", "inferior_vena_cava", "pancreas", "portal_and_splenic_veins"),
 )
-
 TRAINED_ON = ("XR", "S360")
-SHOWN = (("accuracy", 12), ("auc", 8))  # and the width of their columns
-DETECTION_SCORES = ("f1", "precision", "recall", "average_precision")
-
-
-def run(title: str, *command: str | Path, cwd: Path = ROOT) -> None:
-    """Run one step of the demo, showing the command as a user would type it; stop the demo if it fails."""
-    shown = shlex.join(["python", *map(str, command)])
-    print(f"\n=== {title}\n(in {os.path.relpath(cwd, ROOT)}) {shown}\n", flush=True)
-    status = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, check=False).returncode
-    if status:
-        sys.exit(f"\nThe demo stopped: this step ended with status {status}. The command is shown above it.")
-
-
-def bundle(title: str, name: str, configs: list[str], *options: str | Path) -> None:
-    files = str([f"configs/{config}.json" for config in configs])
-    run(title, "-m", "monai.bundle", "run", "--config_file", files, *options, cwd=ROOT / "bundles" / name)
+SCHEDULE = ("variants/demo", "variants/demo_schedule")
 
 
 def fresh_folder(path: Path) -> Path:
@@ -57,28 +32,65 @@ def fresh_folder(path: Path) -> Path:
     return path
 
 
-def abdominal(name: str, output_dir: Path, cases: int, epochs: int) -> None:
-    data, models, report = output_dir / "data", output_dir / "models", output_dir / "report"
-    places = ["--dataset_dir", data, "--output_dir", report, "--ckpt_dir", models]
-    run("1/5 Make synthetic CTs", "scripts/make_synthetic.py", "ct", "--output_dir", data, "--cases", str(cases))
-    run(
+def make_data(title: str, kind: str, folder: Path, **options: int) -> Path:
+    data = folder / "data"
+    run_step(title, "scripts/make_synthetic.py", kind, output_dir=data, **options)
+    return data
+
+
+def train(title: str, name: str, folder: Path, epochs: int, *variants: str, **options: Any) -> dict[str, Any]:
+    """Train at the demo's size; the places that the evaluation has in common with it."""
+    places = {"output_dir": folder / "report", "ckpt_dir": folder / "models"}
+    length = {"max_epochs": epochs} if epochs else {}
+    run_bundle(title, name, ["train", *SCHEDULE, *variants], **places, **options, **length)
+    return places
+
+
+def infer(title: str, name: str, folder: Path, **options: Any) -> None:
+    run_bundle(title, name, ["inference", "variants/demo"], ckpt_path=folder / "models" / "model.pt", **options)
+
+
+def abdominal(name: str, folder: Path, cases: int, epochs: int) -> None:
+    data = make_data("1/5 Make synthetic CTs", "ct", folder, cases=cases)
+    run_step(
         "2/5 What a voxel classifier reaches, for comparison",
-        *("scripts/benchmark.py", "voxel_classifier", "--data_dir", data, "--output", report / "voxel_classifier.json"),
+        *("scripts/benchmark.py", "voxel_classifier"),
+        data_dir=data,
+        output=folder / "report" / "voxel_classifier.json",
     )
-    length = ["--max_epochs", str(epochs)] if epochs else []
-    configs = ["train", "variants/demo", "variants/demo_schedule"]
     # a little cross-entropy beside the Dice keeps organs that are not learned yet from flooding the background
-    training = [*configs, "variants/dice_plain_ce"]
-    bundle("3/5 Train with the class boost strategy", name, training, *places, *length)
-    overlap = ["--sw_overlap", "0.75"]  # more windows, each voxel seen by more of them: about 0.02 Dice
-    bundle("4/5 Evaluate on the test cases", name, ["train", "evaluate", *configs[1:]], *places, *overlap)
-    bundle(
-        "5/5 Segment CTs that the network has never seen",
-        name,
-        ["inference", "variants/demo"],
-        *("--input", data / "dataset.json", "--ckpt_path", models / "model.pt"),
-        *("--output_dir", output_dir / "segmentations", *overlap),
-    )
+    title = "3/5 Train with the class boost strategy"
+    places = train(title, name, folder, epochs, "variants/dice_plain_ce", dataset_dir=data)
+    overlap = 0.75  # more windows, each voxel seen by more of them: about 0.02 Dice
+    evaluation = ["train", "evaluate", *SCHEDULE]
+    run_bundle("4/5 Evaluate on the test cases", name, evaluation, dataset_dir=data, **places, sw_overlap=overlap)
+    output = {"output_dir": folder / "segmentations", "sw_overlap": overlap}
+    infer("5/5 Segment CTs that the network has never seen", name, folder, input=data / "dataset.json", **output)
+
+
+def mitosis(name: str, folder: Path, slides: int, epochs: int) -> None:
+    title = "1/5 Make synthetic patches of four scanners"
+    data = make_data(title, "histology", folder, slides=slides, tiles_per_slide=0)
+    scanners = {"dataset_dir": data, "train_domains": list(TRAINED_ON)}
+    places = train("2/5 Train on two scanners", name, folder, epochs, **scanners)
+    evaluation = ["train", "evaluate", *SCHEDULE]
+    run_bundle("3/5 Evaluate on all four", name, evaluation, dataset_dir=data, **places)
+    title = "4/5 The same with batch norm adapted to each scanner's unlabelled images"
+    adapted = places | {"output_dir": folder / "report_adapted", "adapt_batch_norm": "true"}
+    run_bundle(title, name, evaluation, dataset_dir=data, **adapted)
+    title = "5/5 Classify patches of a scanner that the network has never seen"
+    infer(title, name, folder, input=data / "patches" / "GT450", output_dir=folder / "predictions")
+
+
+def detection(name: str, folder: Path, slides: int, epochs: int) -> None:
+    title = "1/4 Make synthetic tiles of four scanners"
+    data = make_data(title, "histology", folder, slides=slides, patches_per_slide=2, tiles_per_slide=8)
+    tiles = {"datalist": data / "tiles.json"}
+    places = train("2/4 Train on two scanners", name, folder, epochs, **tiles, train_domains=list(TRAINED_ON))
+    run_bundle("3/4 Evaluate on all four", name, ["train", "evaluate", *SCHEDULE], **tiles, **places)
+    title = "4/4 Find mitotic figures in images of a scanner that the network has never seen"
+    images = data / "tiles" / "GT450" / "slide_00"
+    infer(title, name, folder, input=images, mpp=0.25, output_dir=folder / "detections")
 
 
 def show_organs(name: str, output_dir: Path) -> None:
@@ -93,7 +105,7 @@ def show_organs(name: str, output_dir: Path) -> None:
         ours, theirs = (sum(scores[organ] for organ in organs) / len(organs) for scores in (dice, classifier))
         print(f"{title:<26}{ours:>12.3f}{theirs:>18.3f}")
     if zero := [organ for organ, value in dice.items() if value < 0.005]:
-        spacing = json.loads((ROOT / "bundles" / name / "configs/variants/demo.json").read_text())["spacing"]
+        spacing = json.loads((BUNDLES / name / "configs/variants/demo.json").read_text())["spacing"]
         print(
             f"\nStill at 0: {', '.join(zero)}. On the demo's grid of {spacing[0]:g} mm, after minutes of training, "
             "such an organ is a handful of voxels that the network has not begun to find, and re-weighting cannot "
@@ -106,112 +118,64 @@ def show_organs(name: str, output_dir: Path) -> None:
     print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real scans)")
 
 
-def mitosis(name: str, output_dir: Path, slides: int, epochs: int) -> None:
-    data, models, report = output_dir / "data", output_dir / "models", output_dir / "report"
-    places = ["--dataset_dir", data, "--output_dir", report, "--ckpt_dir", models]
-    run(
-        "1/5 Make synthetic patches of four scanners",
-        *(
-            "scripts/make_synthetic.py",
-            "histology",
-            "--output_dir",
-            data,
-            "--slides",
-            str(slides),
-            "--tiles_per_slide",
-            "0",
-        ),
-    )
-    length = ["--max_epochs", str(epochs)] if epochs else []
-    demo = ["variants/demo", "variants/demo_schedule"]
-    scanners = ["--train_domains", str(list(TRAINED_ON))]
-    bundle("2/5 Train on two scanners", name, ["train", *demo], *places, *scanners, *length)
-    evaluate = ["train", "evaluate", *demo]
-    bundle("3/5 Evaluate on all four", name, evaluate, *places)
-    adapted = ["--dataset_dir", data, "--output_dir", output_dir / "report_adapted", "--ckpt_dir", models]
-    adapted += ["--adapt_batch_norm", "true"]
-    bundle("4/5 The same with batch norm adapted to each scanner's unlabelled images", name, evaluate, *adapted)
-    bundle(
-        "5/5 Classify patches of a scanner that the network has never seen",
-        name,
-        ["inference", "variants/demo"],
-        *("--input", data / "patches" / "GT450", "--ckpt_path", models / "model.pt"),
-        *("--output_dir", output_dir / "predictions"),
-    )
+def scores_of(report: Path) -> dict[str, Any]:
+    """What the report says of each scanner."""
+    return json.loads((report / "evaluation" / "summary.json").read_text())["domains"]
 
 
-def show_scanners(name: str, output_dir: Path) -> None:
-    folders = (output_dir / "report" / "evaluation", output_dir / "report_adapted" / "evaluation")
-    plain, adapted = (json.loads((folder / "summary.json").read_text())["domains"] for folder in folders)
-    titles = f"{'accuracy':>12}{'AUC':>8}"
-    print(f"\n{'':<24}{'':>9}{'as trained':>20}{'batch norm adapted':>20}")
-    print(f"{'scanner':<24}{'patches':>9}{titles}{titles}")
-    for scanner, row in plain.items():
+def show_rows(count: str, titles: Sequence[str], reports: Sequence[dict[str, Any]], scores: Sequence[str]) -> None:
+    """A row for each scanner: how many, and its scores in each of the reports, below the titles."""
+    print(f"{'scanner':<24}{count:>9}" + "".join(titles))
+    for scanner, row in reports[0].items():
         seen = "trained on" if scanner in TRAINED_ON else "never seen"
-        values = "".join(f"{part[key]['value']:>{w}.3f}" for part in (row, adapted[scanner]) for key, w in SHOWN)
-        print(f"{scanner:<10}{seen:<14}{row['patches']:>9}{values}")
+        found = (report[scanner][score]["value"] for report in reports for score in scores)
+        pairs = zip(found, titles, strict=True)
+        values = "".join(f"{'-' if value is None else f'{value:.3f}':>{len(title)}}" for value, title in pairs)
+        print(f"{scanner:<10}{seen:<14}{row[count]:>9}{values}")
+
+
+def show_scanners(name: str, folder: Path) -> None:
+    print(f"\n{'':<24}{'':>9}{'as trained':>20}{'batch norm adapted':>20}")
+    reports = [scores_of(folder / report) for report in ("report", "report_adapted")]
+    show_rows("patches", [f"{'accuracy':>12}", f"{'AUC':>8}"] * 2, reports, ("accuracy", "auc"))
     print(
         "\nOne run of a small network on made-up patches. What FuseStyle does over several seeds, and on real patches, "
         f"is in bundles/{name}/docs/README.md."
     )
-    print(f"report          {folders[0]} (report.png, summary.json, scores.csv, predictions.csv)")
-    print(f"training        {output_dir / 'report' / 'training.png'}")
-    print(f"predictions     {output_dir / 'predictions'} (predictions.csv, preview.png)")
-    print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real slides)")
+    report = folder / "report" / "evaluation"
+    print(f"report          {report} (report.png, summary.json, scores.csv, predictions.csv)")
+    print(f"training        {folder / 'report' / 'training.png'}")
+    print(f"predictions     {folder / 'predictions'} (predictions.csv, preview.png)")
+    print(f"weights         {folder / 'models' / 'model.pt'} (synthetic data: not for real slides)")
 
 
-def detection(name: str, output_dir: Path, slides: int, epochs: int) -> None:
-    data, models, report = output_dir / "data", output_dir / "models", output_dir / "report"
-    places = ["--datalist", data / "tiles.json", "--output_dir", report, "--ckpt_dir", models]
-    run(
-        "1/4 Make synthetic tiles of four scanners",
-        *("scripts/make_synthetic.py", "histology", "--output_dir", data, "--slides", str(slides)),
-        *("--patches_per_slide", "2", "--tiles_per_slide", "8"),
-    )
-    length = ["--max_epochs", str(epochs)] if epochs else []
-    demo = ["variants/demo", "variants/demo_schedule"]
-    scanners = ["--train_domains", str(list(TRAINED_ON))]
-    bundle("2/4 Train on two scanners", name, ["train", *demo], *places, *scanners, *length)
-    bundle("3/4 Evaluate on all four", name, ["train", "evaluate", *demo], *places)
-    bundle(
-        "4/4 Find mitotic figures in images of a scanner that the network has never seen",
-        name,
-        ["inference", "variants/demo"],
-        *("--input", data / "tiles" / "GT450" / "slide_00", "--mpp", "0.25"),
-        *("--ckpt_path", models / "model.pt", "--output_dir", output_dir / "detections"),
-    )
-
-
-def show_detections(name: str, output_dir: Path) -> None:
-    folder = output_dir / "report" / "evaluation"
-    domains = json.loads((folder / "summary.json").read_text())["domains"]
-    titles = ("F1", "precision", "recall", "average precision")
-    print(f"\n{'scanner':<24}{'figures':>9}" + "".join(f"{title:>{len(title) + 4}}" for title in titles))
-    for scanner, row in domains.items():
-        seen = "trained on" if scanner in TRAINED_ON else "never seen"
-        values = zip(DETECTION_SCORES, titles, strict=True)
-        scores = "".join(f"{number(row[key]['value']):>{len(title) + 4}}" for key, title in values)
-        print(f"{scanner:<10}{seen:<14}{row['figures']:>9}{scores}")
+def show_detections(name: str, folder: Path) -> None:
+    titles = [f"{' ' * 4}{title}" for title in ("F1", "precision", "recall", "average precision")]
+    print()
+    scores = ("f1", "precision", "recall", "average_precision")
+    show_rows("figures", titles, [scores_of(folder / "report")], scores)
     print(
         "\nMitotic figures on slides that were not trained on, found within 7.5 µm; one run of a small network on "
         f"made-up tiles. With and without FuseStyle, over several seeds: bundles/{name}/docs/README.md."
     )
-    print(f"report          {folder} (report.png, gallery.png, summary.json, scores.csv, detections.csv)")
-    print(f"training        {output_dir / 'report' / 'training.png'}")
-    print(f"detections      {output_dir / 'detections'} (overview and gallery, .geojson for QuPath, .json, .csv)")
-    print(f"weights         {output_dir / 'models' / 'model.pt'} (synthetic data: not for real slides)")
+    report = folder / "report" / "evaluation"
+    print(f"report          {report} (report.png, gallery.png, summary.json, scores.csv, detections.csv)")
+    print(f"training        {folder / 'report' / 'training.png'}")
+    print(f"detections      {folder / 'detections'} (overview and gallery, .geojson for QuPath, .json, .csv)")
+    print(f"weights         {folder / 'models' / 'model.pt'} (synthetic data: not for real slides)")
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+class Demo(NamedTuple):
+    run: Callable[[str, Path, int, int], None]
+    cases: int  # that it makes, or slides a scanner
+    show: Callable[[str, Path], None]
 
 
-# what runs, how many cases (or slides a scanner) it makes, what shows the result
 DEMOS = {
-    "abdominal_unetr_cbs": (abdominal, 24, show_organs),
-    "abdominal_lambda3d_cbs": (abdominal, 24, show_organs),
-    "mitosis_fusestyle_cls": (mitosis, 12, show_scanners),
-    "mitosis_retinanet_fusestyle": (detection, 12, show_detections),
+    "abdominal_unetr_cbs": Demo(abdominal, 24, show_organs),
+    "abdominal_lambda3d_cbs": Demo(abdominal, 24, show_organs),
+    "mitosis_fusestyle_cls": Demo(mitosis, 12, show_scanners),
+    "mitosis_retinanet_fusestyle": Demo(detection, 12, show_detections),
 }
 
 
@@ -228,9 +192,9 @@ def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 0
         sys.exit(f"There is no demo {name!r}. Known: {', '.join(DEMOS)}.")
     start = time.monotonic()
     folder = fresh_folder(Path(output_dir).resolve() if output_dir else ROOT / "demo_output" / name)
-    demo, own_cases, show = DEMOS[name]
-    demo(name, folder, cases or own_cases, epochs)
-    show(name, folder)
+    demo = DEMOS[name]
+    demo.run(name, folder, cases or demo.cases, epochs)
+    demo.show(name, folder)
     print(f"Time: {(time.monotonic() - start) / 60:.1f} minutes.")
 
 

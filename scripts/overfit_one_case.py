@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from demo import bundle as run_bundle
+from experiments.runs import run_bundle
 
 from shared.datasets import BTCV_LABELS
 from shared.utils import write_json
@@ -53,12 +53,11 @@ def main(
     options |= {"spacing": [spacing] * 3, "cache": "memory", "num_workers": 0, "learning_rate": 0.006}
     options |= {"max_epochs": steps, "val_interval": 100, "warmup_epochs": 50, "save_interval": 50}
     options |= {"augmentation": "[]", "sw_overlap": 0.75}  # nothing but this scan, as it is
-    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
     start = time.monotonic()
-    run_bundle("1/2 Train on this case alone", bundle, ["train", *variants], *arguments, "--resume", str(resume))
+    run_bundle("1/2 Train on this case alone", bundle, ["train", *variants], **options, resume=resume)
     minutes = (time.monotonic() - start) / 60
-    run_bundle("2/2 Score it on this case", bundle, ["train", "evaluate", *variants], *arguments)
+    run_bundle("2/2 Score it on this case", bundle, ["train", "evaluate", *variants], **options)
     organs = json.loads((folder / "evaluation" / "summary.json").read_text())["organs"]
     dice = {name: row["dice"]["mean"] for name, row in organs.items()}
     present = [value for value in dice.values() if value is not None]

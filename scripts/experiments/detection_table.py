@@ -101,6 +101,34 @@ def caption(info: Mapping[str, Any], train_domains: Sequence[str], seeds: int) -
     )
 
 
+def plan_trainings(
+    names: Sequence[str],
+    seeds: int,
+    datalist: Path,
+    train_domains: Sequence[str],
+    work: Path,
+    size: str,
+    epochs: int,
+    ranks: int,
+) -> list[Training]:
+    """All methods of a seed before the next seed."""
+    digest, length = file_digest(datalist), {"max_epochs": epochs} if epochs else {}
+    return [
+        Training(
+            bundle="mitosis_retinanet_fusestyle",
+            variants=(*SIZES[size], *METHODS[method]),
+            folder=work / method / f"seed{seed}",
+            places={"datalist": datalist},
+            options={"seed": seed, "train_domains": list(train_domains), **length},
+            facts={"method": method, "seed": seed, "size": size, "data": digest},
+            ranks=ranks,
+        )
+        for seed in range(seeds)
+        for method in METHODS
+        if method in names
+    ]
+
+
 def detection_table(
     dataset_dir: str,
     output_dir: str,
@@ -146,21 +174,7 @@ def detection_table(
     path, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     load_regions(path, "training", scanners)
     domains = domain_names(load_regions(path, "test"))
-    digest, length = file_digest(path), {"max_epochs": epochs} if epochs else {}
-    trainings = [
-        Training(
-            bundle="mitosis_retinanet_fusestyle",
-            variants=(*SIZES[size], *METHODS[method]),
-            folder=work / method / f"seed{seed}",
-            places={"datalist": path},
-            options={"seed": seed, "train_domains": scanners, **length},
-            facts={"method": method, "seed": seed, "size": size, "data": digest},
-            ranks=nproc_per_node,
-        )
-        for seed in range(seeds)
-        for method in METHODS
-        if method in names
-    ]
+    trainings = plan_trainings(names, seeds, path, scanners, work, size, epochs, nproc_per_node)
     finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
         info = dataset_info(path, "test")

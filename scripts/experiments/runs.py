@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from shared.utils import DataError, fault_list, write_json
 
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = ROOT / "bundles"
 _processes: set[subprocess.Popen] = set()  # that run now, to be ended with this one
 
 
@@ -53,6 +55,22 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
             line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line) and "ChildFailed" not in line
         ][-1:]
         raise DataError(f"{log}: the run failed with status {status}" + "".join(f": {line[:300]}" for line in last))
+
+
+def run_step(title: str, *command: str | Path, cwd: Path = ROOT, **options: Any) -> None:
+    """Run a step that somebody watches, showing the command as a user would type it; end here if it fails."""
+    words = [*map(str, command), *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
+    print(f"\n=== {title}\n(in {os.path.relpath(cwd, ROOT)}) {shlex.join(['python', *words])}\n", flush=True)
+    status = subprocess.run([sys.executable, *words], cwd=cwd, check=False).returncode
+    if status:
+        sys.exit(f"\nThis stopped: the step ended with status {status}. The command is shown above it.")
+
+
+def run_bundle(title: str, name: str, configs: Sequence[str], **options: Any) -> None:
+    """`run_step` for `python -m monai.bundle run` in the bundle's folder."""
+    files = str([f"configs/{config}.json" for config in configs])
+    command = ("-m", "monai.bundle", "run", "--config_file", files)
+    run_step(title, *command, cwd=BUNDLES / name, **options)
 
 
 def at_least(least: int, **values: Any) -> None:
