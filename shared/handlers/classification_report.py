@@ -1,9 +1,10 @@
+"""The report of a classification: collects the patches of each domain."""
+
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import ignite.distributed as idist
 import torch
@@ -24,7 +25,8 @@ from ..utils import writable_folder, write_csv
 logger = logging.getLogger(__name__)
 
 
-class ClassificationReport:
+@dataclass(kw_only=True, eq=False)
+class ClassificationReport(DomainScoring):
     """Score a binary patch classifier on each domain of an evaluation, and write the report.
 
     It reads `engine.state.output["pred"]`, logits (B, 1), and `["label"]`, (B, 1) of 0 and 1, and of
@@ -51,48 +53,20 @@ class ClassificationReport:
 
     Args:
         output_dir: folder of the files.
-        threshold: a patch is positive from this probability on, in [0, 1].
-        class_names: of class 0 and class 1.
-        train_domains: what the network was trained on; None: `train_domains` of the record, and where it has none
-            nothing is known to be in or out of distribution.
-        dataset: what `shared.data.dataset_info` says.
-        record: what the weights were trained on, as `shared.networks.read_model_record` returns it.
-        bootstrap: number of resamples.
-        seed: of the resamples.
-        adapted: whether batch norm was adapted to each domain, for the report.
-        threshold_from: where the threshold comes from, for the report, such as the path of its file.
+        threshold, class_names, train_domains, adapted, threshold_from, dataset, record, bootstrap, seed: by name, see
+            `shared.reports.DomainScoring`.
 
     Raises:
         ValueError: when the threshold, the class names or `bootstrap` are out of range.
         DataError: when the folder cannot be written to; in the run, when a logit is not a number.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        threshold: float = 0.5,
-        class_names: Sequence[str] = ("negative", "positive"),
-        train_domains: Sequence[str] | None = None,
-        dataset: Mapping[str, Any] | None = None,
-        record: Mapping[str, Any] | None = None,
-        bootstrap: int = 1000,
-        seed: int = 0,
-        adapted: bool = False,
-        threshold_from: str | None = None,
-    ) -> None:
-        self.how = DomainScoring(
-            dataset=dataset,
-            record=record,
-            bootstrap=bootstrap,
-            seed=seed,
-            threshold=threshold,
-            class_names=class_names,
-            train_domains=train_domains,
-            adapted=adapted,
-            threshold_from=threshold_from,
-        )
-        self.output_dir = writable_folder(output_dir)
-        self.patches: dict[str, Patch] = {}
+    output_dir: str | os.PathLike = field(kw_only=False)
+    patches: dict[str, Patch] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.output_dir = writable_folder(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -110,17 +84,15 @@ class ClassificationReport:
         self.patches.update({patch.case: patch for patch in map(Patch, *columns)})
 
     def _finish(self, engine: Engine) -> None:
-        gathered: dict[str, Patch] = {}
-        for part in idist.all_gather(self.patches):
-            gathered.update(part)
+        gathered = {case: patch for of_rank in idist.all_gather(self.patches) for case, patch in of_rank.items()}
         patches = [gathered[case] for case in sorted(gathered)]
-        summary = summarise_patches(patches, self.how)
+        summary = summarise_patches(patches, self)
         engine.state.metrics.update(summary.metrics(("accuracy", "balanced_accuracy", "auc"), each="accuracy"))
         if idist.get_rank() == 0:
             self._write(patches, summary)
 
-    def _write(self, patches: Sequence[Patch], summary: DomainSummary) -> None:
-        write_csv(self.output_dir / "predictions.csv", prediction_rows(patches, self.how), PREDICTION_COLUMNS)
+    def _write(self, patches: list[Patch], summary: DomainSummary) -> None:
+        write_csv(self.output_dir / "predictions.csv", prediction_rows(patches, self), PREDICTION_COLUMNS)
         summary.write(self.output_dir)
         save_figure(self.output_dir / "report.png", draw_patches(patches, summary))
         logger.info(

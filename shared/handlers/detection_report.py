@@ -1,9 +1,11 @@
+"""The report of a detection: collects what is found in the tiles of each region."""
+
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -28,7 +30,8 @@ from ..utils import writable_folder, write_csv
 logger = logging.getLogger(__name__)
 
 
-class DetectionReport:
+@dataclass(kw_only=True, eq=False)
+class DetectionReport(DetectionScoring):
     """Score a detector on each domain of an evaluation, and write the report.
 
     Attach it to a `DetectionEvaluator` over the `shared.data.RegionTiles` of the regions. At the end the tiles of all
@@ -51,62 +54,27 @@ class DetectionReport:
         output_dir: folder of the files.
         regions: as `RegionTiles` has them, see `shared.data.load_regions`.
         anchors: as the network has them.
-        threshold: a detection counts from this score on, in [0, 1].
-        class_names: of class 0 and class 1.
-        class_id: the class that the report is about.
-        match_radius: how far from a figure a detection of it may lie, in pixels of the image.
-        matching: `"one_to_one"` or `"many_to_one"`, see `detection_f1`.
-        train_domains: what the network was trained on; None: `train_domains` of the record, and where it has none
-            nothing is known to be in or out of distribution.
-        dataset: what `shared.data.dataset_info` says.
-        record: what the weights were trained on, as `shared.networks.read_model_record` returns it.
-        bootstrap: number of resamples.
-        seed: of the resamples.
-        adapted: whether batch norm was adapted to each domain, for the report.
-        threshold_from: where the threshold comes from, for the report, such as the path of its file.
-        merging: options of `FindingsCollector`.
+        class_id, match_radius, matching, threshold, class_names, train_domains, adapted, threshold_from, dataset,
+            record, bootstrap, seed: by name, see `shared.reports.DetectionScoring`.
+        suppress_radius, score_threshold, top_k: by name, see `FindingsCollector`.
 
     Raises:
         ValueError: when the threshold, the class, its names, `matching` or `bootstrap` are out of range.
         DataError: when the folder cannot be written to; in the run, when the network's output is not finite.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        regions: Sequence[RegionEntry],
-        anchors: PyramidAnchors,
-        threshold: float = 0.5,
-        class_names: Sequence[str] = ("non_mitotic", "mitotic"),
-        class_id: int = 1,
-        match_radius: float = 30.0,
-        matching: str = "one_to_one",
-        train_domains: Sequence[str] | None = None,
-        dataset: Mapping[str, Any] | None = None,
-        record: Mapping[str, Any] | None = None,
-        bootstrap: int = 1000,
-        seed: int = 0,
-        adapted: bool = False,
-        threshold_from: str | None = None,
-        **merging: Any,
-    ) -> None:
-        self.detections = FindingsCollector(regions, anchors, **merging)
-        self.how = DetectionScoring(
-            dataset=dataset,
-            record=record,
-            bootstrap=bootstrap,
-            seed=seed,
-            threshold=threshold,
-            class_names=class_names,
-            train_domains=train_domains,
-            adapted=adapted,
-            threshold_from=threshold_from,
-            class_id=class_id,
-            match_radius=match_radius,
-            matching=matching,
-            score_threshold=self.detections.merger.score_threshold,
-        )
-        self.output_dir = writable_folder(output_dir)
+    output_dir: str | os.PathLike = field(kw_only=False)
+    regions: Sequence[RegionEntry] = field(kw_only=False)
+    anchors: PyramidAnchors = field(kw_only=False, repr=False)
+    suppress_radius: float = 25.0
+    top_k: int = 300
+    detections: FindingsCollector = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        merging = (self.suppress_radius, self.score_threshold, self.top_k)
+        self.detections = FindingsCollector(self.regions, self.anchors, *merging)
+        self.output_dir = writable_folder(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -120,14 +88,14 @@ class DetectionReport:
         self.detections.add(engine.state.batch, engine.state.output["pred"])
 
     def _finish(self, engine: Engine) -> None:
-        findings = self.detections.findings(self.how.match_radius)
-        summary = summarise_detections(findings, self.detections.regions, self.how)
+        findings = self.detections.findings(self.match_radius)
+        summary = summarise_detections(findings, self.regions, self)
         engine.state.metrics.update(summary.metrics(LAYOUT.scores, each="f1"))
         if idist.get_rank() == 0:
             self._write(findings, summary)
 
     def _write(self, findings: Findings, summary: DomainSummary) -> None:
-        scored = (findings, self.detections.regions, summary)
+        scored = (findings, self.regions, summary)
         write_csv(self.output_dir / "detections.csv", detection_rows(*scored), DETECTION_COLUMNS)
         summary.write(self.output_dir)
         save_figure(self.output_dir / "report.png", draw_detections(*scored))

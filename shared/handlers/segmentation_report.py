@@ -1,26 +1,34 @@
+"""The report of a segmentation: collects the scores of each case."""
+
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 import ignite.distributed as idist
-import monai
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 
 from ..metrics import segmentation_scores
 from ..reports.gallery import save_figure
-from ..reports.segmentation import METRICS, SegmentationScoring, SegmentationSummary, draw_scores, summarise_scores
+from ..reports.segmentation import (
+    OrganScore,
+    SegmentationScoring,
+    SegmentationSummary,
+    draw_scores,
+    summarise_scores,
+)
 from ..utils import writable_folder
 
 logger = logging.getLogger(__name__)
 
 
-class SegmentationReport:
+@dataclass(kw_only=True, eq=False)
+class SegmentationReport(SegmentationScoring):
     """Score each case of an evaluation in its native grid, in mm, and write the report.
 
     For every case of the (decollated) batch it compares `engine.state.output[i]["pred"]`, a label map (1, x, y, z) on
@@ -45,33 +53,19 @@ class SegmentationReport:
 
     Args:
         output_dir: folder of the files.
-        labels: organ name → id, 1 to N.
-        tolerance: of the NSD, in mm.
-        dataset: what `shared.data.dataset_info` says.
-        record: what the weights were trained on, as `shared.networks.read_model_record` returns it.
-        bootstrap: number of resamples.
-        seed: of the resamples.
+        labels, tolerance, dataset, record, bootstrap, seed: by name, see `shared.reports.SegmentationScoring`.
 
     Raises:
         ValueError: when `labels` does not number its names from 1 to N, or `bootstrap` is not positive.
         DataError: when the folder cannot be written to.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        labels: Mapping[str, int],
-        tolerance: float = 2.0,
-        dataset: Mapping[str, Any] | None = None,
-        record: Mapping[str, Any] | None = None,
-        bootstrap: int = 1000,
-        seed: int = 0,
-    ) -> None:
-        self.how = SegmentationScoring(
-            dataset=dataset, record=record, bootstrap=bootstrap, seed=seed, labels=labels, tolerance=tolerance
-        )
-        self.output_dir = writable_folder(output_dir)
-        self.rows: dict[str, list[dict[str, Any]]] = {}
+    output_dir: str | os.PathLike = field(kw_only=False)
+    scores: dict[str, list[OrganScore]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.output_dir = writable_folder(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -79,41 +73,36 @@ class SegmentationReport:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self.rows = {}
+        self.scores = {}
 
     def _score(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.rows[item["case"]] = self._rows(item["case"], output["pred"], item["label"])
+            self.scores[item["case"]] = self._scores(item["case"], output["pred"], item["label"])
 
-    def _rows(self, case: str, pred: torch.Tensor, label: monai.data.MetaTensor) -> list[dict[str, Any]]:
+    def _scores(self, case: str, pred: torch.Tensor, label: MetaTensor) -> list[OrganScore]:
         spacing = label.pixdim.tolist()
         ml = math.prod(spacing) / 1000
         grids = (x[0].cpu().numpy().astype(np.uint8) for x in (pred, label))
-        scores = segmentation_scores(*grids, spacing, len(self.how.labels), self.how.tolerance)
+        scores = segmentation_scores(*grids, spacing, len(self.labels), self.tolerance)
         return [
-            {
-                "case": case,
-                "organ": organ,
-                "id": i,
-                "dice": score.dice,
-                "nsd": score.nsd,
-                "hd95_mm": score.hd95,
-                "label_ml": score.label_voxels * ml,
-                "pred_ml": score.pred_voxels * ml,
-                "status": score.status,
-            }
-            for (organ, i), score in zip(self.how.labels.items(), scores, strict=True)
+            OrganScore(
+                case=case,
+                organ=organ,
+                id=i,
+                dice=score.dice,
+                nsd=score.nsd,
+                hd95_mm=score.hd95,
+                label_ml=score.label_voxels * ml,
+                pred_ml=score.pred_voxels * ml,
+                status=score.status,
+            )
+            for (organ, i), score in zip(self.labels.items(), scores, strict=True)
         ]
 
     def _finish(self, engine: Engine) -> None:
-        gathered: dict[str, list[dict[str, Any]]] = {}
-        for part in idist.all_gather(self.rows):
-            gathered.update(part)
-        rows = [row for case in sorted(gathered) for row in gathered[case]]
-        summary = summarise_scores(rows, self.how)
-        for metric in METRICS:
-            mean = summary.mean[metric]["mean"]
-            engine.state.metrics[f"mean_{metric}"] = math.nan if mean is None else mean
+        scores = {case: rows for of_rank in idist.all_gather(self.scores) for case, rows in of_rank.items()}
+        summary = summarise_scores([row for case in sorted(scores) for row in scores[case]], self)
+        engine.state.metrics.update(summary.metrics())
         if idist.get_rank() == 0:
             self._write(summary)
 

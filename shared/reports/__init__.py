@@ -4,6 +4,7 @@ When they are made is for `handlers` and `transforms` to say.
 May import: data, layers, metrics, networks, utils.
 """
 
+from .detection import DetectionScoring
 from .detection_files import (
     DetectedImage,
     write_detections_csv,
@@ -12,12 +13,17 @@ from .detection_files import (
     write_midog_json,
     write_overview,
 )
+from .domains import DomainScoring
 from .preview import save_preview
+from .segmentation import SegmentationScoring
 from .summary import Scoring, Summary
 
 __all__ = [
     "DetectedImage",
+    "DetectionScoring",
+    "DomainScoring",
     "Scoring",
+    "SegmentationScoring",
     "Summary",
     "save_preview",
     "write_detections_csv",

@@ -20,17 +20,18 @@ from ..metrics.classification import COUNTS, SCORES
 from ..utils import DataError
 from .domains import (
     Column,
+    Curve,
     DomainScoring,
     DomainSummary,
     Layout,
     Part,
     domain_label,
-    line_style,
-    mark_threshold,
+    draw_curves,
     summarise_domains,
 )
 from .gallery import add_warnings, draw_gallery
 
+AUC = Column("auc", "  AUC")
 LAYOUT = Layout(
     counts=("patches", "slides", "positive"),
     titled=("patches", "slides"),
@@ -40,7 +41,7 @@ LAYOUT = Layout(
         Column("patches", "patches"),
         Column("accuracy", "accuracy", interval=True),
         Column("balanced_accuracy", "balanced accuracy", interval=True),
-        Column("auc", "  AUC"),
+        AUC,
         Column("f1", "   F1"),
         Column("sensitivity", "sens."),
         Column("specificity", "spec."),
@@ -153,20 +154,17 @@ def prediction_rows(patches: Sequence[Patch], how: DomainScoring) -> list[dict[s
 
 
 def _draw_curves(axes: Axes, patches: Sequence[Patch], summary: DomainSummary) -> None:
-    """ROC curve of each domain, with a dot at the threshold."""
-    for i, (name, part) in enumerate(summary.domains.items()):
-        style, label = line_style(i, part), domain_label(name, part)
-        if part["auc"]["value"] is None:
-            axes.plot([], [], **style, label=f"{label}: one class only")
-            continue
+    """ROC curve of each domain."""
+
+    def curve(name: str, part: Part) -> Curve:
         own = [p for p in patches if p.domain == name]
-        curve = roc_curve([p.probability for p in own], [p.label for p in own])
-        axes.plot(*curve, **style, linewidth=1.5, label=f"{label}: AUC {part['auc']['value']:.3f}")
-        mark_threshold(axes, 1 - part["specificity"]["value"], part["sensitivity"]["value"], style)
+        dot = (1 - part["specificity"]["value"], part["sensitivity"]["value"])
+        return Curve(*roc_curve([p.probability for p in own], [p.label for p in own]), dot)
+
+    draw_curves(axes, summary, AUC, curve, lacking="one class only")
     axes.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     axes.set_title(f"ROC curves; dot: threshold {summary.how.threshold:.3g}", fontsize=10)
-    axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
 
 

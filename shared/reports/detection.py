@@ -16,17 +16,19 @@ from ..metrics import Findings, bootstrap_detection, detection_scores, precision
 from ..metrics.detection import MATCHINGS
 from .domains import (
     Column,
+    Curve,
     DomainScoring,
     DomainSummary,
     Layout,
     Part,
+    domain_colour,
     domain_label,
-    line_style,
-    mark_threshold,
+    draw_curves,
     summarise_domains,
 )
 from .gallery import add_warnings, draw_gallery
 
+AP = Column("average_precision", "AP", interval=True)
 LAYOUT = Layout(
     counts=("images", "slides", "figures"),
     titled=("images", "slides", "figures"),
@@ -36,7 +38,7 @@ LAYOUT = Layout(
         Column("images", "images"),
         Column("figures", "figures"),
         Column("f1", "F1", interval=True),
-        Column("average_precision", "AP", interval=True),
+        AP,
         Column("precision", "precision"),
         Column("recall", "   recall"),
     ),
@@ -46,11 +48,13 @@ SHOWN = 12  # crops in each half of the gallery
 CROP = 80  # pixels
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class DetectionScoring(DomainScoring):
     """How detections are scored.
 
-    Attributes:
+    Args:
+        dataset, record, bootstrap, seed, threshold, class_names, train_domains, adapted, threshold_from: see
+            `DomainScoring`.
         class_id: the class that the report is about.
         match_radius: how far from a figure a detection of it may lie, in pixels of the image.
         matching: see `detection_f1`.
@@ -167,24 +171,18 @@ def detection_rows(findings: Findings, regions: Sequence[RegionEntry], summary: 
 
 
 def _draw_curves(axes: Axes, findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> None:
-    """Precision-recall curve of each domain, with a dot at the threshold."""
+    """Precision-recall curve of each domain."""
     how = summary.how
-    for i, (name, part) in enumerate(summary.domains.items()):
-        style, label = line_style(i, part), domain_label(name, part)
-        if part["average_precision"]["value"] is None:
-            axes.plot([], [], **style, label=f"{label}: no figures")
-            continue
-        own = [j for j, region in enumerate(regions) if region["domain"] == name]
+
+    def curve(name: str, _: Part) -> Curve:
+        own = [i for i, region in enumerate(regions) if region["domain"] == name]
         precision, recall, score = precision_recall_curve(findings.of(own), how.class_id)
-        axes.plot(
-            recall, precision, **style, linewidth=1.5, label=f"{label}: AP {part['average_precision']['value']:.3f}"
-        )
         last = np.count_nonzero(score >= how.threshold) - 1
-        if last >= 0:
-            mark_threshold(axes, recall[last], precision[last], style)
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="recall", ylabel="precision")
+        return Curve(recall, precision, (recall[last], precision[last]) if last >= 0 else None)
+
+    draw_curves(axes, summary, AP, curve, lacking="no figures")
+    axes.set(xlabel="recall", ylabel="precision")
     axes.set_title(f"{how.class_name} figures; dot: threshold {how.threshold:.3g}", fontsize=10)
-    axes.grid(alpha=0.3)
     axes.legend(loc="lower left", fontsize=8)
 
 
@@ -194,7 +192,7 @@ def _draw_f1(axes: Axes, summary: DomainSummary) -> None:
     axes.set_yticks(range(len(rows)), [domain_label(name, part) for name, part in rows.items()])
     for y, part in enumerate(rows.values()):
         value, interval = part["f1"]["value"], part["f1"]["interval"]
-        color = line_style(y, part)["color"] if "distribution" in part else "black"
+        color = domain_colour(y) if "distribution" in part else "black"
         if interval is not None:
             axes.plot(interval, [y, y], color=color, linewidth=2)
         if value is None:

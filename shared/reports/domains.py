@@ -39,11 +39,12 @@ def check_classes(threshold: float, class_names: Sequence[str]) -> tuple[str, st
     return class_names[0], class_names[1]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class DomainScoring(Scoring):
     """How items of two classes from several domains are scored.
 
-    Attributes:
+    Args:
+        dataset, record, bootstrap, seed: see `Scoring`.
         threshold: an item is of class 1 from this score on, in [0, 1].
         class_names: of the classes 0 and 1.
         train_domains: what the network was trained on; None: `train_domains` of the record, and where it has none
@@ -277,9 +278,9 @@ def summarise_domains(
     )
 
 
-def line_style(i: int, part: Part) -> dict[str, Any]:
-    """Of the curve of the domain with the number i: dashed out of distribution."""
-    return {"color": colormaps["tab10"](i % 10), "linestyle": "--" if part["distribution"] == "out" else "-"}
+def domain_colour(i: int) -> tuple[float, ...]:
+    """Of the domain with the number i."""
+    return colormaps["tab10"](i % 10)
 
 
 def domain_label(name: str, part: Part) -> str:
@@ -287,6 +288,36 @@ def domain_label(name: str, part: Part) -> str:
     return f"{name} ({part['distribution']})" if part.get("distribution") else name
 
 
-def mark_threshold(axes: Axes, x: float, y: float, style: Mapping[str, Any]) -> None:
-    """A dot on a curve where the threshold is."""
-    axes.plot(x, y, "o", color=style["color"], markersize=7, markeredgecolor="black", zorder=4, clip_on=False)
+class Curve(NamedTuple):
+    """Points of a curve, both (n,), and the one at the threshold, where there is one."""
+
+    x: np.ndarray
+    y: np.ndarray
+    dot: tuple[float, float] | None
+
+
+def draw_curves(
+    axes: Axes, summary: DomainSummary, area: Column, curve: Callable[[str, Part], Curve], lacking: str
+) -> None:
+    """Draw the curve of each domain, dashed out of distribution, with a dot at the threshold.
+
+    Args:
+        axes: for shares, from 0 to 1.
+        summary: of the domains.
+        area: under the curve, which the legend tells.
+        curve: gives that of a domain.
+        lacking: what to say of a domain whose area is undefined.
+    """
+    for i, (name, part) in enumerate(summary.domains.items()):
+        style = {"color": domain_colour(i), "linestyle": "--" if part["distribution"] == "out" else "-"}
+        value, label = part[area.key]["value"], domain_label(name, part)
+        if value is None:
+            axes.plot([], [], **style, label=f"{label}: {lacking}")
+            continue
+        x, y, dot = curve(name, part)
+        axes.plot(x, y, **style, linewidth=1.5, label=f"{label}: {area.header.strip()} {value:.3f}")
+        if dot:
+            look = {"markersize": 7, "markeredgecolor": "black", "zorder": 4, "clip_on": False}
+            axes.plot(*dot, "o", color=style["color"], **look)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.grid(alpha=0.3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,11 +21,26 @@ STATES = ("scored", "missed", "absent", "absent_but_predicted")
 GOLDEN_RATIO = 0.618034
 
 
-@dataclass(kw_only=True)
+class OrganScore(TypedDict):
+    """Of an organ in a case, a row of `scores.csv`; see `shared.metrics.segmentation_scores`, NaN where undefined."""
+
+    case: str
+    organ: str
+    id: int
+    dice: float
+    nsd: float
+    hd95_mm: float
+    label_ml: float
+    pred_ml: float
+    status: str
+
+
+@dataclass(kw_only=True, eq=False)
 class SegmentationScoring(Scoring):
     """How a segmentation is scored.
 
-    Attributes:
+    Args:
+        dataset, record, bootstrap, seed: see `Scoring`.
         labels: organ name → id, 1 to N; put in the order of the ids.
         tolerance: of the NSD, in mm.
 
@@ -49,7 +64,7 @@ class SegmentationSummary(Summary):
 
     Attributes:
         how: it was scored.
-        scores: of each case and organ, see `SegmentationReport`; NaN where undefined.
+        scores: of each case and organ.
         cases: how many there are.
         organs: of each organ its `id`, in how many cases it has each of `STATES`, and for each of `METRICS` the mean
             over cases, see `bootstrap_means`.
@@ -58,7 +73,7 @@ class SegmentationSummary(Summary):
     """
 
     how: SegmentationScoring
-    scores: Sequence[Mapping[str, Any]]
+    scores: Sequence[OrganScore]
     cases: int
     organs: dict[str, dict[str, Any]]
     mean: dict[str, dict[str, Any]]
@@ -89,6 +104,11 @@ class SegmentationSummary(Summary):
             "tolerance_mm": self.how.tolerance,
             "intervals": self.intervals("cases"),
         }
+
+    def metrics(self) -> dict[str, float]:
+        """For an engine: the means over the organs, NaN where nothing was scored."""
+        means = {f"mean_{metric}": entry["mean"] for metric, entry in self.mean.items()}
+        return {name: math.nan if mean is None else mean for name, mean in means.items()}
 
     def score_table(self) -> str:
         """With a line on the organs that are still at 0."""
@@ -133,7 +153,7 @@ def _notes(tolerance: float) -> list[str]:
     ]
 
 
-def summarise_scores(scores: Sequence[Mapping[str, Any]], how: SegmentationScoring) -> SegmentationSummary:
+def summarise_scores(scores: Sequence[OrganScore], how: SegmentationScoring) -> SegmentationSummary:
     """The means of the scores of each case and organ, with intervals, see `SegmentationReport`."""
     cases = sorted({row["case"] for row in scores})
     table = {(row["case"], row["organ"]): row for row in scores}

@@ -18,11 +18,11 @@ from ..utils import write_csv, write_json
 from .provenance import warnings_of_scores
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Scoring:
-    """What is known of an evaluation before it has scores.
+    """What is known of an evaluation before it has scores; a handler that reports on one is such a thing.
 
-    Attributes:
+    Args:
         dataset: what `shared.data.dataset_info` says.
         record: what the weights were trained on, as `shared.networks.read_model_record` returns it.
         bootstrap: number of resamples.

@@ -54,7 +54,7 @@ def evaluate(output_dir: Path, numbers: list[int], **kwargs: Any) -> SupervisedE
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset([case(n) for n in numbers]), batch_size=1),
         network=ImageIsThePrediction(),
-        val_handlers=[SegmentationReport(output_dir, LABELS, **kwargs)],
+        val_handlers=[SegmentationReport(output_dir, labels=LABELS, **kwargs)],
     )
     evaluator.run()
     return evaluator
@@ -174,12 +174,12 @@ def test_running_again_starts_anew(tmp_path: Path) -> None:
 
 def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="from 1 to their count"):
-        SegmentationReport(tmp_path, {"spleen": 1, "liver": 3})
+        SegmentationReport(tmp_path, labels={"spleen": 1, "liver": 3})
     with pytest.raises(ValueError, match="bootstrap must be at least 1, got 0"):
-        SegmentationReport(tmp_path, LABELS, bootstrap=0)
+        SegmentationReport(tmp_path, labels=LABELS, bootstrap=0)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"):
-        SegmentationReport(tmp_path / "file" / "folder", LABELS)
+        SegmentationReport(tmp_path / "file" / "folder", labels=LABELS)
 
 
 RANK = """
