@@ -21,8 +21,8 @@ def describe(values: Sequence[float]) -> dict[str, float | int | None] | None:
     return {
         "mean": round(float(np.mean(values)), 4),
         "std": round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None,
-        "min": round(float(min(values)), 4),
-        "max": round(float(max(values)), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
         "n": len(values),
     }
 
