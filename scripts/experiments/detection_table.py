@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, domain_names, load_regions
+from shared.reports.provenance import MADE_UP_SLIDES
 
 from .runs import Training, check_lengths, file_digest, known, run_trainings, tell_failures
 from .tables import describe, markdown_grid, mean_and_std, write_table
@@ -94,7 +95,7 @@ def picture(runs: Sequence[Run], domains: Sequence[str], train_domains: Sequence
 
 
 def caption(info: Mapping[str, Any], train_domains: Sequence[str], seeds: int) -> str:
-    made_up = " Made-up data: the scores say nothing about real slides." if info["synthetic"] else ""
+    made_up = f" {MADE_UP_SLIDES}" if info["synthetic"] else ""
     return (
         f"F1 of mitotic figures on the test split of {info['name']}, trained on {', '.join(train_domains)}; mean "
         f"± standard deviation over {seeds} seed(s), gain over no FuseStyle on the same seeds.{made_up}\n\n"

@@ -21,6 +21,7 @@ from shared.data import dataset_info, load_datalist
 from shared.datasets import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.losses import label_voxel_counts
 from shared.metrics.bootstrap import draw, percentiles
+from shared.reports.provenance import MADE_UP_CASES
 
 from .runs import Training, check_lengths, count_firings, known, run_trainings, tell_failures
 from .tables import describe, markdown_grid, mean_and_std, write_table
@@ -316,7 +317,7 @@ def table_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str, epochs: int) -> str:
     length = f" {epochs} epochs." if epochs else ""
-    made_up = " These cases are made up: the scores say nothing about real scans." if info["synthetic"] else ""
+    made_up = f" {MADE_UP_CASES}" if info["synthetic"] else ""
     return (
         f"Dice on {cases} test cases of {info['name']}, mean ± standard deviation over {seeds} seed(s). "
         f"★: below {POOR}. Bold: above the plain network on the same seeds, by however little. Poor organs: below "

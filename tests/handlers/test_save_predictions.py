@@ -18,7 +18,6 @@ from PIL import Image
 from shared.data import collate_readable
 from shared.engines import FaultTolerantDataset
 from shared.handlers import SavePredictions
-from shared.reports.classification import draw_predictions
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import LoadPatchd
 from shared.utils import DataError
@@ -133,30 +132,6 @@ def test_what_the_weights_are_is_said(tmp_path: Path, record: dict[str, Any], wa
     assert (content.get("warning"), content["model"], content["adapted_batch_norm"]) == (warning, record or None, True)
     picture = matplotlib.image.imread(tmp_path / "out" / "preview.png")[..., :3]
     assert ((picture @ [1, -0.5, -0.5] > 0.5).sum() > 100) == bool(warning)
-
-
-def test_preview_shows_the_most_probable_and_the_least_certain(tmp_path: Path) -> None:
-    data = images(tmp_path / "in", 40)
-    predictions = [{"case": d["case"], "file": d["file"], "probability": i / 40} for i, d in enumerate(data)]
-    figure = draw_predictions(predictions, 0.3, NAMES)
-    figure.savefig(tmp_path / "preview.png")
-    shown = [(axes.get_title().split("\n"), axes.images[0].get_array()) for axes in figure.axes if axes.images]
-    numbers = [int(title[1].removesuffix(".png")) for title, _ in shown]
-    assert numbers[:12] == list(range(39, 27, -1))
-    assert numbers[12] == 12  # a probability of 0.3
-    assert sorted(numbers[12:]) in (list(range(6, 18)), list(range(7, 19)))
-    for i, (title, image) in zip(numbers, shown, strict=True):
-        assert title[0] == f"{i / 40:.3f}"
-        assert (np.asarray(image) == round(255 * i / 40)).all()
-
-
-def test_large_images_are_shown_small_and_in_proportion(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / "large.png")
-    prediction = {"case": "a/" + 40 * "long" + ".png", "file": str(tmp_path / "large.png"), "probability": 1.0}
-    figure = draw_predictions([prediction], 0.3, NAMES)
-    axes = figure.axes[0]
-    assert axes.images[0].get_array().shape == (64, 128, 3)
-    assert axes.get_title() == "1.000\n…" + (40 * "long" + ".png")[-19:]
 
 
 def test_running_again_starts_anew(tmp_path: Path) -> None:
