@@ -64,6 +64,11 @@ class Findings:
         true_images: (m,).
         count: how many images there are.
         radius: how far from a figure a detection of it may lie.
+
+    Example:
+        >>> findings = Findings.matched([[[10, 10]]], [[0.9]], [[1]], [[[12, 10], [50, 50]]], [[1, 1]], radius=30)
+        >>> average_precision(findings, class_id=1)
+        0.5
     """
 
     points: np.ndarray
