@@ -89,7 +89,8 @@ def patches(
     _print_counts(count_patches(splits), unlabelled, "patches")
     _print_left_out(annotations, images, listed)
     if unit == "patch":
-        leaked, tested = leaked_slides(splits)
+        slides, tested = leaked_slides(splits["training"] + splits["validation"], splits["test"])
+        leaked = len(slides)
         print(f"Split by patch: of {leaked} of the {tested} slides of the test split, training has seen other patches.")
     print(f"{len(labelled)} patches: {target / 'dataset.json'}")
 

@@ -69,7 +69,8 @@ def main(
     write_histology_datalist(target, name, labels, splits, facts, flag("--overwrite", overwrite))
     print(text_table(count_patches(splits)))
     if unit == "patch":
-        leaked, tested = leaked_slides(splits)
+        slides, tested = leaked_slides(splits["training"] + splits["validation"], splits["test"])
+        leaked = len(slides)
         print(f"Split by patch: of {leaked} of the {tested} slides of the test split, training has seen other patches.")
     print(f"{len(patches)} patches: {target}")
 

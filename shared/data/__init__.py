@@ -7,24 +7,25 @@ May import: layers, utils.
 from .cached_dataset import cached_dataset
 from .collate import collate_detections, collate_readable, collate_regions
 from .ct_datalist import load_datalist
-from .datalist import SPLITS, dataset_info, leaked_slides, write_datalist
-from .domain_datalist import domain_names, scanner_name
+from .datalist import SPLITS, dataset_info, write_datalist
+from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, positive_weight, scanner_name
+from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch_labels, region_labels
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
-from .patch_datalist import load_patches, patch_labels, positive_weight
-from .region_datalist import TILE_KINDS, load_regions, region_labels, tile_items
-from .region_tiles import RegionEntry, RegionTiles, Tile, tile_grid, tile_origins
+from .region_tiles import TILE_KINDS, RegionTiles, Tile, tile_grid, tile_items, tile_origins
 from .regions import Region, open_region
 from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
 from .tissue import tissue_mask, tissue_share
 
 __all__ = [
+    "MPP_TOLERANCE",
     "SPLITS",
     "TILE_KINDS",
     "TILE_SHARES",
     "DomainBalancedSampler",
     "DomainBatchSampler",
     "InferenceSampler",
+    "PatchEntry",
     "Region",
     "RegionEntry",
     "RegionTiles",

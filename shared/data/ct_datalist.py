@@ -10,17 +10,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from monai.data import check_missing_files, load_decathlon_datalist, partition_dataset
+from monai.data import load_decathlon_datalist, partition_dataset
 
 from ..utils import DataError
-from .datalist import DATALIST_REMEDY, FORMAT, read_json_object
+from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, get_list, read_json_object
 from .inputs import case_name
 
 
-def _check_entries(path: Path, split: str, entries: object) -> None:
-    if not isinstance(entries, list) or not entries:
-        found = "is not a list" if entries else "is missing or empty"
-        raise DataError(f"{path}: the list '{split}' {found}. Expected {FORMAT}.")
+def _check_entries(path: Path, split: str, entries: list[Any]) -> None:
     for i, entry in enumerate(entries):
         for key in ("image", "label"):
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
@@ -80,8 +77,8 @@ def _case_names(path: Path, entries: list[dict[str, Any]]) -> list[str]:
         names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        listed = [i for i, n in zip(images, names, strict=True) if n == name]
-        raise DataError(f"{path}: {count} entries are the case {name}: {listed[:5]}. List each case once.")
+        same = [i for i, n in zip(images, names, strict=True) if n == name]
+        raise DataError(f"{path}: {count} entries are the case {name}: {same[:5]}. List each case once.")
     return names
 
 
@@ -140,18 +137,12 @@ def load_datalist(
 
     cases: list[dict[str, Any]] = []
     for source in sources:
-        _check_entries(path, source, content.get(source))
+        _check_entries(path, source, get_list(path, content, source, FORMAT))
         cases += load_decathlon_datalist(path, data_list_key=source)
     _check_own_names(path, content)
     # As they stand in the file: MONAI takes a name for a path where there is a file or folder of that name.
     entries = [entry for source in sources for entry in content[source]]
     for case, name in zip(cases, _case_names(path, entries), strict=True):
         case["case"] = name
-    missing = check_missing_files(cases, keys=("image", "label"))
-    if missing:
-        names = ", ".join(str(m) for m in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(
-            f"{path}: {len(missing)} of the {2 * len(cases)} files listed in {' and '.join(sources)} do not exist: "
-            f"{names}. Paths are relative to {path.parent}."
-        )
+    check_files_exist(path, cases, ("image", "label"), " and ".join(sources))
     return _fold_of(path, cases, split, fold, folds) if pooled else cases

@@ -1,4 +1,4 @@
-"""What datalists of any kind have in common: how they are read, written and described."""
+"""What datalists of any kind have in common: how they are read, checked, described and written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.data import check_missing_files
+
 from ..utils import DataError, atomic_path
+from ..utils.text import first_few
 
 SPLITS = ("training", "validation", "test")
 FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
@@ -37,6 +40,28 @@ def read_json_object(path: Path, expected: str, remedy: str) -> dict[str, Any]:
     return content
 
 
+def get_list(path: Path, content: Mapping[str, Any], split: str, expected: str) -> list[Any]:
+    """A list of a datalist; a `DataError`, with the form that is expected, where it is missing, empty or not a list."""
+    entries = content.get(split)
+    if not isinstance(entries, list) or not entries:
+        found = "is missing" if entries is None else "is empty" if entries == [] else "is not a list"
+        lists = [f"'{key}' ({len(value)})" for key, value in content.items() if isinstance(value, list)]
+        raise DataError(
+            f"{path}: the list '{split}' {found}. It has {', '.join(lists) or 'none'}. Expected {expected}."
+        )
+    return entries
+
+
+def check_files_exist(path: Path, entries: Sequence[Mapping[str, Any]], keys: Sequence[str], where: str) -> None:
+    """Raise a `DataError` unless the files under these keys of the entries are there, which `where` lists."""
+    missing = [str(file) for file in check_missing_files(entries, keys=keys)]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of the {len(keys) * len(entries)} files listed in {where} do not exist: "
+            f"{first_few(missing)}. Paths are relative to {path.parent}."
+        )
+
+
 def dataset_info(
     path: str | os.PathLike, split: str | None = None, fold: int | None = None, folds: int | None = None
 ) -> dict[str, Any]:
@@ -55,12 +80,6 @@ def dataset_info(
         "synthetic": content.get("synthetic") is True,
         **{key: value for key, value in part.items() if value is not None},
     }
-
-
-def leaked_slides(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[int, int]:
-    """How many slides of the test split are in training or validation too, and how many it has."""
-    slides = {split: {(p["domain"], p["slide"]) for p in patches} for split, patches in splits.items()}
-    return len(slides["test"] & (slides["training"] | slides["validation"])), len(slides["test"])
 
 
 def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrite: bool = False) -> None:

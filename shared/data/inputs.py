@@ -1,3 +1,5 @@
+"""The files that a user means by the paths given: CTs, and images of histology."""
+
 from __future__ import annotations
 
 import glob
@@ -55,10 +57,11 @@ def _in_folder(folder: Path) -> list[Path]:
     return found
 
 
-def _in_datalist(path: Path) -> list[Path]:
+def _in_datalist(path: Path) -> dict[Path, float | None]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["test"]
-        images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = [{"image": entry} if isinstance(entry, str) else entry for entry in content["test"]]
+        images = {path.parent / entry["image"]: entry.get("mpp") or content.get("mpp") for entry in entries}
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(
             f"{path}: not a datalist with a list 'test' ({type(e).__name__}: {e}). Expected "
@@ -66,19 +69,20 @@ def _in_datalist(path: Path) -> list[Path]:
         ) from e
     if not images:
         raise DataError(f"{path}: its list 'test' is empty.")
-    return [path.parent / image for image in images]
+    return images
 
 
-def _find(path: Path, in_folder: Callable[[Path], list[Path]]) -> list[Path]:
+def _find(path: Path, in_folder: Callable[[Path], list[Path]]) -> dict[Path, float | None]:
+    """What is meant by a path, and the µm a pixel that a datalist states of it."""
     if path.is_dir():
-        return in_folder(path)
+        return dict.fromkeys(in_folder(path))
     if path.is_file():
-        return _in_datalist(path) if path.suffix == ".json" else [path]
+        return _in_datalist(path) if path.suffix == ".json" else {path: None}
     if glob.has_magic(str(path)):
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         if not found:
             raise DataError(f"{path}: no file or folder fits this pattern.")
-        return [q for p in found for q in _find(p, in_folder)]
+        return {q: mpp for p in found for q, mpp in _find(p, in_folder).items()}
     raise DataError(f"{path}: there is no such file or folder.")
 
 
@@ -161,11 +165,23 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
     # links are not followed: what they are called is what the user knows
     suffixes = IMAGE_SUFFIXES + SLIDE_SUFFIXES * slides
     below = partial(_images_below, suffixes=suffixes)
-    found = [os.path.abspath(q) for p in given for q in _find(Path(p).expanduser(), below)]
-    files = list(dict.fromkeys(found))
-    common = os.path.commonpath([os.path.dirname(file) for file in files])
-    images = [{"image": file, "file": file, "case": os.path.relpath(file, common)} for file in files]
-    return _for_detection(images, [Path(p).expanduser() for p in given]) if slides else images
+    mpp: dict[str, float | None] = {}
+    for p in given:
+        for q, stated in _find(Path(p).expanduser(), below).items():
+            file = os.path.abspath(q)
+            mpp[file] = stated or mpp.get(file)
+    common = os.path.commonpath([os.path.dirname(file) for file in mpp])
+    images: list[dict[str, Any]] = [
+        {"image": file, "file": file, "case": os.path.relpath(file, common)} for file in mpp
+    ]
+    if slides:
+        stems = [os.path.splitext(image["case"])[0] for image in images]
+        counts = Counter(stems)
+        for image, stem in zip(images, stems, strict=True):
+            image["case"] = stem if counts[stem] == 1 else image["case"]
+            if mpp[image["file"]] is not None:
+                image["mpp"] = mpp[image["file"]]
+    return images
 
 
 def _images_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -174,23 +190,3 @@ def _images_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not found:
         raise DataError(f"{path}: holds no image. Looked for {', '.join(suffixes)} in it and below it.")
     return found
-
-
-def _for_detection(images: Sequence[dict[str, Any]], given: Sequence[Path]) -> list[dict[str, Any]]:
-    """The same, with cases by which their results can be called, and `mpp` where a datalist states it."""
-    mpp = {file: value for path in given for file, value in _stated_mpp(path).items()}
-    stems = [os.path.splitext(image["case"])[0] for image in images]
-    counts = Counter(stems)
-    names = [stem if counts[stem] == 1 else image["case"] for image, stem in zip(images, stems, strict=True)]
-    stated = [{"mpp": mpp[image["file"]]} if image["file"] in mpp else {} for image in images]
-    return [image | {"case": name} | more for image, name, more in zip(images, names, stated, strict=True)]
-
-
-def _stated_mpp(path: Path) -> dict[str, float]:
-    """Full path → µm per pixel of the images in a datalist that states it; nothing for another file."""
-    if path.suffix != ".json" or not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    entries = [{"image": entry} if isinstance(entry, str) else entry for entry in content["test"]]
-    stated = {os.path.abspath(path.parent / e["image"]): e.get("mpp") or content.get("mpp") for e in entries}
-    return {file: value for file, value in stated.items() if value is not None}

@@ -1,12 +1,14 @@
-"""What the header of an image file says: who can read it, its size, its colours, its pixels' size."""
+"""The files behind regions: what the header says (who can read it, size, colours, pixels' size), and opened files."""
 
 from __future__ import annotations
 
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,30 +17,25 @@ import tiffslide
 from PIL import Image
 
 from ..utils import DataError
+from .images import read_rgb
 
+_TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
+_PICTURE_CACHE = 256 * 2**20  # bytes, of pictures that were decoded whole in a process; one larger one goes in alone
 _LARGEST_PICTURE = 2**29  # pixels; more are not decoded at once. Pillow takes 4 bytes for each, and twice that to read
 _MICRONS = (0.05, 4.0)  # a pixel; what is outside of it was meant for a printer
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COLOURS = (2, 6)  # RGB and YCbCr, in a TIFF
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
     reader: str  # openslide, tiffslide or pillow
     size: tuple[int, int]
     microns: tuple[Any, Any]  # a pixel, in x and y, as the file has it
 
 
-class _Tiff(NamedTuple):
-    size: tuple[int, int]
-    microns: tuple[Any, Any]
-    axes: str
-    tiled: bool
-    photometric: Any
-    samples: int
-    bits: int
-
-
-def _stamp(path: str) -> tuple[int, int]:
+def file_stamp(path: str) -> tuple[int, int]:
     """Changes when the file does."""
     try:
         found = os.stat(path)
@@ -52,51 +49,52 @@ def _stamp(path: str) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 
-def _header(path: str) -> _Header:
+def read_header(path: str) -> Header:
     """Who can read a file, and what its header says."""
     try:
         with openslide.OpenSlide(path) as slide:
             names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-            found = _Header("openslide", slide.dimensions, tuple(map(slide.properties.get, names)))
+            found = Header("openslide", slide.dimensions, tuple(map(slide.properties.get, names)))
             if slide.properties[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
                 return found
     except openslide.OpenSlideError:
         found = None
     tiff = _tiff(path)
-    if found is None and tiff and tiff.axes == "YXS" and (tiff.tiled or math.prod(tiff.size) > _LARGEST_PICTURE):
-        found = _Header("tiffslide", tiff.size, tiff.microns)
-    if found and tiff:
-        _check_colours(path, tiff)  # OpenSlide turns everything into 8-bit RGB without a word
+    if tiff:
+        header, page, axes = tiff
+        if found is None and axes == "YXS" and (page.is_tiled or math.prod(header.size) > _LARGEST_PICTURE):
+            found = header
+        if found:
+            _check_colours(path, page)  # OpenSlide turns everything into 8-bit RGB without a word
     return found or _picture_header(path)
 
 
-def _tiff(path: str) -> _Tiff | None:
-    """What tiffslide finds in a file; None where it is no TIFF, or broken."""
+def _tiff(path: str) -> tuple[Header, Any, str] | None:
+    """What tiffslide finds in a file: header, first page and axes; None where it is no TIFF, or broken."""
     try:
         with Path(path).open("rb") as file:
             if file.read(4) not in _TIFF:
                 return None
         with tiffslide.TiffSlide(path) as slide:
             names = (tiffslide.PROPERTY_NAME_MPP_X, tiffslide.PROPERTY_NAME_MPP_Y)
-            microns = tuple(map(slide.properties.get, names))
-            page, axes = slide.ts_tifffile.pages[0], slide.properties["tiffslide.series-axes"]
-            colours = (page.photometric, page.samplesperpixel, page.bitspersample)
-            return _Tiff(slide.dimensions, microns, axes, page.is_tiled, *colours)
+            header = Header("tiffslide", slide.dimensions, tuple(map(slide.properties.get, names)))
+            return header, slide.ts_tifffile.pages[0], slide.properties["tiffslide.series-axes"]
     except Exception:  # on a broken header any; who is asked next says what is wrong
         return None
 
 
-def _check_colours(path: str, tiff: _Tiff) -> None:
+def _check_colours(path: str, page: Any) -> None:
     """Raise unless it is 8-bit RGB, also as YCbCr or with a palette."""
-    if tiff.bits != 8 or not ((tiff.photometric in _COLOURS and tiff.samples in (3, 4)) or tiff.photometric == 3):
-        name = "grey" if tiff.photometric in (0, 1) else getattr(tiff.photometric, "name", tiff.photometric)
+    kind, samples, bits = page.photometric, page.samplesperpixel, page.bitspersample
+    if bits != 8 or not ((kind in _COLOURS and samples in (3, 4)) or kind == 3):
+        name = "grey" if kind in (0, 1) else getattr(kind, "name", kind)
         raise DataError(
-            f"{path}: found {name} with {tiff.samples} × {tiff.bits} bit, expected 8-bit RGB. The colours of the "
-            "stains cannot be made up: export it as 8-bit RGB from the slide."
+            f"{path}: found {name} with {samples} × {bits} bit, expected 8-bit RGB. The colours of the stains cannot "
+            "be made up: export it as 8-bit RGB from the slide."
         )
 
 
-def _picture_header(path: str) -> _Header:
+def _picture_header(path: str) -> Header:
     try:
         with _no_limit(), Image.open(path) as opened:
             size, dots = opened.size, opened.info.get("dpi", (0, 0))
@@ -110,10 +108,15 @@ def _picture_header(path: str) -> _Header:
             f"{path}: has {size[0]} × {size[1]} pixels, and of this format all of them have to be decoded at once; "
             f"expected no more than {_LARGEST_PICTURE:,}. Convert it to a tiled TIFF."
         )
-    return _Header("pillow", size, tuple(25400 / float(d) if d else None for d in dots))
+    return Header("pillow", size, tuple(25400 / float(d) if d else None for d in dots))
 
 
-def _mpp(path: str, microns: Sequence[Any]) -> float | None:
+def square_mpp(path: str, microns: Sequence[Any]) -> float | None:
+    """µm a pixel, as of a `Header`; None where it does not say so, or was written by what knew nothing of it.
+
+    Raises:
+        DataError: when the pixels are not square.
+    """
     try:
         x, y = map(float, microns)
     except (TypeError, ValueError):
@@ -141,3 +144,57 @@ def _no_limit() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_file(reader: str, path: str, stamp: tuple[int, int], size: tuple[int, int]) -> Any:
+    """The opened file, with the interface of OpenSlide. A process keeps it, as long as there is room.
+
+    Args:
+        reader, size: of its header.
+        path: of the file.
+        stamp: of the file, whose change opens it again.
+
+    Raises:
+        DataError: when it has gone, or cannot be decoded whole.
+    """
+    return _picture(path, stamp, size) if reader == "pillow" else _opened(reader, path, stamp, os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _opened(reader: str, path: str, stamp: tuple[int, int], process: int) -> Any:
+    """An open file belongs to a process: after a fork, two would move in it at the same time."""
+    try:
+        if reader == "tiffslide":
+            slide = tiffslide.TiffSlide(path)
+            weakref.finalize(slide, slide.ts_tifffile.close)  # what OpenSlide does by itself
+            return slide
+        slide = openslide.OpenSlide(path)
+    except (openslide.OpenSlideError, OSError, ValueError) as e:
+        raise DataError(f"{path}: cannot be opened any more ({e}). It may have been moved, or changed.") from e
+    slide.set_cache(_tile_cache(process))
+    return slide
+
+
+@lru_cache(maxsize=2)
+def _tile_cache(process: int) -> openslide.OpenSlideCache:
+    """One for all slides: with one for each, memory would grow with their number."""
+    return openslide.OpenSlideCache(_TILE_CACHE)
+
+
+_pictures: dict[tuple[str, tuple[int, int]], openslide.ImageSlide] = {}  # from the longest unused to the last used
+
+
+def _picture(path: str, stamp: tuple[int, int], size: tuple[int, int]) -> openslide.ImageSlide:
+    """A file decoded whole. Others make room for it."""
+    with _pillow:
+        found = _pictures.pop((path, stamp), None)
+        if found is None:
+            pixels = math.prod(size)
+            while (
+                _pictures and 4 * (pixels + sum(math.prod(p.dimensions) for p in _pictures.values())) > _PICTURE_CACHE
+            ):
+                del _pictures[next(iter(_pictures))]
+            with _no_limit():
+                found = openslide.ImageSlide(read_rgb(path))
+        _pictures[path, stamp] = found
+        return found

@@ -1,43 +1,34 @@
-"""Overlapping tiles that cover an image, and the data set of those of several images."""
+"""Tiles of regions: a data set of those that cover them, and the items that those for training are drawn from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from os import PathLike
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
+from .entries import RegionEntry
 from .inputs import case_name
 from .regions import Region, open_region
 from .tissue import tissue_mask, tissue_share
 
+TILE_KINDS = ("mitotic", "non_mitotic", "empty", "unlabelled")
+"""What a tile is drawn for: a figure of one of the two classes, tissue without any, an image nobody annotated."""
 
-class RegionEntry(TypedDict):
-    """An image, and what is known of it; `load_regions` gives all of it.
+
+class TileItem(RegionEntry):
+    """What a tile for training is drawn from: a region, and what the tile has to show.
 
     Attributes:
-        image: path, or the `Region` itself.
-        case: its name, by default the file's.
-        domain: such as the scanner.
-        slide: name of the slide that it was cut from.
-        mpp: µm a pixel; None or left out: what the file says.
-        labelled: whether somebody annotated it: then it has `box` and `label`.
-        box: n of [x1, y1, x2, y2] in pixels of the file.
-        label: n classes.
+        kind: one of `TILE_KINDS`.
+        center: (x, y) of a figure in pixels of the file, or None.
     """
 
-    image: str | PathLike | Region
-    case: NotRequired[str]
-    domain: NotRequired[str]
-    slide: NotRequired[str]
-    mpp: NotRequired[float | None]
-    labelled: NotRequired[bool]
-    box: NotRequired[Sequence[Sequence[float]]]
-    label: NotRequired[Sequence[int]]
+    kind: str
+    center: tuple[float, float] | None
 
 
 class Tile(NamedTuple):
@@ -200,3 +191,31 @@ def _with_tissue(region: Region, grid: Sequence[Tile], size: int, scale: float, 
         return slice(min(int(start * ratio), length - 1), math.ceil((start + size) * ratio))
 
     return [tile for tile in grid if mask[part(tile.y, len(mask)), part(tile.x, mask.shape[1])].mean() >= share]
+
+
+def tile_items(regions: Sequence[RegionEntry], empty_per_region: int = 1) -> list[TileItem]:
+    """What tiles for training are drawn from: an item for each figure, and some for each region.
+
+    Args:
+        regions: as `load_regions` gives them, labelled or not.
+        empty_per_region: items for tissue without a figure, in each labelled region; 0 for none. How often they are
+            drawn is for `TileSampler` to say.
+
+    Returns:
+        For regions without labels one item each, of the kind "unlabelled".
+
+    Raises:
+        ValueError: when `empty_per_region` is negative.
+    """
+    if empty_per_region < 0:
+        raise ValueError(f"empty_per_region must be 0 or more, got {empty_per_region}")
+    items: list[TileItem] = []
+    for region in regions:
+        if not region["labelled"]:
+            items.append({**region, "kind": "unlabelled", "center": None})
+            continue
+        for (x1, y1, x2, y2), label in zip(region["box"], region["label"], strict=True):
+            kind = "mitotic" if label == 1 else "non_mitotic"
+            items.append({**region, "kind": kind, "center": ((x1 + x2) / 2, (y1 + y2) / 2)})
+        items += [{**region, "kind": "empty", "center": None}] * empty_per_region
+    return items

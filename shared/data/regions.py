@@ -1,24 +1,18 @@
-"""Image files of any size, regions and whole slides, of which parts are read at any scale."""
+"""`Region`: an image file of any size, of which parts are read at any scale."""
 
 from __future__ import annotations
 
 import math
 import os
-import weakref
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import openslide
-import tiffslide
 from PIL import Image
 
 from ..utils import DataError
-from .images import read_rgb
-from .region_files import _header, _mpp, _no_limit, _pillow, _stamp
+from .region_files import file_stamp, open_file, read_header, square_mpp
 
-_TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
-_PICTURE_CACHE = 256 * 2**20  # bytes, of pictures that were decoded whole in a process; one larger one goes in alone
 _MOST_AT_ONCE = 2**22  # pixels read from the file before they are resampled, up to 18 bytes each on the way
 
 
@@ -49,12 +43,12 @@ class Region:
 
     def __init__(self, path: str | os.PathLike, mpp: float | None = None) -> None:
         self.path = os.fspath(path)
-        self._stamp = _stamp(self.path)
-        self._reader, self.size, microns = _header(self.path)
+        self._stamp = file_stamp(self.path)
+        self._reader, self.size, microns = read_header(self.path)
         self.in_memory = self._reader == "pillow"
         if mpp is not None and not 0 < mpp < math.inf:
             raise DataError(f"{path}: mpp is {mpp}, expected µm a pixel, such as 0.25.")
-        self.mpp = _mpp(self.path, microns) if mpp is None else float(mpp)
+        self.mpp = square_mpp(self.path, microns) if mpp is None else float(mpp)
 
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
         """A part of the image.
@@ -122,9 +116,7 @@ class Region:
 
     def _open(self) -> Any:
         """The opened file, with the interface of OpenSlide."""
-        if self.in_memory:
-            return _picture(self.path, self._stamp, self.size)
-        return _opened(self._reader, self.path, self._stamp, os.getpid())
+        return open_file(self._reader, self.path, self._stamp, self.size)
 
     def _read_level(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """The same in pixels of a level, without resampling."""
@@ -165,7 +157,7 @@ def open_region(path: str | os.PathLike | Region, mpp: float | None = None) -> R
     if not isinstance(path, str | os.PathLike):  # MONAI Label loads a bundle's code anew between its steps: the class
         return path  # of the region that a step before has opened bears the name of ours, and is another
     path = os.fspath(path)
-    return _region(path, mpp, _stamp(path))
+    return _region(path, mpp, file_stamp(path))
 
 
 @lru_cache(maxsize=1024)
@@ -176,13 +168,14 @@ def _region(path: str, mpp: float | None, stamp: tuple[int, int]) -> Region:
 @lru_cache(maxsize=1)
 def _thumbnail(region: Region, max_size: int) -> np.ndarray:
     """Kept for who asks next: of a large file without a pyramid it takes as long as reading all of it."""
-    scale = _thumbnail_scale(region, max_size)
+    scale = thumbnail_scale(region, max_size)
     pixels = region.read(0, 0, *(max(1, round(length / scale)) for length in region.size), scale)
     pixels.flags.writeable = False
     return pixels
 
 
-def _thumbnail_scale(region: Region, max_size: int) -> float:
+def thumbnail_scale(region: Region, max_size: int) -> float:
+    """Pixels of the file that a pixel of `Region.thumbnail` is wide."""
     return max(1.0, max(region.size) / max_size)
 
 
@@ -195,43 +188,3 @@ def _on_white(image: Image.Image) -> np.ndarray:
             ground.paste(image, mask=alpha)
             return np.asarray(ground)
     return np.asarray(image.convert("RGB"))
-
-
-@lru_cache(maxsize=64)
-def _opened(reader: str, path: str, stamp: tuple[int, int], process: int) -> Any:
-    """An open file belongs to a process: after a fork, two would move in it at the same time."""
-    try:
-        if reader == "tiffslide":
-            slide = tiffslide.TiffSlide(path)
-            weakref.finalize(slide, slide.ts_tifffile.close)  # what OpenSlide does by itself
-            return slide
-        slide = openslide.OpenSlide(path)
-    except (openslide.OpenSlideError, OSError, ValueError) as e:
-        raise DataError(f"{path}: cannot be opened any more ({e}). It may have been moved, or changed.") from e
-    slide.set_cache(_tile_cache(process))
-    return slide
-
-
-@lru_cache(maxsize=2)
-def _tile_cache(process: int) -> openslide.OpenSlideCache:
-    """One for all slides: with one for each, memory would grow with their number."""
-    return openslide.OpenSlideCache(_TILE_CACHE)
-
-
-_pictures: dict[tuple[str, tuple[int, int]], openslide.ImageSlide] = {}  # from the longest unused to the last used
-
-
-def _picture(path: str, stamp: tuple[int, int], size: tuple[int, int]) -> openslide.ImageSlide:
-    """A file decoded whole. Others make room for it."""
-    with _pillow:
-        found = _pictures.pop((path, stamp), None)
-        if found is None:
-            pixels = math.prod(size)
-            while (
-                _pictures and 4 * (pixels + sum(math.prod(p.dimensions) for p in _pictures.values())) > _PICTURE_CACHE
-            ):
-                del _pictures[next(iter(_pictures))]
-            with _no_limit():
-                found = openslide.ImageSlide(read_rgb(path))
-        _pictures[path, stamp] = found
-        return found

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from ..utils import DataError
-from .region_datalist import TILE_KINDS
+from .region_tiles import TILE_KINDS, TileItem
 
 TILE_SHARES = {"mitotic": 0.5, "non_mitotic": 0.3, "empty": 0.2}
 """How often tiles around figures, around hard negatives and of other tissue are drawn, by default."""
@@ -92,7 +91,7 @@ class TileSampler(DomainBalancedSampler):
 
     def __init__(
         self,
-        items: Sequence[Mapping[str, Any]],
+        items: Sequence[TileItem],
         shares: Mapping[str, float] | None = None,
         num_samples: int | None = None,
         seed: int = 0,

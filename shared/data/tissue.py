@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_dilation, uniform_filter
 
-from .regions import Region, _thumbnail_scale
+from .regions import Region, thumbnail_scale
 
 MASK_SIZE = 2048  # pixels of the longer side of a tissue mask
 _SATURATION, _DARKEST = 0.07, 40  # of tissue, from 0 to 1 and 255
@@ -28,7 +28,7 @@ def tissue_mask(region: Region, max_size: int = MASK_SIZE) -> tuple[np.ndarray, 
         the mask, bool, (height, width), and how many pixels of the file one of its pixels is wide.
     """
     colours = uniform_filter(region.thumbnail(max_size).astype(np.float32), (3, 3, 1), mode="nearest")
-    return binary_dilation(_has_colour(colours), np.ones((3, 3))), _thumbnail_scale(region, max_size)
+    return binary_dilation(_has_colour(colours), np.ones((3, 3))), thumbnail_scale(region, max_size)
 
 
 def tissue_share(pixels: np.ndarray) -> float:

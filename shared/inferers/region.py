@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import Region, RegionTiles
-from ..data.region_datalist import MPP_TOLERANCE
+from ..data import MPP_TOLERANCE, Region, RegionTiles, collate_regions
 from ..metrics import Detections
 from ..networks import PyramidAnchors
 from ..utils import DataError
@@ -215,5 +214,5 @@ def _collate(items: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, Any]]:
     chosen = [item for item in items if item.get("tissue", True)]
     if not chosen:
         return len(items), {}
-    batch: dict[str, Any] = {key: [item[key] for item in chosen] for key in chosen[0]}
-    return len(items), batch | {"image": torch.stack([torch.as_tensor(image) for image in batch["image"]])}
+    batch = collate_regions(chosen)
+    return len(items), batch | {"image": torch.stack(batch["image"])}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import scanner_name, write_datalist
+from shared.data import write_datalist
 from shared.datasets import count_patches, read_patch_table, split_patches
 from shared.utils import DataError, text_table
 
@@ -37,27 +37,6 @@ def make_table(folder: Path, slides: int = 5, per_slide: int = 4, **changes: Any
         writer.writeheader()
         writer.writerows(rows)
     return folder / "index.csv"
-
-
-@pytest.mark.parametrize(
-    ("name", "short"),
-    [
-        ("Hamamatsu XR", "XR"),
-        ("Hamamatsu NanoZoomer XR (C12000-22)", "XR"),
-        ("Hamamatsu S360 (0.5 NA)", "S360"),
-        ("Aperio ScanScope CS2", "CS"),
-        ("CS", "CS"),
-        ("Leica GT450", "GT450"),
-        ("Hamamatsu_XR", "XR"),
-        ("CS2_lab", "CS"),
-        ("GT-450", "GT450"),
-        ("Aperio GT 450", "GT450"),
-        ("3DHistech Pannoramic Scan II", "3DHistech Pannoramic Scan II"),
-        (" centre 3 ", "centre 3"),
-    ],
-)
-def test_scanners_by_any_of_their_names(name: str, short: str) -> None:
-    assert scanner_name(name) == short
 
 
 def test_table(tmp_path: Path) -> None:

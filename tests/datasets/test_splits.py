@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from shared.data import leaked_slides
 from shared.datasets import CtCase, count_patches, split_cases, split_patches, split_regions
 from shared.utils import DataError
 
@@ -50,13 +49,6 @@ def test_three_slides_are_the_least() -> None:
         split_patches(patches(), unit="tile")
     with pytest.raises(ValueError, match="the shares must be between 0 and 1"):
         split_patches(patches(), test_share=1.0)
-
-
-def test_slides_that_training_has_seen() -> None:
-    assert leaked_slides(split_patches(patches())) == (0, 4)
-    splits = {"training": [{"domain": "A", "slide": "1"}], "validation": [{"domain": "A", "slide": "2"}]}
-    splits["test"] = [{"domain": d, "slide": s} for d, s in (("A", "1"), ("A", "1"), ("A", "2"), ("B", "1"))]
-    assert leaked_slides(splits) == (2, 3)
 
 
 def test_slides_without_figures_are_dealt_out_in_the_same_shares() -> None:

@@ -1,0 +1,64 @@
+"""Images of regions in every format: coloured noise, and tissue on glass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+from scipy.ndimage import zoom
+
+WIDTH, HEIGHT = 300, 200  # of the coloured noise
+
+
+def texture(width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Coloured noise that a scale of 2 does not wipe out."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(30, 220, (height // 10, width // 10, 3))
+    return (zoom(coarse, (10, 10, 1), order=1) + rng.uniform(0, 20, (height, width, 3))).astype(np.uint8)
+
+
+def write_tiled(path: Path, image: np.ndarray, **options: Any) -> Path:
+    tifffile.imwrite(path, image, **{"tile": (64, 64), "compression": "zlib", "photometric": "rgb"} | options)
+    return path
+
+
+def write_pyramid(path: Path, levels: list[np.ndarray], **options: Any) -> Path:
+    with tifffile.TiffWriter(path) as file:
+        for i, level in enumerate(levels):
+            file.write(level, tile=(64, 64), compression="zlib", photometric="rgb", subfiletype=int(i > 0), **options)
+    return path
+
+
+def write_picture(path: Path, image: np.ndarray, **options: Any) -> Path:
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
+    "tiled": lambda folder, image: write_tiled(folder / "tiled.tif", image),
+    "planar": lambda folder, image: write_tiled(
+        folder / "planar.tif", np.ascontiguousarray(image.transpose(2, 0, 1)), planarconfig="separate"
+    ),
+    "pyramid": lambda folder, image: write_pyramid(folder / "pyramid.tif", [image, image[::4, ::4]]),
+    "odd": lambda folder, image: write_tiled(folder / "odd.tif", image, compression="jpegxl"),  # OpenSlide refuses it
+    "strips": lambda folder, image: write_tiled(folder / "strips.tif", image, tile=None, rowsperstrip=7),
+    "png": lambda folder, image: write_picture(folder / "a.png", image),
+    "bmp": lambda folder, image: write_picture(folder / "a.bmp", image),
+}
+LAZY = {"tiled", "planar", "pyramid", "odd"}
+
+
+def make_slide(glass: tuple[int, int, int] = (243, 240, 236), border: int = 0) -> np.ndarray:
+    """Glass with some noise, tissue in its middle, `border` black pixels around."""
+    rng = np.random.default_rng(0)
+    slide = np.array(glass) + rng.normal(0, 2, (600, 800, 3))
+    slide[200:400, 250:500] = (215, 150, 195) + rng.normal(0, 25, (200, 250, 3))
+    if border:
+        black = np.ones(slide.shape[:2], bool)
+        black[border:-border, border:-border] = False
+        slide[black] = rng.normal(4, 4, (black.sum(), 3))
+    return slide.clip(0, 255).astype(np.uint8)
