@@ -12,16 +12,14 @@ from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, posit
 from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch_labels, region_labels
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
-from .region_tiles import TILE_KINDS, RegionTiles, Tile, tile_grid, tile_items, tile_origins
+from .region_tiles import RegionTiles, tile_items
 from .regions import Region, open_region
-from .samplers import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
+from .samplers import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
 from .tissue import tissue_mask, tissue_share
 
 __all__ = [
     "MPP_TOLERANCE",
     "SPLITS",
-    "TILE_KINDS",
-    "TILE_SHARES",
     "DomainBalancedSampler",
     "DomainBatchSampler",
     "InferenceSampler",
@@ -29,7 +27,6 @@ __all__ = [
     "Region",
     "RegionEntry",
     "RegionTiles",
-    "Tile",
     "TileSampler",
     "cached_dataset",
     "case_name",
@@ -50,9 +47,7 @@ __all__ = [
     "read_rgb",
     "region_labels",
     "scanner_name",
-    "tile_grid",
     "tile_items",
-    "tile_origins",
     "tissue_mask",
     "tissue_share",
     "write_datalist",

@@ -30,7 +30,7 @@ def collate_detections(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             f"the images of a batch differ in shape: {', '.join(map(str, dict.fromkeys(shapes)))}. Crop or pad them "
             "to one size first, or set batch_size to 1."
         )
-    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
+    batch: dict[str, Any] = collate_regions(items)
     batch["image"] = torch.stack([torch.as_tensor(image) for image in batch["image"]])
     batch["box"] = [torch.as_tensor(box, dtype=torch.float32).reshape(-1, 4) for box in batch["box"]]
     batch["label"] = [torch.as_tensor(label, dtype=torch.int64).reshape(-1) for label in batch["label"]]

@@ -145,10 +145,12 @@ class HistologyDatalist(ABC):
                 f"a network would learn to tell the domain and not the class. Add {self.nouns[1]}, or leave the domain "
                 "out with --train_domains."
             )
-        else:
+        elif split == "validation":
             parts = {f"the domains {_count_names(e['domain'] for e in entries)}": entries}
             why = f"{self.undefined}. Move a slide with some into 'validation'."
-        for where, part in parts.items() if split in ("training", "validation") else ():
+        else:
+            return
+        for where, part in parts.items():
             lack = self.lack(part)
             if lack:
                 raise DataError(
@@ -184,6 +186,8 @@ class HistologyDatalist(ABC):
 
 
 class PatchDatalist(HistologyDatalist):
+    """The patches that are labelled; others may stand among them."""
+
     form = (
         'a datalist of patches: {"labels": {"0": "non_mitotic", "1": "mitotic"}, "training": [{"image": "a path", '
         '"label": 0 or 1, "domain": "a scanner", "slide": "a name"}, ...], "validation": [...], "test": [...]}'
@@ -193,13 +197,10 @@ class PatchDatalist(HistologyDatalist):
     undefined = "the AUC, by which the best epoch is chosen, is undefined"
 
     def entries(self, split: str) -> list[dict[str, Any]]:
-        """Those that are labelled."""
         return [e for e in super().entries(split) if not _is_unlabelled(e)]
 
     def fault(self, entry: object, split: str) -> str | None:
-        if _is_unlabelled(entry) or (
-            _has_names(entry) and type(entry.get("label")) is int and entry["label"] in (0, 1)
-        ):
+        if _is_unlabelled(entry) or (_has_names(entry) and _is_class(entry.get("label"))):
             return None
         found = json.dumps(entry)[:300]
         return f"found {found}, expected an image, a label of 0 or 1, a domain and a slide, as in {self.form}."
@@ -281,7 +282,7 @@ class RegionDatalist(HistologyDatalist):
         width, height = entry.get("width"), entry.get("height")
         if x2 <= 0 or y2 <= 0 or x1 >= (width or math.inf) or y1 >= (height or math.inf):
             return f"lies outside of its image of {width or '?'} × {height or '?'} pixels: {remedy}"
-        if type(label) is not int or label not in (0, 1):
+        if not _is_class(label):
             known = ", ".join(f"{i} ({name})" for name, i in self.labels().items())
             return f"its label is {json.dumps(label)}, which is no known category. Expected {known}."
         return None
@@ -401,6 +402,10 @@ def _has_names(entry: object) -> bool:
 
 def _is_unlabelled(entry: object) -> bool:
     return isinstance(entry, dict) and entry.get("labelled") is False
+
+
+def _is_class(label: object) -> bool:
+    return type(label) is int and label in (0, 1)
 
 
 def _is_finite(value: object) -> bool:

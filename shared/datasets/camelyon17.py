@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..data import PatchEntry
 from ..utils import DataError
 from ..utils.text import first_few
-from .histology_entries import PatchEntry
 from .preparation import open_table
 
 CAMELYON17_LABELS = {"normal": 0, "tumour": 1}

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from tqdm.contrib.concurrent import thread_map
 
-from ..data import RegionEntry, domain_names, read_rgb, write_datalist
+from ..data import PatchEntry, RegionEntry, domain_names, read_rgb, write_datalist
 from ..utils import DataError, fault_list
-
-
-class PatchEntry(TypedDict):
-    """A patch; there may be any other fields of its source.
-
-    Attributes:
-        image: path.
-        domain: such as the scanner or the centre.
-        slide: name of the slide that it was cut from.
-        label: 0 or 1.
-        labelled: False where nobody has looked at it; then it has no label.
-    """
-
-    image: str
-    domain: str
-    slide: str
-    label: NotRequired[int]
-    labelled: NotRequired[bool]
-
 
 Entry = PatchEntry | RegionEntry
 

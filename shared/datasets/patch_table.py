@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data import domain_names, scanner_name
+from ..data import PatchEntry, domain_names, scanner_name
 from ..utils import DataError
-from .histology_entries import PatchEntry, check_image_files
+from .histology_entries import check_image_files
 from .preparation import open_table, repeated
 
 _REMEDY = "Give the path of a CSV file with a header."

@@ -8,10 +8,9 @@ from typing import TypeVar
 
 import torch
 
-from ..data import SPLITS, RegionEntry
+from ..data import SPLITS, PatchEntry, RegionEntry
 from ..utils import DataError
 from .ct_cases import CtCase
-from .histology_entries import PatchEntry
 from .preparation import check_whole
 
 Item = TypeVar("Item")

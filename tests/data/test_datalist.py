@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.data import dataset_info
+from shared.data import dataset_info, write_datalist
 from shared.utils import DataError
 
 
@@ -37,3 +37,20 @@ def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
         path.write_text(content)
     with pytest.raises(DataError, match=message):
         dataset_info(path)
+
+
+def test_datalist_with_a_line_for_each_entry(tmp_path: Path) -> None:
+    content = {"name": "x", "labels": {"0": "a"}, "training": [{"image": "ä"}, {"image": "b"}], "test": []}
+    path = tmp_path / "dataset.json"
+    write_datalist(path, content)
+    assert json.loads(path.read_text()) == content
+    assert len(path.read_text().splitlines()) == 9
+    path.write_text(json.dumps(content))  # the same, in another form
+    write_datalist(path, content)
+    assert path.read_text() == json.dumps(content)
+    with pytest.raises(DataError, match="holds another datalist"):
+        write_datalist(path, content | {"name": "y"})
+    write_datalist(path, content | {"name": "y"}, overwrite=True)
+    assert json.loads(path.read_text())["name"] == "y"
+    with pytest.raises(DataError, match=r"a datalist is a \.json file"):
+        write_datalist(tmp_path / "metadata.csv", content, overwrite=True)

@@ -13,7 +13,8 @@ import torch
 from region_images import HEIGHT, WIDTH, WRITERS, make_slide, texture, write_picture, write_tiled
 from torch.utils.data import DataLoader
 
-from shared.data import Region, RegionTiles, tile_grid, tile_items, tile_origins
+from shared.data import Region, RegionTiles, tile_items
+from shared.data.region_tiles import tile_grid, tile_origins
 from shared.utils import DataError
 
 

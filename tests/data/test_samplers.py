@@ -8,7 +8,8 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from shared.data import TILE_SHARES, DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
+from shared.data import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
+from shared.data.samplers import TILE_SHARES
 from shared.utils import DataError
 
 DOMAINS = ["XR"] * 50 + ["CS"] * 7 + ["S360"] * 20

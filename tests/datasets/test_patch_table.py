@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import write_datalist
 from shared.datasets import count_patches, read_patch_table, split_patches
 from shared.utils import DataError, text_table
 
@@ -100,23 +99,6 @@ def test_a_table_with_semicolons(tmp_path: Path) -> None:
 def test_table_as_text() -> None:
     assert text_table([{"name": "a b", "n": 1}, {"name": "c", "n": 100}]) == "name    n\na b     1\nc     100"
     assert text_table([]) == ""
-
-
-def test_datalist_with_a_line_for_each_entry(tmp_path: Path) -> None:
-    content = {"name": "x", "labels": {"0": "a"}, "training": [{"image": "ä"}, {"image": "b"}], "test": []}
-    path = tmp_path / "dataset.json"
-    write_datalist(path, content)
-    assert json.loads(path.read_text()) == content
-    assert len(path.read_text().splitlines()) == 9
-    path.write_text(json.dumps(content))  # the same, in another form
-    write_datalist(path, content)
-    assert path.read_text() == json.dumps(content)
-    with pytest.raises(DataError, match="holds another datalist"):
-        write_datalist(path, content | {"name": "y"})
-    write_datalist(path, content | {"name": "y"}, overwrite=True)
-    assert json.loads(path.read_text())["name"] == "y"
-    with pytest.raises(DataError, match=r"a datalist is a \.json file"):
-        write_datalist(tmp_path / "metadata.csv", content, overwrite=True)
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
