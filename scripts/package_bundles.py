@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 import fire
-from bundle_tools.archive import add_to_list, manifest, pull_request, refuse_to_replace, write_package, write_zip
-from bundle_tools.package import BUNDLES, read_package
-from bundle_tools.zoo import read_object, refuse_zoo
+from bundle_tools.archive import add_to_list, manifest, read_object, refuse_to_replace, write_package, write_zip
+from bundle_tools.bundle import BUNDLES, bundle_names
+from bundle_tools.package import read_package
+from bundle_tools.zoo import lay_out_pull_request, refuse_zoo
 
 from shared.utils import DataError, show_errors_briefly, write_json
 
@@ -37,19 +38,19 @@ def main(
         zoo_dir: a folder, or a clone of the model zoo, in which to lay out what a pull request to it needs. What bars
             one still is listed, and written to OUTPUT_DIR/NAME_vVERSION_zoo.txt.
     """
-    there = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+    there = bundle_names(BUNDLES)
     chosen = list(dict.fromkeys(map(str, names))) or there
     if strange := [name for name in chosen if name not in there]:
         raise DataError(f"{', '.join(strange)}: there is no such bundle, expected {', '.join(there)}.")
     if weights and len(chosen) > 1:
         raise DataError(f"--weights are those of one bundle, {len(chosen)} were named. Name one.")
-    output = Path(str(output_dir)).expanduser()
+    output, zoo = (Path(str(folder)).expanduser() for folder in (output_dir, zoo_dir))
     packages = [read_package(BUNDLES / name, str(weights), variant, str(weights_url)) for name in chosen]
     read_object(output / "model_info.json")  # before anything is written
     for package in packages:
         refuse_to_replace(package, output / f"{package.title}.zip")
         if zoo_dir:
-            refuse_zoo(Path(str(zoo_dir)).expanduser(), package.bundle.name)
+            refuse_zoo(zoo, package.bundle.name)
     for package in packages:
         archive = output / f"{package.title}.zip"
         with tempfile.TemporaryDirectory() as temporary:
@@ -59,9 +60,7 @@ def main(
             add_to_list(output / "model_info.json", package, archive, str(base_url))
             print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB). {package.note}")
             if zoo_dir:
-                pull_request(
-                    package, folder, Path(str(zoo_dir)).expanduser(), archive.with_name(f"{package.title}_zoo.txt")
-                )
+                lay_out_pull_request(package, folder, zoo, archive.with_name(f"{package.title}_zoo.txt"))
 
 
 if __name__ == "__main__":

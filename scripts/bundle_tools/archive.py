@@ -10,58 +10,81 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from shared.data.datalist import read_json_object
 from shared.utils import DataError, atomic_path, fault_list, write_json
 
+from .bundle import PACKED, ROOT, Bundle, find_files
 from .checks import check_changelog, check_paths, check_requirements
 from .overlays import check_references
-from .package import (
-    BACKUPS,
-    COMPANIONS,
-    CONTENT,
-    IDENTITY,
-    SHARED,
-    WEIGHTS,
-    Package,
-    baked_configs,
-    baked_metadata,
-    described,
-    file_digest,
-    read_package,
-    read_text,
-    tell_of_weights,
-)
-from .zoo import lay_out_pull_request, read_object
+from .package import WEIGHTS, Package, baked_configs, baked_metadata, read_package, tell_of_weights
+
+SHARED = ROOT / "shared"
+LEFT_OUT = "datasets"  # the room of `shared` that no run needs
+
+# Appended to the packed `scripts/__init__.py`.
+IDENTITY = '''
+import sys
+from pathlib import Path
+
+{identity} = "{name} {version}"  # imported by the configs of this package
 
 
-def found_files(folder: Path, *patterns: str) -> list[Path]:
-    """The files that fit one of the patterns, but hidden ones and backups."""
-    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    hidden = [path for path in paths if "/." in f"/{path.relative_to(folder).as_posix()}"]
-    return [path for path in paths if path not in hidden and not path.name.endswith(BACKUPS)]
+class OtherBundleError(BaseException):
+    """The code of another bundle is loaded. No `Exception`: MONAI would put that of an import off, and go on."""
+
+
+def __getattr__(name: str) -> object:
+    if not name.startswith("bundle_"):
+        raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
+    places = [Path(entry or ".").resolve() / "scripts" for entry in ("", *sys.path)]
+    files = [place / "__init__.py" for place in places if (place / "__init__.py").is_file()]
+    meant = [file.parent for file in files if f"{{name}} = " in file.read_text("utf-8", "replace")]
+    raise OtherBundleError(
+        f"{{Path(__file__).resolve().parent}}: this package `scripts` is loaded, that of {name} {version}; the "
+        f"configuration belongs to {{meant[0] if meant else name + ', which is not on sys.path'}}. Two bundles need "
+        "two processes; or, before the second, remove `scripts` and all `scripts.*` from sys.modules and put its "
+        "folder first on sys.path."
+    )
+'''
 
 
 def renamed(text: str) -> str:
     """`text` with the package's new name, where it is named with one of its parts."""
-    parts = "|".join(sorted(path.name for path in SHARED.iterdir() if (path / "__init__.py").is_file()))
+    parts = "|".join(sorted(path.parent.name for path in SHARED.glob("*/__init__.py") if path.parent.name != LEFT_OUT))
     return re.sub(rf"(?<![\w./-])shared(?=\.(?:{parts})\b| import )", "scripts", text)
 
 
 def packed_code(name: str, version: str) -> tuple[dict[str, str], str]:
     """The files of the package `scripts`, and the name that tells it from those of other bundles."""
-    files = {str(path.relative_to(SHARED)): renamed(read_text(path)) for path in found_files(SHARED, "**/*.py")}
+    paths = {path.relative_to(SHARED): path for path in find_files(SHARED, "**/*.py")}
+    files = {str(part): renamed(read_text(path)) for part, path in paths.items() if part.parts[0] != LEFT_OUT}
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]
     identity = re.sub(r"\W", "_", f"bundle_{name}_{version}_{digest}")
     files["__init__.py"] += IDENTITY.format(identity=identity, name=name, version=version)
     return {f"scripts/{path}": text for path, text in files.items()}, identity
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, whatever the machine's own encoding is.
+
+    Raises:
+        DataError: when it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{path}: byte {e.start} is no UTF-8, expected text in UTF-8. Save the file as that, or take it out."
+        ) from e
+
+
 def packed_card(text: str, package: Package) -> str:
     """The model card, told apart from that of the collection by its first lines."""
-    name, metadata = package.bundle.name, package.metadata
+    name = package.bundle.name
     variants = f" It has these variants baked in: {', '.join(package.baked)}." if package.baked else ""
     fetch = f" Fetch the weights first: `python -m monai.bundle download_large_files`, into {WEIGHTS}."
     head = (
-        f"**{package.note}**{fetch if package.url else ''}\n\nVersion {metadata['version']}.{variants} Commands run in "
+        f"**{package.note}**{fetch if package.url else ''}\n\nVersion {package.version}.{variants} Commands run in "
         "this folder, with the versions of configs/metadata.json installed. `scripts` is the bundle's own code; the "
         "command lines that are called scripts/... below belong to the collection that the bundle is part of."
     )
@@ -87,10 +110,10 @@ def packed_files(package: Package) -> dict[str, bytes]:
         configs = baked_configs(package)
         changed = {f"configs/{name}.json": content for name, content in configs.items() if content}
         changed["configs/metadata.json"] = tell_of_weights(baked_metadata(package, configs), package)
-    code, identity = packed_code(bundle.name, package.metadata["version"])
-    pictures, texts = {}, code
-    for path in found_files(bundle, *CONTENT):
-        name = path.relative_to(bundle).as_posix()
+    texts, identity = packed_code(bundle.name, package.version)
+    pictures = {}
+    for path in find_files(bundle.folder, *PACKED):
+        name = path.relative_to(bundle.folder).as_posix()
         if b"\0" in path.read_bytes():
             pictures[name] = path.read_bytes()
             continue
@@ -110,9 +133,9 @@ def packed_files(package: Package) -> dict[str, bytes]:
     return pictures | {name: text.encode("utf-8") for name, text in texts.items()}
 
 
-def refuse_faulty(bundle: Path, folder: Path) -> None:
+def refuse_faulty(bundle: Bundle, packed: Bundle) -> None:
     """Raise a `DataError` with everything that bars a bundle: what it says of itself, and how it was laid out."""
-    faults = [*check_changelog(bundle), *check_requirements(bundle), *check_references(folder), *check_paths(folder)]
+    faults = [*check_changelog(bundle), *check_requirements(bundle), *check_references(packed), *check_paths(packed)]
     if faults:
         raise DataError(f"{bundle.name} cannot be packaged:{fault_list(faults)}")
 
@@ -121,15 +144,13 @@ def write_tree(package: Package, folder: Path) -> None:
     for name, content in packed_files(package).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    if package.weights:
-        beside = [package.weights.parent / name for name in COMPANIONS]
-        beside[0] = package.weights.with_suffix(".json")
+    if weights := package.weights:
+        files = {"model.json": weights.with_suffix(".json"), "threshold.json": weights.with_name("threshold.json")}
+        files |= {} if package.url else {"model.pt": weights}
         (folder / "models").mkdir(exist_ok=True)
-        for source, name in zip(beside, COMPANIONS, strict=True):
+        for name, source in files.items():
             if source.is_file():
                 shutil.copyfile(source, folder / "models" / name)
-        if not package.url:
-            shutil.copyfile(package.weights, folder / WEIGHTS)
 
 
 def write_package(package: Package, folder: Path) -> Path:
@@ -139,7 +160,7 @@ def write_package(package: Package, folder: Path) -> Path:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write_tree(package, temporary)
-        refuse_faulty(package.bundle, temporary)
+        refuse_faulty(package.bundle, Bundle(temporary))
     return folder
 
 
@@ -168,7 +189,7 @@ def write_zip(folder: Path, path: Path, name: str) -> None:
     They are stored as they are: what a compressor gives depends on its version.
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for file in files_below(folder):
             entry = zipfile.ZipInfo(f"{name}/{file.relative_to(folder).as_posix()}", (1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
             entry.file_size = file.stat().st_size
@@ -176,25 +197,41 @@ def write_zip(folder: Path, path: Path, name: str) -> None:
                 shutil.copyfileobj(source, target, 1 << 20)
 
 
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def file_digest(path: Path, kind: str = "sha256") -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def described(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}
+
+
 def manifest(package: Package, folder: Path, archive: Path) -> dict[str, Any]:
     """What is in a package, for people and programs that have not opened it."""
-    weights = {**described(package.weights), "url": package.url or None} if package.weights else None
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "name": package.bundle.name,
-        "version": package.metadata["version"],
+        "version": package.version,
         "variants": list(package.variants),
-        **marks(package),
-        "weights": weights,
+        **package.marks,
+        "weights": {**described(package.weights), "url": package.url or None} if package.weights else None,
         "record": dict(package.record),
         "zip": {"file": archive.name, **described(archive)},
-        "files": {path.relative_to(folder).as_posix(): described(path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): described(path) for path in files_below(folder)},
     }
 
 
-def marks(package: Package) -> dict[str, bool | None]:
-    """Whether there are weights, and whether they are of synthetic data, if that is known."""
-    return {"trained": package.weights is not None, "synthetic": package.record.get("synthetic")}
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        DataError: when the file holds something else.
+    """
+    expected = "an object; correct it, or choose another folder"
+    return read_json_object(path, expected, "") if path.is_file() else {}
 
 
 def add_to_list(path: Path, package: Package, archive: Path, base_url: str) -> None:
@@ -207,18 +244,8 @@ def add_to_list(path: Path, package: Package, archive: Path, base_url: str) -> N
     """
     content = read_object(path)
     source = f"{base_url.rstrip('/')}/{archive.name}" if base_url else archive.name
-    entry = {"checksum": file_digest(archive, "sha1"), "source": source, **marks(package)}
+    entry = {"checksum": file_digest(archive, "sha1"), "source": source, **package.marks}
     write_json(path, dict(sorted((content | {package.title: entry}).items())))
-
-
-def pull_request(package: Package, folder: Path, zoo: Path, report: Path) -> None:
-    """Lay out a pull request to the model zoo; print what bars it, and write that to `report`."""
-    known = {**marks(package), "record": bool(package.record), "url": package.url}
-    bars = lay_out_pull_request(folder, zoo, package.title, package.note, known)
-    text = f"Before a pull request with {package.title} to the model zoo:{fault_list(bars)}"
-    with atomic_path(report) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-    print(text)
 
 
 def refuse_to_replace(package: Package, archive: Path) -> None:

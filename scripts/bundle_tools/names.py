@@ -5,109 +5,74 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
+import pkgutil
+import symtable
+from importlib.util import resolve_name
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from monai.bundle import ComponentLocator, ReferenceResolver
 
-from .bundle import code_folder, package_name
+from .bundle import Bundle
 
 ALWAYS_THERE = {"monai", "torch", "np", "numpy", *dir(builtins)}  # in the expressions of a config
 
 
-def find_name(dotted: str, bundle: Path) -> str:
+def find_name(dotted: str, bundle: Bundle) -> str:
     """Why a dotted name leads to nothing; empty where it leads to something.
 
     A name of the bundle's own package is looked up in its files, which are not imported; the others are imported.
     """
-    first = dotted.partition(".")[0]
-    if first in ("shared", "scripts"):
-        own = package_name(bundle)
-        return find_in_files(code_folder(bundle), dotted) if first == own else f"the bundle's package is {own}"
-    module, rest = import_longest(dotted)
-    if module is None:
-        return f"there is no module {first}"
-    for part in rest:
-        if not isinstance(module, ModuleType | type):
-            break
-        if not hasattr(module, part):
-            return f"{module.__name__} has no {part}"
-        module = getattr(module, part)
-    return ""
+    if dotted.partition(".")[0] in ("shared", "scripts"):
+        own = dotted.startswith(f"{bundle.package}.") or dotted == bundle.package
+        return find_in_files(bundle.root, dotted) if own else f"the bundle's package is {bundle.package}"
+    return find_by_import(dotted)
 
 
 @functools.cache
-def import_longest(dotted: str) -> tuple[Any, list[str]]:
-    """The innermost module that a dotted name goes through, and the parts behind it."""
-    parts = dotted.split(".")
-    for end in range(len(parts), 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            if find_spec(name) is not None:
-                return import_module(name), parts[end:]
-        except (ImportError, ValueError):
-            continue
-    return None, parts
+def find_by_import(dotted: str) -> str:
+    """`find_name` of a package that is installed."""
+    try:
+        pkgutil.resolve_name(dotted)
+    except AttributeError as e:
+        return f"{getattr(e.obj, '__name__', type(e.obj).__name__)} has no {e.name}"
+    except (ImportError, ValueError):
+        return f"there is no module {dotted.partition('.')[0]}"
+    return ""
 
 
 def find_in_files(folder: Path, dotted: str) -> str:
     """`find_name` in the files of a package below `folder`."""
     place, parts = folder, dotted.split(".")
-    while parts and (is_module(place / parts[0])):
+    while parts and ((place / parts[0]).is_dir() or (place / f"{parts[0]}.py").is_file()):
         place = place / parts.pop(0)
     if place == folder:
         return f"there is no package {parts[0]}"
     if not parts:
         return ""
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    names = bound_names(file, file.stat().st_mtime_ns)
+    names = bound_names(file, ".".join(file.parent.relative_to(folder).parts), file.stat().st_mtime_ns)
     if parts[0] not in names:
         return f"{file.relative_to(folder)} has no {parts[0]}"
-    source = names[parts[0]]
-    if not source:
-        return ""
-    package = file.parent.relative_to(folder).parts  # `.` in an import; each further dot goes up by one
-    level = len(source) - len(source.lstrip("."))
-    return find_in_files(folder, ".".join([*package[: len(package) - level + 1], source.lstrip(".")]).rstrip("."))
-
-
-def is_module(path: Path) -> bool:
-    return path.is_dir() or path.with_suffix(".py").is_file()
+    return find_in_files(folder, names[parts[0]]) if names[parts[0]] else ""
 
 
 @functools.lru_cache(maxsize=1024)
-def bound_names(file: Path, changed: int) -> dict[str, str]:
-    """The names that a module binds, and from where in the same package it imports each, if it does.
+def bound_names(file: Path, package: str, changed: int) -> dict[str, str]:
+    """The names that a module binds, and what of its package each stands for, if it is imported from there.
 
     Args:
         file: the module.
+        package: the name of the package that it is in.
         changed: when it was, so that a changed file is read anew.
     """
-    names: dict[str, str] = {}
-    for node in statements(ast.parse(file.read_text(encoding="utf-8"), str(file)).body):
-        if isinstance(node, ast.ImportFrom):
-            source = "." * node.level + (f"{node.module}." if node.module else "")
-            names |= {alias.asname or alias.name: f"{source}{alias.name}" * bool(node.level) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {(alias.asname or alias.name).partition(".")[0]: "" for alias in node.names}
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names[node.name] = ""
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            names |= {name.id: "" for name in ast.walk(node) if isinstance(name, ast.Name)}
+    text = file.read_text(encoding="utf-8")
+    symbols = symtable.symtable(text, str(file), "exec").get_symbols()
+    names = {s.get_name(): "" for s in symbols if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            names |= {alias.asname or alias.name: f"{source}.{alias.name}" for alias in node.names}
     return names
-
-
-def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Those of a module's own level, also below `if` and `try`."""
-    for node in body:
-        yield node
-        if isinstance(node, ast.If | ast.Try):
-            yield from statements([*node.body, *node.orelse, *getattr(node, "finalbody", [])])
-            yield from statements([line for handler in getattr(node, "handlers", []) for line in handler.body])
 
 
 @functools.cache
@@ -115,7 +80,7 @@ def monai_locator() -> ComponentLocator:
     return ComponentLocator()
 
 
-def import_faults(statement: str, bundle: Path) -> tuple[dict[str, str], list[str]]:
+def import_faults(statement: str, bundle: Bundle) -> tuple[dict[str, str], list[str]]:
     """The name that an import line of a config gives to its expressions, for what, and what is wrong with the line."""
     try:
         node, *others = ast.parse(statement).body
@@ -132,7 +97,7 @@ def import_faults(statement: str, bundle: Path) -> tuple[dict[str, str], list[st
     return {first.asname or first.name: meant}, [f"{statement}: {fault}" for fault in faults]
 
 
-def expression_faults(expression: str, known: dict[str, str], bundle: Path) -> list[str]:
+def expression_faults(expression: str, known: dict[str, str], bundle: Bundle) -> list[str]:
     """What an expression uses that is not there. `known` is what the names of the import lines stand for."""
     code = ReferenceResolver.update_refs_pattern(expression, ReferenceResolver.match_refs_pattern(expression))[1:]
     try:
@@ -162,7 +127,7 @@ def attribute_chains(nodes: list[ast.AST], known: dict[str, str]) -> list[str]:
     return found
 
 
-def target_fault(target: str, bundle: Path) -> str:
+def target_fault(target: str, bundle: Bundle) -> str:
     """Why a `_target_` that is no expression leads to nothing; empty where it leads to something."""
     if "." in target:
         return find_name(target, bundle)

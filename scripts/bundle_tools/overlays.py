@@ -6,33 +6,19 @@ import ast
 import itertools
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from .bundle import (
-    code_folder,
-    combinations,
-    config,
-    config_names,
-    has,
-    leaves,
-    package_name,
-    read_json,
-    strings,
-    try_merged,
-)
-from .checks import of_configs
+from .bundle import Bundle, has, leaves, read_json, strings
 from .names import expression_faults, import_faults, target_fault
 
 
-@of_configs
-def check_references(bundle: Path) -> list[str]:
+def check_references(bundle: Bundle) -> list[str]:
     """Every key, component, import, reference, macro and file that the configs name exists, in all combinations."""
     faults = overlay_faults(bundle)
-    for names in combinations(bundle):
-        content, wrong = try_merged(bundle, names)
+    for names in bundle.combinations():
+        content, wrong = bundle.try_merged(names)
         faults += [wrong] * bool(wrong)
         earlier = set(faults)
         faults += [
@@ -44,13 +30,13 @@ def check_references(bundle: Path) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def overlay_faults(bundle: Path) -> list[str]:
+def overlay_faults(bundle: Bundle) -> list[str]:
     """Keys of overlays that replace nothing and that nothing reads: mistyped ones, which MONAI accepts silently."""
     faults = []
-    for *base, name in combinations(bundle):
-        if not base or not (under := try_merged(bundle, base)[0]):
+    for *base, name in bundle.combinations():
+        if not base or not (under := bundle.try_merged(base)[0]):
             continue
-        content = config(bundle, name)
+        content = bundle.config(name)
         text = " ".join(strings(content))
         for key in content:
             plain = key.removeprefix("+").replace("::", "#")
@@ -62,7 +48,7 @@ def overlay_faults(bundle: Path) -> list[str]:
     return faults
 
 
-def content_faults(content: dict[str, Any], bundle: Path) -> list[str]:
+def content_faults(content: dict[str, Any], bundle: Bundle) -> list[str]:
     """What merged configs name that is not there."""
     parser, faults, known = ConfigParser(content), [], {"torch": "torch", "monai": "monai", "np": "numpy"}
     own = {key: value for key, value in content.items() if key != ConfigParser.meta_key}
@@ -82,7 +68,7 @@ def content_faults(content: dict[str, Any], bundle: Path) -> list[str]:
             missing += expression_faults(value, known, bundle)
         elif key.endswith("_target_") and (fault := target_fault(value, bundle)):
             missing.append(f"{value}: {fault}")
-        elif value.startswith("configs/") and not (bundle / value).is_file():
+        elif value.startswith("configs/") and not (bundle.folder / value).is_file():
             missing.append(f"{value} is not in the bundle")
         faults += [f"{key}: {fault}" for fault in missing]
     return faults
@@ -96,28 +82,25 @@ def is_import(value: str) -> bool:
     return re.match(r"\$\s*(import|from)\s", value) is not None
 
 
-def macro_faults(value: str, parser: ConfigParser, bundle: Path) -> list[str]:
+def macro_faults(value: str, parser: ConfigParser, bundle: Bundle) -> list[str]:
     """What is wrong with a `%id`, or a `%file#id`, whose file MONAI looks for from the working folder."""
     path, key = ConfigParser.split_path_id(value[1:])
     if not path:
         return [] if key in parser else [f"{value}: there is no {key}"]
-    if not (bundle / path).is_file():
+    if not (bundle.folder / path).is_file():
         return [f"{value}: there is no {path} in the bundle"]
-    return [] if has(read_json(bundle / path), key) else [f"{value}: {path} has no {key}"]
+    return [] if has(read_json(bundle.folder / path), key) else [f"{value}: {path} has no {key}"]
 
 
-@of_configs
-def check_overlays(bundle: Path) -> list[str]:
+def check_overlays(bundle: Bundle) -> list[str]:
     """A variant replaces whole top-level keys; one that changes the network fits training and inference alike.
 
     Only so do the weights of such a variant work in both, and does their record name the overlay that they need.
     """
     faults = []
-    train, inference = config(bundle, "train"), config(bundle, "inference")
-    for name in config_names(bundle):
-        content, where = config(bundle, name), f"configs/{name}.json"
-        if not name.startswith("variants/"):
-            continue
+    train, inference = bundle.config("train"), bundle.config("inference")
+    for name in (name for name in bundle.names if name.startswith("variants/")):
+        content, where = bundle.config(name), f"configs/{name}.json"
         faults += [f"{where}: is empty"] * (not content)
         faults += [f"{where}: {key} is not a top-level key" for key in content if "#" in key or "::" in key]
         if "network_def" in content:
@@ -135,10 +118,9 @@ TRAINING_ONLY = {"fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyl
 RUN_ONLY = {"bundle_root", "output_dir", "ckpt_path", "device", "batch_size", "num_workers", "record"}
 
 
-@of_configs
-def check_drift(bundle: Path) -> list[str]:
+def check_drift(bundle: Bundle) -> list[str]:
     """Training and inference have the same network, the same deterministic steps before it, and the same values."""
-    train, inference = config(bundle, "train"), config(bundle, "inference")
+    train, inference = bundle.config("train"), bundle.config("inference")
     if not train or not inference:
         return []
     where, faults = "configs/inference.json", []
@@ -156,7 +138,7 @@ def check_drift(bundle: Path) -> list[str]:
     theirs = steps_on_image(inference, "preprocessing")
     for ours, source in (
         (steps_on_image(train, "validate#preprocessing"), "train.json"),
-        (steps_on_image(try_merged(bundle, ["train", "evaluate"])[0], "validate#preprocessing"), "evaluate.json"),
+        (steps_on_image(bundle.try_merged(["train", "evaluate"])[0], "validate#preprocessing"), "evaluate.json"),
     ):
         for i, (a, b) in enumerate(itertools.zip_longest(ours, theirs)):
             if ours and a != b:
@@ -191,7 +173,7 @@ def steps_on_image(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The transforms of a pipeline as they act on the image: without what they do to the label, and without types."""
     if not has(content, key):
         return []
-    steps = listed(content, key)
+    steps = transforms_of(content, key)
     plain = [{k: v for k, v in step.items() if k not in ("keys", "label_key", "labels")} for step in steps]
     return [
         {k: v[0] if k == "mode" and isinstance(v, list) else v for k, v in step.items()}
@@ -200,7 +182,7 @@ def steps_on_image(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     ]
 
 
-def listed(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def transforms_of(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The transforms under a key, those that it refers to included, in their order."""
     found = ConfigParser(content)[key]
     if isinstance(found, dict):
@@ -208,18 +190,15 @@ def listed(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     if isinstance(found, list):
         return [step for step in found if isinstance(step, dict)]
     names = ReferenceResolver.match_refs_pattern(found) if isinstance(found, str) else {}
-    return [step for name in names if has(content, name) for step in listed(content, name)]
+    return [step for name in names if has(content, name) for step in transforms_of(content, name)]
 
 
-@of_configs
-def check_metrics(bundle: Path) -> list[str]:
+def check_metrics(bundle: Bundle) -> list[str]:
     """Every metric that the configs name is computed: it is a key of the engines' metrics, or the package has it."""
-    package = code_folder(bundle) / package_name(bundle)
-    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
-    literals = set(re.findall(r"['\"](\w+)['\"]", code))
+    literals = {name for _, text in bundle.code() for name in re.findall(r"['\"](\w+)['\"]", text)}
     faults = []
-    for names in combinations(bundle):
-        content, _ = try_merged(bundle, names)
+    for names in bundle.combinations():
+        content, _ = bundle.try_merged(names)
         computed = {
             name
             for engine in (content.get("train"), content.get("validate"), content)

@@ -2,74 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
-from monai.bundle.utils import merge_kv
 from torch import nn
 
 from shared.networks import load_weights, read_model_record
-from shared.utils import DataError
+from shared.networks.weights import ModelRecord
+from shared.utils import DataError, fault_list
 
-from .bundle import ROOT
+from .bundle import Bundle, lay_over
 from .overlays import recorded_default, recorded_key
 
-BUNDLES, SHARED = ROOT / "bundles", ROOT / "shared"
-CONTENT = ("LICENSE", "configs/logging.conf", "configs/**/*.json", "docs/**/*")
 WEIGHTS = "models/model.pt"
-COMPANIONS = ("model.json", "threshold.json")  # which training writes beside the weights
-BACKUPS = ("~", ".swp", ".bak", ".orig")  # what editors leave behind
-
-
-# Appended to the packed `scripts/__init__.py`.
-IDENTITY = '''
-import sys
-from pathlib import Path
-
-{identity} = "{name} {version}"  # imported by the configs of this package
-
-
-class OtherBundleError(BaseException):
-    """The code of another bundle is loaded. No `Exception`: MONAI would put that of an import off, and go on."""
-
-
-def __getattr__(name: str) -> object:
-    if not name.startswith("bundle_"):
-        raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
-    places = [Path(entry or ".").resolve() / "scripts" for entry in ("", *sys.path)]
-    files = [place / "__init__.py" for place in places if (place / "__init__.py").is_file()]
-    meant = [file.parent for file in files if f"{{name}} = " in file.read_text("utf-8", "replace")]
-    raise OtherBundleError(
-        f"{{Path(__file__).resolve().parent}}: this package `scripts` is loaded, that of {name} {version}; the "
-        f"configuration belongs to {{meant[0] if meant else name + ', which is not on sys.path'}}. Two bundles need "
-        "two processes; or, before the second, remove `scripts` and all `scripts.*` from sys.modules and put its "
-        "folder first on sys.path."
-    )
-'''
 
 
 class Package(NamedTuple):
     """What goes into a package beside the files of its bundle."""
 
-    bundle: Path
-    variants: tuple[str, ...] = ()
-    weights: Path | None = None
-    url: str = ""  # of the weights, which are then not put inside
-    record: Mapping[str, Any] = {}  # of the weights
+    bundle: Bundle
+    variants: tuple[str, ...]
+    weights: Path | None
+    url: str  # of the weights, which are then not put inside
+    record: ModelRecord  # of the weights
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        return read_config(self.bundle, "metadata")
+    def version(self) -> str:
+        return self.bundle.metadata["version"]
 
     @property
     def title(self) -> str:
-        return f"{self.bundle.name}_v{self.metadata['version']}"
+        return f"{self.bundle.name}_v{self.version}"
+
+    @property
+    def marks(self) -> dict[str, bool | None]:
+        """Whether there are weights, and whether they are of synthetic data, if that is known."""
+        return {"trained": self.weights is not None, "synthetic": self.record.get("synthetic")}
 
     @property
     def note(self) -> str:
@@ -92,7 +65,7 @@ class Package(NamedTuple):
         )
 
     def overlay(self, name: str) -> dict[str, Any]:
-        return read_config(self.bundle, f"variants/{name}")
+        return self.bundle.config(f"variants/{name}")
 
     @property
     def baked(self) -> dict[str, dict[str, Any]]:
@@ -101,17 +74,20 @@ class Package(NamedTuple):
         return {name: overlay for name, overlay in kept.items() if overlay}
 
 
-def read_package(bundle: Path, weights: str | Path | None = None, variant: Any = "", url: str = "") -> Package:
+def read_package(folder: Path, weights: str | Path | None = None, variant: Any = "", url: str = "") -> Package:
     """What was asked for, with the record of the weights.
 
     Raises:
-        DataError: when there is no such bundle, variant or file of weights.
+        DataError: when there is no such bundle, variant or file of weights, or a config cannot be read.
     """
+    bundle = Bundle(folder)
     parts = variant if isinstance(variant, list | tuple) else str(variant).split(",")  # fire makes a tuple of `a,b`
     variants = tuple(str(part).removesuffix(".json").removeprefix("variants/") for part in parts if part)
-    there = sorted(path.stem for path in (bundle / "configs" / "variants").glob("*.json"))
-    if not (bundle / "configs" / "metadata.json").is_file():
-        raise DataError(f"{bundle}: holds no configs/metadata.json, expected the folder of a bundle.")
+    there = [name.removeprefix("variants/") for name in bundle.names if name.startswith("variants/")]
+    if bundle.faults:
+        raise DataError(f"{bundle.name} cannot be packaged:{fault_list(bundle.faults)}")
+    if not bundle.metadata:
+        raise DataError(f"{folder}: holds no configs/metadata.json, expected the folder of a bundle.")
     if strange := [name for name in variants if name not in there]:
         raise DataError(f"--variant is {', '.join(strange)}, {bundle.name} has {', '.join(there) or 'none'}.")
     if url and not weights:
@@ -124,11 +100,6 @@ def read_package(bundle: Path, weights: str | Path | None = None, variant: Any =
     return Package(bundle, variants, path, url, read_model_record(path) if path else {})
 
 
-def read_config(bundle: Path, name: str) -> dict[str, Any]:
-    path = bundle / "configs" / f"{name}.json"
-    return json.loads(read_text(path)) if path.is_file() else {}
-
-
 def named_file(value: Any) -> str:
     """The file below `models/` that a value of an overlay names, if it is another than the packed weights."""
     found = re.search(r"/(models/[^']+)'", value) if isinstance(value, str) else None
@@ -137,17 +108,12 @@ def named_file(value: Any) -> str:
 
 def taken_over(overlay: Mapping[str, Any], train: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a training's overlay a config takes: the keys in which it repeats `train`, as itself or as a default."""
-    taken = {key: overlay[key] for key in overlay if key in config and config[key] == train.get(key)}
+    plain = {key: key.removeprefix("+") for key in overlay}
+    taken = {key: overlay[key] for key in overlay if config.get(plain[key], ...) == train.get(plain[key])}
     for key, value in config.items():
         if (default := recorded_default(key, value)) != value and (source := recorded_key(key, train)) in overlay:
             taken |= {key: f"$@record.get('{key}', {overlay[source]!r})"} if default == train[source] else {}
     return taken
-
-
-def lay_over(config: dict[str, Any], overlay: Mapping[str, Any]) -> None:
-    """Put an overlay into a config as MONAI does it: what `+key` holds goes behind what the config's `key` has."""
-    for key, value in overlay.items():
-        merge_kv(config, key, value)
 
 
 def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
@@ -156,7 +122,7 @@ def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
     An overlay that changes the network goes into training and inference. Of another, inference takes what it repeats
     from training, and so does evaluation, which is run together with training's.
     """
-    train, evaluate, inference = (read_config(package.bundle, name) for name in ("train", "evaluate", "inference"))
+    train, evaluate, inference = (deepcopy(package.bundle.config(name)) for name in ("train", "evaluate", "inference"))
     for overlay in package.baked.values():
         taken = overlay if "network_def" in overlay else taken_over(overlay, train, inference)
         lay_over(inference, taken)
@@ -198,7 +164,7 @@ def build_network(configs: Mapping[str, dict[str, Any]], package: Package) -> nn
     return network
 
 
-def input_size(train: Mapping[str, Any], record: Mapping[str, Any], known: Sequence[int]) -> list[int]:
+def input_size(train: Mapping[str, Any], record: ModelRecord, known: Sequence[int]) -> list[int]:
     """Of what the network takes at once; `known` where the configs do not say it."""
     if "roi_size" in train:
         return list(train["roi_size"])
@@ -237,7 +203,7 @@ def baked_metadata(package: Package, configs: Mapping[str, dict[str, Any]]) -> d
     Raises:
         DataError: when it gives anything but finite numbers of the expected channels.
     """
-    metadata, base, train = package.metadata, read_config(package.bundle, "train"), configs["train"]
+    metadata, base, train = deepcopy(package.bundle.metadata), package.bundle.config("train"), configs["train"]
     formats = metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
     old_size, old_names = image["spatial_shape"], list(pred["channel_def"].values())
@@ -282,26 +248,3 @@ def tell_of_weights(metadata: dict[str, Any], package: Package) -> dict[str, Any
         metadata |= {"description": f"{described} {package.note}", "intended_use": f"{use} {package.note}"}
     metadata["description"] += variants
     return metadata
-
-
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, whatever the machine's own encoding is.
-
-    Raises:
-        DataError: when it is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{path}: byte {e.start} is no UTF-8, expected text in UTF-8. Save the file as that, or take it out."
-        ) from e
-
-
-def file_digest(path: Path, kind: str = "sha256") -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
-
-
-def described(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_digest(path)}

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.utils import DataError, atomic_path
+from shared.utils import DataError, atomic_path, fault_list
+
+from .archive import read_object
+from .bundle import CARD, METADATA, read_json
+from .package import WEIGHTS, Package
 
 LARGEST_FILE = 25_000_000  # bytes, of any file in a pull request
 ZOO_PYTHON = "3.10"  # of the zoo's CI
@@ -83,59 +87,40 @@ def unit_test(name: str, metadata: Mapping[str, Any]) -> str:
     return TEST_TEMPLATE.read_text(encoding="utf-8").replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
 
 
-def barriers(folder: Path, zoo: Path, title: str, marks: Mapping[str, Any]) -> Iterator[str]:
+def barriers(package: Package, folder: Path, zoo: Path) -> Iterator[str]:
     """What has to be done before a pull request is in order, a line each.
 
     Args:
-        folder: the bundle as laid out in `zoo`.
+        package: what is to be published.
+        folder: where it is laid out in `zoo`.
         zoo: the root of the zoo.
-        title: NAME_vVERSION.
-        marks: `trained`, `synthetic`, `record` and `url` of the weights.
     """
-    metadata = read_object(folder / "configs" / "metadata.json")
-    if not marks["trained"]:
+    if not package.weights:
         yield "There are no trained weights: the zoo wants models/model.pt, or large_files.yml with its address."
-    elif marks["synthetic"]:
+    elif package.record.get("synthetic"):
         yield "The weights were trained on synthetic data, and are of no use on real images."
-    elif not marks["record"]:
+    elif not package.record:
         yield "Nobody knows what the weights were trained on: models/model.json is missing."
-    if marks["trained"] and not marks["url"] and not (folder / "models" / "model.pt").is_file():
+    if package.weights and not package.url and not (folder / WEIGHTS).is_file():
         yield "The weights are too large for a pull request: publish the file, and package with --weights_url."
     yield from (
         f"{path.relative_to(zoo)} has {path.stat().st_size / 1e6:.0f} MB, 25 are allowed."
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.stat().st_size > LARGEST_FILE
     )
-    if marks["trained"]:
+    if package.weights:
         yield "docs/data_license.txt: say whether the terms of the training data allow the weights to be passed on."
     yield "docs/README.md, Performance: enter the scores of these very weights (configs/evaluate.json) on real data."
-    if "contributors" in metadata["authors"]:
+    if "contributors" in package.bundle.metadata["authors"]:
         yield "configs/metadata.json and docs/README.md: name the authors; `authors` and `copyright` name nobody."
     published = zoo / "models" / "model_info.json"
     if not published.is_file():
-        yield f"Not checked, for want of models/model_info.json: whether {title} is in the zoo already."
-    elif title in read_object(published):
-        yield f"{title} is in the zoo already: raise `version`, and tell in `changelog` what is new."
+        yield f"Not checked, for want of models/model_info.json: whether {package.title} is in the zoo already."
+    elif package.title in read_object(published):
+        yield f"{package.title} is in the zoo already: raise `version`, and tell in `changelog` what is new."
     yield f"The bundle needs Python {OUR_PYTHON}, the zoo's CI had {ZOO_PYTHON} in October 2024: ask for a newer one."
     yield "Run ./runtests.sh --autofix and --codeformat in the zoo (isort, black, flake8, pytype): not run here."
     yield "Open an issue in the zoo first, and name the branch of the pull request after it."
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file.
-
-    Raises:
-        DataError: when the file holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as e:
-        raise DataError(f"{path}: not readable as JSON ({e}). Correct it, or choose another folder.") from e
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: holds a JSON {type(content).__name__}, expected an object. Correct it, or choose another folder."
-        )
-    return content
 
 
 def unit_test_path(zoo: Path, name: str) -> Path:
@@ -150,35 +135,35 @@ def refuse_zoo(zoo: Path, name: str) -> None:
     read_object(zoo / "models" / "model_info.json")
 
 
-def lay_out_pull_request(source: Path, zoo: Path, title: str, note: str, marks: Mapping[str, Any]) -> list[str]:
-    """Write a packed bundle, its unit test and its card in the zoo's form below `zoo`.
+def lay_out_pull_request(package: Package, source: Path, zoo: Path, report: Path) -> None:
+    """Write a packed bundle, its unit test and its card in the zoo's form below `zoo`; say what still bars it.
 
     Args:
+        package: what is to be published.
         source: the packed bundle as a folder.
         zoo: a folder, or a clone of the zoo, without this bundle and its unit test.
-        title: NAME_vVERSION.
-        note: what is to be known of the weights.
-        marks: `trained`, `synthetic`, `record` and `url` of the weights.
-
-    Returns:
-        what still bars a pull request.
+        report: the text file for what is printed, too.
 
     Raises:
         DataError: when there is something in the bundle's place, or the zoo's list is broken.
     """
     name, place = source.name, zoo / "models" / source.name
-    metadata = read_object(source / "configs" / "metadata.json")
+    metadata = read_json(source / METADATA)
     test = unit_test(name, metadata)
     refuse_zoo(zoo, name)
     with atomic_path(place) as temporary:
         shutil.copytree(source, temporary, ignore=too_large)
         for path in temporary.rglob("*.json"):  # as the zoo's formatter has them
-            path.write_text(json.dumps(json.loads(path.read_text("utf-8")), indent=4) + "\n", encoding="utf-8")
-        card = temporary / "docs" / "README.md"
-        card.write_text(zoo_card(card.read_text("utf-8"), metadata, name, note), encoding="utf-8")
+            path.write_text(json.dumps(read_json(path), indent=4) + "\n", encoding="utf-8")
+        card = temporary / CARD
+        card.write_text(zoo_card(card.read_text("utf-8"), metadata, name, package.note), encoding="utf-8")
     with atomic_path(unit_test_path(zoo, name)) as temporary:
         temporary.write_text(test, encoding="utf-8")
-    return list(barriers(place, zoo, title, marks))
+    bars = list(barriers(package, place, zoo))
+    text = f"Before a pull request with {package.title} to the model zoo:{fault_list(bars)}"
+    with atomic_path(report) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+    print(text)
 
 
 def too_large(folder: str, names: list[str]) -> list[str]:

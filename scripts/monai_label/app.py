@@ -34,9 +34,8 @@ from monailabel.utils.others.pathology import create_asap_annotations_xml, creat
 
 try:
     import torchvision  # noqa: F401
-except (
-    RuntimeError
-):  # its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it
+except RuntimeError:
+    # Its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it.
     _operators = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
         _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

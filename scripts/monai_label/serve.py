@@ -13,12 +13,11 @@ from pathlib import Path
 
 import fire
 from bundle_tools.archive import lay_out
-from bundle_tools.package import BUNDLES
+from bundle_tools.bundle import BUNDLES, ROOT, Bundle, bundle_names
 
 from shared.networks import read_model_record
 from shared.utils import DataError, show_errors_briefly
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 # MONAI Label sees in the name of a folder what its bundle is for. What metadata.json says of the output, and that word.
 KINDS = {"segmentation": "segmentation", "classification": "classification", "anchor outputs": "detection"}
@@ -35,8 +34,7 @@ START = (
 
 def served_name(bundle: Path) -> str:
     """What a bundle is called in MONAI Label."""
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-    (pred,) = metadata["network_data_format"]["outputs"].values()
+    (pred,) = Bundle(bundle).metadata["network_data_format"]["outputs"].values()
     return f"{bundle.name}_{KINDS[pred['format']]}"
 
 
@@ -46,7 +44,7 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
     Raises:
         DataError: when nothing is given, anything but a bundle's name and a file, or a bundle twice.
     """
-    known = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
+    known = bundle_names(BUNDLES)
     if not weights:
         raise DataError(
             "no weights were given, and the repository ships none. Give a bundle's name and the model.pt of a training "

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_tools.archive import write_zip
+from bundle_tools.checks import SCHEMA
 from package_bundles import main
 from safetensors.torch import save_file
 
@@ -29,7 +30,6 @@ from shared.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json"))
-SCHEMA = ROOT / "scripts" / "metadata_schema.json"
 SMALL: dict[str, dict[str, Any]] = {
     "abdominal": {"warmup_epochs": 0, "cache": "none", "num_samples": 1, "batch_size": 1},
     "mitosis_fusestyle": {"batch_size": 8, "cache": "none", "crop_size": 64, "train_domains": ["XR", "CS"]},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_tools.package import BUNDLES
+from bundle_tools.bundle import BUNDLES
 from monai.bundle import ConfigParser
 from monai_label import serve as monai_label
 from monai_label.serve import TRAINED_HERE, check_mpp, check_port, check_studies, deploy, read_weights, served_name

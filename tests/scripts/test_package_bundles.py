@@ -20,8 +20,10 @@ import package_bundles
 import pytest
 import torch
 from bundle_tools.archive import lay_out
+from bundle_tools.bundle import Bundle
 from bundle_tools.overlays import check_drift, check_references
 from bundle_tools.package import baked_configs, build_network, read_package
+from commands import run
 from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, download, download_large_files, get_bundle_info, get_bundle_versions
 from package_bundles import main
@@ -88,11 +90,12 @@ def change(bundle: Path, name: str, **values: Any) -> None:
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_a_package_holds_its_own_code(tmp_path: Path, bundle: Path) -> None:
     folder = lay_out(bundle, tmp_path / "packed")
-    assert check_references(folder) == []  # which knows `scripts` alone here
+    assert check_references(Bundle(folder)) == []  # which knows `scripts` alone here
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"LICENSE", "configs/metadata.json", "configs/variants/demo.json", "docs/README.md"} <= names
-    code = {f"scripts/{path.relative_to(ROOT / 'shared').as_posix()}" for path in (ROOT / "shared").rglob("*.py")}
-    assert {name for name in names if name.startswith("scripts/")} == code
+    code = {path.relative_to(ROOT / "shared").as_posix() for path in (ROOT / "shared").rglob("*.py")}
+    runs = {name for name in code if not name.startswith("datasets/")}
+    assert {name for name in names if name.startswith("scripts/")} == {f"scripts/{name}" for name in runs}
     assert {name.partition("/")[0] for name in names} == {"LICENSE", "configs", "docs", "scripts"}
     for name in ("train", "inference"):
         first = read(folder / "configs" / f"{name}.json")["imports"][0]
@@ -103,6 +106,25 @@ def test_a_package_holds_its_own_code(tmp_path: Path, bundle: Path) -> None:
     assert card.splitlines()[2].startswith("**This package is untrained: it holds no weights.")
     assert "../.." not in card
     assert "bundles/" + bundle.name not in card.partition("\n## ")[0]
+
+
+IMPORT_ALL = """
+import pkgutil, sys
+sys.modules["shared"] = None  # any import of it fails
+import scripts
+for module in pkgutil.walk_packages(scripts.__path__, "scripts."):
+    __import__(module.name)
+print(*sorted(name for name in sys.modules if name.startswith("scripts.")))
+"""
+
+
+def test_a_package_needs_no_datasets_and_no_collection(tmp_path: Path) -> None:
+    folder = lay_out(UNETR, tmp_path / "packed")
+    done = run("-c", IMPORT_ALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    modules = {path.relative_to(folder).with_suffix("") for path in (folder / "scripts").glob("*/**/*.py")}
+    assert set(done.stdout.split()) == {".".join(path.parts).removesuffix(".__init__") for path in modules}
+    assert not [name for name in done.stdout.split() if name.startswith("scripts.datasets")]
 
 
 def test_the_same_bundle_gives_the_same_bytes(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +245,7 @@ VARIANTS = [
 def test_variants_leave_training_and_inference_the_same(copies: Path, name: str, variant: str) -> None:
     for config, content in baked_configs(read_package(ROOT / "bundles" / name, variant=variant)).items():
         write_json(copies / name / "configs" / f"{config}.json", content)
-    assert check_drift(copies / name) == []
+    assert check_drift(Bundle(copies / name)) == []
 
 
 def test_what_variants_add_to_a_list_is_added_when_they_are_baked(tmp_path: Path, copy: Path) -> None:

@@ -16,8 +16,9 @@ import torch
 import verify_bundles
 from bundle_tools import checks as bundle_checks
 from bundle_tools import probe as bundle_probe
+from bundle_tools import sample_data
 from bundle_tools.archive import lay_out
-from bundle_tools.bundle import combinations
+from bundle_tools.bundle import Bundle
 from bundle_tools.checks import check_paths, check_requirements, pins
 from bundle_tools.names import find_name
 from bundle_tools.overlays import check_references
@@ -114,12 +115,12 @@ def remove(name: str) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_the_bundles_pass(bundle: Path) -> None:
-    assert {name: faults for name, check in CHECKS.items() if (faults := check(bundle))} == {}
+    assert {name: faults for name, check in CHECKS.items() if (faults := check(Bundle(bundle)))} == {}
 
 
 def test_a_packed_bundle_passes_and_stays_as_it_is(packed: Path) -> None:
     before = sorted(packed.rglob("*"))
-    assert {name: faults for name, check in CHECKS.items() if (faults := check(packed))} == {}
+    assert {name: faults for name, check in CHECKS.items() if (faults := check(Bundle(packed)))} == {}
     assert sorted(packed.rglob("*")) == before
     assert "scripts" not in sys.modules
 
@@ -198,6 +199,7 @@ BROKEN = [
     ("card", replace("docs/README.md", "--ckpt_file", "--ckpt"), "no config has the key ckpt of --ckpt"),
     ("card", replace("docs/README.md", "ckpt_export", "export"), "no command to export to TorchScript"),
     ("card", replace("docs/README.md", "monai.bundle run --", "monai.bundle run \\\n  --nope 1 --"), "the key nope"),
+    ("card", replace("docs/README.md", "scripts/prepare_btcv.py", "scripts/btcv.py"), "there is no scripts/btcv.py"),
     ("card", lambda b: (b / "docs/README.md").write_text("[a](b.md)"), "links to b.md, which is not there"),
 ]  # fmt: skip
 
@@ -208,7 +210,7 @@ def test_a_check_sees_what_is_broken(
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     breaks(bundle)
-    faults = CHECKS[check](bundle)
+    faults = CHECKS[check](Bundle(bundle))
     assert [fault for fault in faults if says in fault], faults
     assert not any("\n" in fault for fault in faults)
 
@@ -229,7 +231,7 @@ def test_a_check_that_cannot_go_on_is_a_fault(
 ) -> None:
     folder = shutil.copytree(packed, tmp_path / "bundle")
     breaks(folder)
-    found = verify_bundles.static_checks(folder)
+    found = verify_bundles.static_checks(Bundle(folder))
     assert found.keys() == CHECKS.keys()
     (fault,) = found[check]["faults"]
     assert fault.startswith("this check cannot go on: ")
@@ -238,28 +240,36 @@ def test_a_check_that_cannot_go_on_is_a_fault(
     assert found["files"]["faults"] == []
 
 
+def test_of_configs_that_cannot_be_read_nothing_else_is_said(bundle: Path) -> None:
+    replace("configs/train.json", "{", "")(bundle)
+    found = {name: result["faults"] for name, result in verify_bundles.static_checks(Bundle(bundle)).items()}
+    assert found.pop("files") == found.pop("paths") == []
+    ((fault,),) = {tuple(faults) for faults in found.values()}
+    assert fault.startswith("configs/train.json: ")
+
+
 def test_what_runs_leave_in_the_folder_is_not_the_bundle_s(bundle: Path) -> None:
     for name in ("output", "eval", "models"):
         (bundle / name).mkdir()
         (bundle / name / "run.json").write_text('"' + "/home" + '/me/x"')
     change("train", dataset_dir="/path/to/data")(bundle)
-    assert check_paths(bundle) == ["models/run.json:1: a path of one machine, " + "/home" + "/..."]
+    assert check_paths(Bundle(bundle)) == ["models/run.json:1: a path of one machine, " + "/home" + "/..."]
 
 
 def test_requirements_of_other_folders_are_no_pins(tmp_path: Path) -> None:
     """A model zoo has some of its own at its root, two folders above each bundle."""
     folder = copied(UNETR, tmp_path / "models" / UNETR.name)
     (tmp_path / "requirements.txt").write_text("numpy==1.0\n")
-    assert pins(folder) == pins(UNETR)
+    assert pins(Bundle(folder)) == pins(Bundle(UNETR))
 
 
 def test_a_fault_of_a_base_is_told_once(bundle: Path) -> None:
     change("train", seed="@sead")(bundle)
-    assert check_references(bundle) == ["configs/train.json: seed: @sead is not there"]
+    assert check_references(Bundle(bundle)) == ["configs/train.json: seed: @sead is not there"]
 
 
 def test_overlays_are_checked_over_all_they_are_run_with() -> None:
-    names = combinations(UNETR)
+    names = Bundle(UNETR).combinations()
     assert ["train"] in names
     assert ["train", "evaluate", "multi_gpu_evaluate"] in names
     assert {tuple(name) for name in names if name[-1] == "variants/demo"} == {
@@ -278,27 +288,27 @@ def test_names_are_followed_to_where_they_are_made(bundle: Path, tmp_path: Path)
     )
     (package / "a.py").write_text("def f():\n    inner = 1\n")
     names = ("scripts.f", "scripts.a", "scripts.a.f", "scripts.x")
-    assert [find_name(name, bundle) for name in names] == [""] * 4
-    assert find_name("scripts.gone", bundle) == "scripts/a.py has no gone"
-    assert find_name("scripts.a.inner", bundle) == "scripts/a.py has no inner"
-    assert find_name("shared.layers", bundle) == "the bundle's package is scripts"
+    assert [find_name(name, Bundle(bundle)) for name in names] == [""] * 4
+    assert find_name("scripts.gone", Bundle(bundle)) == "scripts/a.py has no gone"
+    assert find_name("scripts.a.inner", Bundle(bundle)) == "scripts/a.py has no inner"
+    assert find_name("shared.layers", Bundle(bundle)) == "the bundle's package is scripts"
 
 
 def test_what_a_packed_bundle_s_own_files_lack_is_seen(packed: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(packed, tmp_path / "bundle")
     path = folder / "scripts" / "handlers" / "__init__.py"
     path.write_text(path.read_text(encoding="utf-8").replace("SavePredictions", "Gone"), encoding="utf-8")
-    assert "scripts/handlers/__init__.py has no SavePredictions" in "".join(check_references(folder))
+    assert "scripts/handlers/__init__.py has no SavePredictions" in "".join(check_references(Bundle(folder)))
     replace("configs/inference.json", "scripts.transforms", "shared.transforms")(folder)
-    assert "the bundle's package is scripts" in "".join(check_references(folder))
+    assert "the bundle's package is scripts" in "".join(check_references(Bundle(folder)))
 
 
 def test_without_pins_the_installed_versions_count(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_checks, "ROOT", bundle.parent)
     shutil.copytree(ROOT / "shared", bundle / "scripts")
-    assert check_requirements(bundle) == []
+    assert check_requirements(Bundle(bundle)) == []
     monkeypatch.setattr(bundle_checks, "version", lambda name: {"torch": "2.0.0+cpu"}.get(name, "1"))
-    assert "configs/metadata.json: torch is 2.13.0, this environment has 2.0.0" in check_requirements(bundle)
+    assert "configs/metadata.json: torch is 2.13.0, this environment has 2.0.0" in check_requirements(Bundle(bundle))
 
 
 @pytest.fixture
@@ -314,53 +324,53 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_weights_that_fit_and_have_a_record(small: Path) -> None:
-    assert bundle_probe.check_weights() == ([], "untrained")
-    network = bundle_probe.network_of("inference")
+    assert bundle_probe.check_weights(Bundle(small)) == ([], "untrained")
+    network = bundle_probe.network_of(Bundle(small), "inference")
     torch.save(network.state_dict(), small / "models/model.pt")
-    assert "there is no models/model.json" in bundle_probe.check_weights()[0][0]
+    assert "there is no models/model.json" in bundle_probe.check_weights(Bundle(small))[0][0]
     record = {"name": "made up", "network_overlay": "configs/variants/demo.json", "synthetic": True}
     write_json(small / "models/model.json", record)
-    assert bundle_probe.check_weights() == ([], "synthetic data")
+    assert bundle_probe.check_weights(Bundle(small)) == ([], "synthetic data")
     overlay("inference", {"labels": {"a": 1}})(small)
     write_json(small / "models/model.json", record | {"network_overlay": "", "labels": {"b": 1}})
-    assert bundle_probe.check_weights()[0] == [
+    assert bundle_probe.check_weights(Bundle(small))[0] == [
         "models/model.json: network_overlay is '', configs/inference.json has 'configs/variants/demo.json'",
         "models/model.json: the weights were trained for the labels {'b': 1}, configs/inference.json has {'a': 1}",
     ]
     torch.save(torch.nn.Linear(1, 1).state_dict(), small / "models/model.pt")
     with pytest.raises(RuntimeError, match="Missing key"):
-        bundle_probe.check_weights()
+        bundle_probe.check_weights(Bundle(small))
     change("train", network_def__num_classes=2)(small)
     (small / "models/model.pt").unlink()
-    assert bundle_probe.check_weights()[0] == [
+    assert bundle_probe.check_weights(Bundle(small))[0] == [
         "configs/inference.json: the network has other weights than that of train.json: fc.bias"
     ]
 
 
 def test_weights_to_be_downloaded(small: Path) -> None:
     (small / "large_files.yml").write_text("large_files:\n- path: models/model.pt\n")
-    assert bundle_probe.check_weights() == ([], "to be downloaded, large_files.yml")
+    assert bundle_probe.check_weights(Bundle(small)) == ([], "to be downloaded, large_files.yml")
 
 
 def test_shapes_and_export_are_those_of_the_network(small: Path, tmp_path: Path) -> None:
-    assert bundle_probe.check_shapes() == ([], "1 x 1")
-    assert bundle_probe.check_torchscript(tmp_path) == ([], "difference 0e+00")
+    assert bundle_probe.check_shapes(Bundle(small)) == ([], "1 x 1")
+    assert bundle_probe.check_torchscript(Bundle(small), tmp_path) == ([], "difference 0e+00")
     change("metadata", network_data_format__outputs__pred__spatial_shape=[2])(small)
-    assert bundle_probe.check_shapes()[0] == [
+    assert bundle_probe.check_shapes(Bundle(small))[0] == [
         "configs/metadata.json: the network's output has shape [1], spatial_shape says [2]"
     ]
     change("metadata", network_data_format__outputs__pred__num_channels=2)(small)
     with pytest.raises(ValueError, match="output channel number"):
-        bundle_probe.check_shapes()
+        bundle_probe.check_shapes(Bundle(small))
     (small / "models/model.ts").write_bytes(b"none")
     with pytest.raises(RuntimeError, match="PytorchStreamReader"):
-        bundle_probe.check_torchscript(tmp_path)
+        bundle_probe.check_torchscript(Bundle(small), tmp_path)
 
 
 def test_weights_that_are_no_numbers_are_seen(small: Path, tmp_path: Path) -> None:
-    state = bundle_probe.network_of("inference").state_dict()
+    state = bundle_probe.network_of(Bundle(small), "inference").state_dict()
     torch.save(state | {"fc.bias": torch.full_like(state["fc.bias"], torch.nan)}, small / "models/model.pt")
-    assert bundle_probe.check_torchscript(tmp_path)[0] == [
+    assert bundle_probe.check_torchscript(Bundle(small), tmp_path)[0] == [
         "configs/inference.json: the exported network differs from the network by nan"
     ]
 
@@ -375,7 +385,7 @@ def test_made_up_scans_take_the_labels_of_the_configuration(tmp_path: Path, coun
     datalist = tmp_path / "dataset.json"
     splits = {"training": cases[:1], "validation": cases[1:2], "test": cases[2:]}
     write_json(datalist, {"labels": {"0": "background", "1": "spleen"}, **splits})
-    bundle_probe.relabel(datalist, labels)
+    sample_data.relabel(datalist, labels)
     for split in splits:
         (case,) = load_datalist(datalist, split, labels=labels)
         found = np.asarray(nib.load(case["label"]).dataobj)
@@ -389,25 +399,25 @@ def test_a_process_that_ends_early_is_a_fault(small: Path, tmp_path: Path, monke
         "import os, sys\nopen(sys.argv[2], 'w').write('{\"code\": {}}')\nprint('bye', flush=True)\nos._exit(0)\n"
     )
     monkeypatch.setattr(verify_bundles, "PROBE", (str(probe),))
-    assert running_checks(small, run_commands=False)["process"]["faults"] == [
+    assert running_checks(Bundle(small), run_commands=False)["process"]["faults"] == [
         "the process that runs the bundle's code ended with status 0, done is code: bye"
     ]
 
 
 def test_components_take_what_the_configs_give_them(small: Path) -> None:
-    assert bundle_probe.check_code(small)[0] == []
+    assert bundle_probe.check_code(Bundle(small))[0] == []
     overlay("train", {"optimizer": {"_target_": "torch.optim.Adam", "params": [], "rate": 1.0}})(small)
     overlay("evaluate", {"seed": {"_target_": "shared.metrics.none"}})(small)
-    faults = bundle_probe.check_code(small)[0]
+    faults = bundle_probe.check_code(Bundle(small))[0]
     assert "configs/train.json: optimizer#_target_: torch.optim.Adam takes no rate" in faults
     assert "configs/evaluate.json: seed#_target_: shared.metrics.none cannot be imported" in faults
 
 
-def test_properties_by_name(small: Path, tmp_path: Path) -> None:
-    assert bundle_probe.check_properties(small, tmp_path, False) == ([], "by name")
+def test_properties_by_name(small: Path) -> None:
+    assert bundle_probe.name_properties(Bundle(small)) == ([], "by name")
     change("train", train__trainer__max_epochs=...)(small)
     change("inference", dataset_dir=..., input="")(small)
-    assert bundle_probe.check_properties(small, tmp_path, False)[0] == [
+    assert bundle_probe.name_properties(Bundle(small))[0] == [
         "configs/train.json: MONAI's property train#trainer#max_epochs is missing",
         "configs/inference.json: MONAI's property dataset_dir is missing",
     ]
@@ -427,7 +437,9 @@ def test_the_command_ends_with_the_faults(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = []
-    monkeypatch.setattr(verify_bundles, "running_checks", lambda *given: ran.append(given) or {})
+    monkeypatch.setattr(
+        verify_bundles, "running_checks", lambda bundle, *given: ran.append((bundle.folder, *given)) or {}
+    )
     main(str(bundle), "mitosis_fusestyle_cls", run_commands=False, output=str(tmp_path / "found.json"))
     assert ran == [(bundle, False), (CLASSIFIER, False)]
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
@@ -445,7 +457,7 @@ def test_all_bundles_are_those_with_metadata(tmp_path: Path, monkeypatch: pytest
     folder = copied(CLASSIFIER, tmp_path / "bundles" / CLASSIFIER.name)
     (tmp_path / "bundles" / ".DS_Store").touch()
     verified = []
-    monkeypatch.setattr(verify_bundles, "ROOT", tmp_path)
+    monkeypatch.setattr(verify_bundles, "BUNDLES", tmp_path / "bundles")
     monkeypatch.setattr(verify_bundles, "verify", lambda bundle, run_commands: verified.append(bundle) or {})
     main()
     assert verified == [folder]
@@ -462,7 +474,7 @@ def test_a_name_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_the_bundles_pass_when_they_run(bundle: Path) -> None:
     before = sorted(path for path in bundle.rglob("*"))
-    found = running_checks(bundle, run_commands=True)
+    found = running_checks(Bundle(bundle), run_commands=True)
     assert {name: result["faults"] for name, result in found.items() if result["faults"]} == {}
     assert found["commands"]["note"] == "5 run"
     assert found["properties"]["note"] == ""
@@ -491,7 +503,7 @@ def test_packed_bundles_run_their_own_code_each(packed: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_command_that_fails_is_named(small: Path) -> None:
     change("inference", run=["$1 / 0"])(small)
-    found = running_checks(small, run_commands=True)
+    found = running_checks(Bundle(small), run_commands=True)
     assert {name: result["faults"] for name, result in found.items() if result["faults"]} == {
         "commands": [
             "docs/README.md: the command to infer fails at the size of the demo: ZeroDivisionError: division by zero"
