@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import run
 
 from shared.data import load_datalist
 from shared.datasets import BTCV_LABELS, find_btcv, unpack_btcv
@@ -194,8 +194,7 @@ def test_folders_that_look_like_numbers(tmp_path: Path, script: ModuleType, monk
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--data_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(SCRIPT, "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "out", python=sys.executable)
     assert done.returncode == 1
     assert "none: there is no such file or folder. Check --data_dir." in done.stderr
     assert "Traceback" not in done.stderr

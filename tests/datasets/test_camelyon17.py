@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 
 from shared.data import load_patches
@@ -115,14 +115,13 @@ def test_missing_patches(tmp_path: Path) -> None:
         read_camelyon17(tmp_path, allow_missing=True)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def prepare(*arguments: object) -> CompletedProcess[str]:
+    return run(SCRIPT, *arguments)
 
 
 def test_command_line(tmp_path: Path) -> None:
     source, output = make_tree(tmp_path / "camelyon17_v1.0"), tmp_path / "out" / "dataset.json"
-    done = run("--data_dir", source, "--output", output)
+    done = prepare("--data_dir", source, "--output", output)
     assert done.returncode == 0, done.stderr
     assert "centre 0  training             2         4         6" in done.stdout
     assert f"60 patches: {output}" in done.stdout
@@ -135,7 +134,7 @@ def test_command_line(tmp_path: Path) -> None:
     broken = next((source / "patches/patient_004_node_0").iterdir())
     Image.new("RGB", (64, 96)).save(broken)
     before = output.read_bytes()
-    done = run("--data_dir", source, "--output", output, "--check_images")
+    done = prepare("--data_dir", source, "--output", output, "--check_images")
     assert done.returncode == 1
     assert f"{broken.name}: has 64 × 96 pixels, expected 96 × 96" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import run
 
 from shared.data import load_datalist
 from shared.datasets import CtCase, read_nnunet, split_nnunet
@@ -228,8 +228,7 @@ def test_a_bad_case_can_be_left_out(tmp_path: Path, script: ModuleType, capsys: 
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(SCRIPT, "--data_dir", tmp_path, "--output_dir", tmp_path / "out", python=sys.executable)
     assert done.returncode == 1
     assert "is inside of --data_dir, which stays as it is." in done.stderr
     assert "Traceback" not in done.stderr

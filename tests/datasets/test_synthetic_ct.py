@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import run
 from scipy.spatial import cKDTree
 
 from shared.datasets import BTCV_LABELS, PAPER_VOXEL_SHARES, make_synthetic_ct, synthetic_ct_case
@@ -183,11 +182,11 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 
 
 def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts/make_synthetic.py", "ct"]
-    environment = {**os.environ, "PAGER": "cat"}
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment, check=True)
+    command = (ROOT / "scripts/make_synthetic.py", "ct")
+    shown = run(*command, "--help", env={**os.environ, "PAGER": "cat"})
+    assert shown.returncode == 0
     assert "dataset.json" in shown.stdout + shown.stderr
-    failed = subprocess.run([*command, f"--output_dir={tmp_path}", "--cases=1"], capture_output=True, text=True)
+    failed = run(*command, f"--output_dir={tmp_path}", "--cases=1")
     assert failed.returncode == 1
     assert failed.stderr.strip() == (
         "Error: cases: found 1, expected at least 3: one each for training, validation and test."
@@ -198,8 +197,8 @@ def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> N
 def test_a_voxel_classifier_does_not_solve_the_task(tmp_path: Path) -> None:
     """The difficulty is fixed here: intensity and place alone must not tell the organs apart."""
     make_synthetic_ct(tmp_path / "ct", cases=12, seed=0)
-    command = [sys.executable, ROOT / "scripts/benchmark.py", "voxel_classifier", "--data_dir", tmp_path / "ct"]
-    subprocess.run([*command, "--output", tmp_path / "scores.json"], check=True, capture_output=True)
+    options = ["--data_dir", tmp_path / "ct", "--output", tmp_path / "scores.json"]
+    run(ROOT / "scripts/benchmark.py", "voxel_classifier", *options).check_returncode()
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert list(scores["dice"]) == list(BTCV_LABELS)
     assert scores["mean"] == pytest.approx(np.mean(list(scores["dice"].values())))

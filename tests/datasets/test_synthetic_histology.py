@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.linear_model import LogisticRegression
@@ -290,11 +290,10 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_counts(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts/make_synthetic.py", "histology"]
     numbers = ["--slides=3", "--patches_per_slide=5", "--tiles_per_slide=0", "--processes=1", "--label_all=false"]
-    done = subprocess.run(
-        [*command, f"--output_dir={tmp_path / 'out'}", *numbers], capture_output=True, text=True, check=True
-    )
+    command = (ROOT / "scripts/make_synthetic.py", "histology")
+    done = run(*command, f"--output_dir={tmp_path / 'out'}", *numbers, python=sys.executable)
+    assert done.returncode == 0, done.stderr
     table = [line.split() for line in done.stdout.splitlines()]
     assert table[0] == ["domain", "split", "slides", "negative", "positive"]
     assert ["XR", "test", "1", "3", "2"] in table

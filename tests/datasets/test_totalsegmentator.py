@@ -3,14 +3,14 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import run
 
 from shared.data import load_datalist
 from shared.datasets import (
@@ -66,9 +66,8 @@ def script() -> ModuleType:
     return importlib.import_module("prepare_totalsegmentator")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def prepare(*arguments: object) -> CompletedProcess[str]:
+    return run(SCRIPT, *arguments)
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -133,7 +132,7 @@ def test_a_data_set_from_the_archive_to_the_datalist(
 
 
 def test_command_line(source: Path) -> None:
-    done = run("--data_dir", source, "--output_dir", source / "out")
+    done = prepare("--data_dir", source, "--output_dir", source / "out")
     assert done.returncode == 1
     assert "is inside of --data_dir, which stays as it is." in done.stderr
     assert "Traceback" not in done.stderr

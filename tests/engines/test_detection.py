@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import two_ranks
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from torch import Tensor, nn
@@ -319,34 +317,14 @@ def validate(indices: Sequence[int], batch_size: int) -> dict[str, float]:
 
 
 RANK = """
-import importlib.util, json, sys
-import torch.distributed as dist
-from shared.utils import leave_process_group
-
-rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-spec = importlib.util.spec_from_file_location("toy", test_file)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-print(json.dumps(toy.validate([[0, 2, 4, 6], [1, 3, 5, 0]][rank], 3)))
-leave_process_group()
+print(toy.json.dumps(toy.validate([[0, 2, 4, 6], [1, 3, 5, 0]][rank], 3)))
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_validate_as_one_does(tmp_path: Path) -> None:
     """Regions are split over the ranks, and one tile is repeated to make their shares equal."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path), __file__],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=300)[0].strip() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0]
+    printed = two_ranks(__file__, RANK, tmp_path)
     alone = validate(range(7), 7)
     assert 0 < alone["val_f1"] < 1
     assert alone["best"] == alone["val_ap"] > 0

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import two_ranks
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import ROCAUC, from_engine
@@ -101,37 +99,17 @@ def test_one_class() -> None:
 
 
 RANK = """
-import importlib.util, sys
-import torch.distributed as dist
-from shared.utils import leave_process_group
-
-rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-spec = importlib.util.spec_from_file_location("toy", test_file)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
 logits, labels = toy.logits_and_labels()
 own = [slice(0, 13), slice(13, None)][rank]
 evaluator, handler = toy.make(logits[own], labels[own])
 evaluator.run()
 print(handler.content(), evaluator.state.metrics["val_balanced_accuracy"])
-leave_process_group()
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_with_unequal_shares_choose_what_one_does(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path), __file__],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0].strip() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0]
+    printed = two_ranks(__file__, RANK, tmp_path)
     evaluator, handler = make(*logits_and_labels())
     evaluator.run()
     assert printed == [f"{handler.content()} {handler.balanced_accuracy}"] * 2

@@ -3,15 +3,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import two_ranks
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
@@ -140,35 +138,14 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 
 RANK = """
-import importlib.util, os, sys
-import torch.distributed as dist
-from shared.utils import leave_process_group
-
-rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-spec = importlib.util.spec_from_file_location("toy", test_file)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
 engine = toy.evaluate(toy.Path(folder) / f"rank{rank}", [[0, 2], [1, 0]][rank])
 print("mean", engine.state.metrics["mean_dice"])
-leave_process_group()
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_write_the_report_of_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RANK]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path), __file__],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0]
+    printed = two_ranks(__file__, RANK, tmp_path)
     alone = evaluate(tmp_path / "alone", [0, 1, 2])
     for name in ("scores.csv", "summary.json"):
         assert (tmp_path / "rank0" / name).read_text() == (tmp_path / "alone" / name).read_text()

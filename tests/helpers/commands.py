@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 PYTHON = os.environ.get("TEST_PYTHON", sys.executable)  # set by conftest.py
@@ -26,3 +27,45 @@ PYTHON = os.environ.get("TEST_PYTHON", sys.executable)  # set by conftest.py
 def run(*arguments: object, python: str = PYTHON, **options: Any) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS`, with what it printed as text. The options are those of `subprocess.run`."""
     return subprocess.run([python, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+# What `two_ranks` runs. `toy` is the test file.
+RANK = """
+import importlib.util, sys
+import torch, torch.distributed as dist
+from shared.utils import leave_process_group
+
+rank, folder, test_file, code = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+spec = importlib.util.spec_from_file_location("toy", test_file)
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+exec(code)
+leave_process_group()
+"""
+
+
+def two_ranks(test_file: str, code: str, folder: Path) -> list[str]:
+    """Run code in two processes of a group.
+
+    Args:
+        test_file: it is imported as `toy`.
+        code: it also finds `rank`, `folder`, `torch` and `dist`.
+        folder: where the two meet.
+
+    Returns:
+        what each printed.
+    """
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    ranks = [
+        subprocess.Popen(
+            [PYTHON, "-c", RANK, str(rank), str(folder), test_file, code],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0].strip() for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    return printed

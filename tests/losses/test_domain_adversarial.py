@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from commands import two_ranks
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from torch import Tensor, nn
@@ -291,24 +289,12 @@ def test_bad_calls() -> None:
 
 
 RANK = """
-import importlib.util, sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from shared.utils import leave_process_group
-
-rank, folder, test_file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-spec = importlib.util.spec_from_file_location("toy", test_file)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
 torch.manual_seed(rank)
-network = DistributedDataParallel(toy.Tiny())
+network = torch.nn.parallel.DistributedDataParallel(toy.Tiny())
 loss = toy.make(network).double().float()  # as when it is brought to a device
 grads = [p.grad for p in toy.step(network, loss, rank)]
 torch.save(grads, f"{folder}/{rank}.pt")
 del network
-leave_process_group()
 """
 
 
@@ -325,14 +311,7 @@ def step(network: nn.Module, loss: DomainAdversarialLoss, part: int | None) -> l
 
 @pytest.mark.slow
 def test_gradients_are_the_mean_over_the_ranks(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path), __file__],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    two_ranks(__file__, RANK, tmp_path)
     network = Tiny()
     wanted = [p.grad for p in step(network, make(network), None)]
     for rank in range(2):

@@ -1,27 +1,32 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_every_part_is_measured(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "benchmark.py"),
-        "detection",
+    options = [
         "--output",
-        str(tmp_path / "cost.json"),
+        tmp_path / "cost.json",
+        "--candidates",
+        "300",
+        "--width",
+        "2200",
+        "--height",
+        "1800",
+        "--sides",
+        "600,1000",
+        "--rounds",
+        "1",
     ]
-    command += ["--candidates", "300", "--width", "2200", "--height", "1800", "--sides", "600,1000", "--rounds", "1"]
-    command += ["--milliseconds", "1", "--num_workers", "1", "--backbone", "resnet18", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options += ["--milliseconds", "1", "--num_workers", "1", "--backbone", "resnet18", "--device", "cpu"]
+    done = run(ROOT / "scripts" / "benchmark.py", "detection", *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "cost.json").read_text())
     kept = found["suppression"]["kept"]

@@ -1,26 +1,31 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_every_variant_is_timed_against_the_plain_network(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "benchmark.py"),
-        "fusestyle",
+    options = [
         "--output",
-        str(tmp_path / "cost.json"),
+        tmp_path / "cost.json",
+        "--network",
+        "resnet10",
+        "--batch",
+        "2",
+        "--size",
+        "64",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
     ]
-    command += ["--network", "resnet10", "--batch", "2", "--size", "64", "--rounds", "2", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(ROOT / "scripts" / "benchmark.py", "fusestyle", *options)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "cost.json").read_text())
     assert result["plain"] == {"time": 1, "time_quartiles": [1, 1], "memory": 1, "process_memory": 1}

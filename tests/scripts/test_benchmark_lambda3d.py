@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from experiments.benchmark_lambda3d import Step
 from torch import nn
 
@@ -23,16 +22,22 @@ def test_the_floor_is_the_longer_of_arithmetic_and_traffic() -> None:
 
 @pytest.mark.slow
 def test_networks_and_layers_are_timed_against_each_other(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "benchmark.py"),
-        "lambda3d",
+    options = [
         "--output",
-        str(tmp_path / "cost.json"),
+        tmp_path / "cost.json",
+        "--size",
+        "32",
+        "--feature_size",
+        "8",
+        "--hidden_size",
+        "48",
+        "--grids",
+        "2,4",
+        "--rounds",
+        "2",
     ]
-    command += ["--size", "32", "--feature_size", "8", "--hidden_size", "48", "--grids", "2,4", "--rounds", "2"]
-    command += ["--device", "cpu", "--tflops", "1000", "--gigabytes", "100000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options += ["--device", "cpu", "--tflops", "1000", "--gigabytes", "100000"]
+    done = run(ROOT / "scripts" / "benchmark.py", "lambda3d", *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "cost.json").read_text())["float32"]
     seconds = found["seconds"]

@@ -1,24 +1,24 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from commands import PYTHON, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def demo(*options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def demo(*options: object, python: str = PYTHON) -> CompletedProcess[str]:
+    return run(ROOT / "scripts" / "demo.py", *options, python=python)
 
 
 @pytest.mark.slow
 def test_a_short_demo_goes_all_the_way(tmp_path: Path) -> None:
     """The other abdominal bundle's is the same in another folder; `test_verify_bundles.py` runs its commands."""
     folder = tmp_path / "demo"
-    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4)
+    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4, python=sys.executable)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     table = result.stdout[result.stdout.index("voxel classifier ") :]
     assert "left_adrenal_gland" in table

@@ -1,23 +1,23 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import PYTHON, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def overfit(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def overfit(folder: Path, python: str = PYTHON, **options: Any) -> CompletedProcess[str]:
     options = {"image": folder / "image.nii.gz", "label": folder / "label.nii.gz", "output_dir": folder / "o"} | options
     arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    command = [sys.executable, str(ROOT / "scripts" / "overfit_one_case.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run(ROOT / "scripts" / "overfit_one_case.py", *arguments, python=python)
 
 
 @pytest.mark.slow
@@ -27,7 +27,7 @@ def test_one_case_is_trained_scored_and_gone_on_with(tmp_path: Path) -> None:
     for name, volume in (("image", np.where(label, 100, -1000).astype(np.int16)), ("label", label)):
         nib.save(nib.Nifti1Image(volume, np.diag([6.0, 6, 6, 1])), tmp_path / f"{name}.nii.gz")
     quick = {"spacing": 6, "bundle": "abdominal_lambda3d_cbs", "steps": 2}
-    first = overfit(tmp_path, **quick)
+    first = overfit(tmp_path, python=sys.executable, **quick)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "mean Dice over 1 organs" in first.stdout
     again = overfit(tmp_path, **quick)

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -501,14 +499,14 @@ def test_code_of_another_package_stops_the_second(
     for folder in (first, second):
         line = read(folder / "configs" / "inference.json")["imports"][0]
         (folder / "identity").write_text(line.rpartition(" ")[2])
-    command = [sys.executable, "-c", ALTERNATE, str(first), str(second)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run("-c", ALTERNATE, first, second)
     assert result.returncode == 1
     assert result.stdout == "abdominal_unetr_cbs 0.1.0\n"
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"scripts.OtherBundleError: {first}/scripts: ")
     assert f"belongs to {second}/scripts. " in last
-    result = subprocess.run([*command, "unload"], capture_output=True, text=True, check=True)
+    result = run("-c", ALTERNATE, first, second, "unload")
+    assert result.returncode == 0
     expected = {"other bundle": "mitosis_fusestyle_cls 0.1.0", "other version": "abdominal_unetr_cbs 0.2.0"}
     assert result.stdout.splitlines()[1] == expected.get(kind, "abdominal_unetr_cbs 0.1.0")
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import PYTHON
 from experiments import runs as bundle_runs
 from experiments.runs import bundle_run, kept_run, run_all
 
@@ -108,7 +108,7 @@ sys.executable = {str(stub)!r}
 work = Path({str(tmp_path)!r})
 run_all({{work / name: partial(bundle_run, work, [], work / name / "log", {{}}) for name in "abc"}}, 1, 1)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PYTHON, "-c", code], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -22,6 +22,7 @@ from bundle_tools.bundle import Bundle
 from bundle_tools.checks import check_paths, check_requirements, pins
 from bundle_tools.names import find_name
 from bundle_tools.overlays import check_references
+from commands import run
 from verify_bundles import CHECKS, find_bundle, main, running_checks
 
 from shared.data import load_datalist
@@ -488,9 +489,9 @@ def test_packed_bundles_run_their_own_code_each(packed: Path, tmp_path: Path) ->
     path = other / "scripts" / "networks" / "resnet.py"
     path.write_text(path.read_text(encoding="utf-8") + "\nimport shared.layers\n", encoding="utf-8")
     output = tmp_path / "found.json"
-    command = [sys.executable, str(ROOT / "scripts" / "verify_bundles.py"), str(packed), str(other)]
-    command += ["--run_commands", "false", "--jobs", "2", "--output", str(output)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    options = ["--run_commands", "false", "--jobs", "2", "--output", output]
+    command = [ROOT / "scripts" / "verify_bundles.py", packed, other, *options]
+    result = run(*command, cwd=tmp_path, python=sys.executable)
     found = json.loads(output.read_text(encoding="utf-8"))
     assert {name: r["faults"] for name, r in found[packed.name].items() if r["faults"]} == {}
     assert found[packed.name]["weights"]["note"] == "untrained"

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
-import sys
 import textwrap
 
 import pytest
+from commands import PYTHON, run
 
 from shared.utils import fault_list
 
 
-def run(code: str, **env: str) -> subprocess.CompletedProcess:
+def run_code(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     program = "from shared.utils import DataError, show_errors_briefly\nshow_errors_briefly()\n" + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env or None, check=False)
+    return run("-c", program, env=os.environ | env)
 
 
 NESTED = """
@@ -27,30 +28,30 @@ except RuntimeError as e:
 
 
 def test_a_data_error_below_others_is_printed_as_one_line() -> None:
-    result = run(NESTED)
+    result = run_code(NESTED)
     assert result.returncode == 1
     assert result.stderr == "\nError: scan.nii.gz: is empty\n"
 
 
 def test_the_traceback_is_a_setting_away() -> None:
-    assert "Traceback" in run(NESTED, SHOW_TRACEBACK="1").stderr
+    assert "Traceback" in run_code(NESTED, SHOW_TRACEBACK="1").stderr
 
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:
-    result = run("1 / 0")
+    result = run_code("1 / 0")
     assert result.returncode == 1
     assert "ZeroDivisionError" in result.stderr
     assert "Traceback" in result.stderr
 
 
 def test_a_full_disk_is_named_whoever_writes() -> None:
-    result = run("import errno\nraise OSError(errno.ENOSPC, 'No space left on device')")
+    result = run_code("import errno\nraise OSError(errno.ENOSPC, 'No space left on device')")
     assert result.returncode == 1
     assert result.stderr.startswith("\nError: the disk is full. Free space, or choose another folder, and run")
 
 
 def test_a_data_error_of_a_worker_process_is_as_short() -> None:
-    result = run(
+    result = run_code(
         """
         from torch.utils.data import DataLoader
         class Bad:
@@ -69,7 +70,7 @@ def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
         "try:\n    print('ready', flush=True)\n    time.sleep(30)\nfinally:\n    print('cleaned up')\n"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **options) as process:
+    with subprocess.Popen([PYTHON, "-c", code], **options) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=40)
@@ -88,13 +89,13 @@ def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
     ],
 )
 def test_a_rank_says_why_it_stops(error: str, expected: str) -> None:
-    result = run(f"try:\n    raise {error}\nfinally:\n    pass", RANK="1", WORLD_SIZE="2")
+    result = run_code(f"try:\n    raise {error}\nfinally:\n    pass", RANK="1", WORLD_SIZE="2")
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_an_error_of_a_rank_itself_keeps_its_traceback() -> None:
-    assert "Traceback" in run("1 / 0", RANK="1", WORLD_SIZE="2").stderr
+    assert "Traceback" in run_code("1 / 0", RANK="1", WORLD_SIZE="2").stderr
 
 
 def test_of_very_many_faults_the_first_are_listed() -> None:

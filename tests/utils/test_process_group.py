@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from commands import PYTHON, run
 
 from shared.utils import DataError, gather_list, join_process_group, leave_process_group
 
@@ -25,8 +25,7 @@ assert not dist.is_initialized()
 
 
 def test_threads_have_time_to_free_what_they_hold(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run("-c", RANK, tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -66,7 +65,7 @@ dist.barrier()
 
 
 def test_a_rank_whose_peer_is_gone_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PEER, str(tmp_path)]
+    command = [PYTHON, "-c", PEER, str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     ranks = [
         subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}, **pipes)
