@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import run
+from commands import PYTHON, run
 from PIL import Image
 
 from shared.data import load_patches
@@ -115,13 +116,13 @@ def test_missing_patches(tmp_path: Path) -> None:
         read_camelyon17(tmp_path, allow_missing=True)
 
 
-def prepare(*arguments: object) -> CompletedProcess[str]:
-    return run(SCRIPT, *arguments)
+def prepare(*arguments: object, python: str = PYTHON) -> CompletedProcess[str]:
+    return run(SCRIPT, *arguments, python=python)
 
 
 def test_command_line(tmp_path: Path) -> None:
     source, output = make_tree(tmp_path / "camelyon17_v1.0"), tmp_path / "out" / "dataset.json"
-    done = prepare("--data_dir", source, "--output", output)
+    done = prepare("--data_dir", source, "--output", output, python=sys.executable)
     assert done.returncode == 0, done.stderr
     assert "centre 0  training             2         4         6" in done.stdout
     assert f"60 patches: {output}" in done.stdout

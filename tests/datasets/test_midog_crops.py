@@ -3,15 +3,16 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import PYTHON, run
 from midog_tree import BOXES, SIZE, annotations, files, nuclei, region, shade, write_tree
 from PIL import Image
 
@@ -189,14 +190,14 @@ def test_dark_nuclei_are_found_from_dark_to_bright() -> None:
     assert dark_nuclei(Image.new("RGB", (40, 40), "purple"), 5, 64) == []
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "patches", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def prepare(*arguments: object, python: str = PYTHON) -> CompletedProcess[str]:
+    return run(SCRIPT, "patches", *arguments, python=python)
 
 
 def test_command_line(tmp_path: Path, source: tuple[Path, Path], script: ModuleType) -> None:
-    done = run("--annotations", source[0], "--image_dir", source[1], "--output_dir", tmp_path / "a", "--unit", "patch",
-               "--domain", "scanner+tumor_type", "--unlabelled_per_image", 0)  # fmt: skip
+    places = ["--annotations", source[0], "--image_dir", source[1], "--output_dir", tmp_path / "a"]
+    options = ["--unit", "patch", "--domain", "scanner+tumor_type", "--unlabelled_per_image", 0]
+    done = prepare(*places, *options, python=sys.executable)
     assert done.returncode == 0, done.stderr
     assert "training has seen other patches." in done.stdout
     assert "2 of the 14 images in" in done.stdout
@@ -210,7 +211,7 @@ def test_command_line(tmp_path: Path, source: tuple[Path, Path], script: ModuleT
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
     (tmp_path / "coco.json").write_text(source[0].read_text().replace("150, 130]", "50, 50]"))
-    done = run("--annotations", tmp_path / "coco.json", "--image_dir", source[1], "--output_dir", tmp_path / "c")
+    done = prepare("--annotations", tmp_path / "coco.json", "--image_dir", source[1], "--output_dir", tmp_path / "c")
     assert done.returncode == 1
     assert "They look like COCO's x, y, width, height." in done.stderr
     assert "Traceback" not in done.stderr

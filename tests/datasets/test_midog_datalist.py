@@ -4,14 +4,13 @@ import csv
 import importlib
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from commands import run
 from midog_tree import files
 from PIL import Image
 
@@ -172,9 +171,8 @@ def test_domains_of_several_fields(tmp_path: Path, source: tuple[Path, Path], sc
 
 def test_command_line_with_an_unknown_category(tmp_path: Path, source: tuple[Path, Path]) -> None:
     (tmp_path / "unknown.json").write_text(source[0].read_text().replace("hard negative", "nucleus"))
-    command = [sys.executable, str(SCRIPT), "tiles", "--annotations", str(tmp_path / "unknown.json")]
-    command += ["--image_dir", str(source[1]), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    places = ["--image_dir", source[1], "--output_dir", tmp_path / "out"]
+    done = run(SCRIPT, "tiles", "--annotations", tmp_path / "unknown.json", *places)
     assert done.returncode == 1
     assert "the category 'nucleus' is not known" in done.stderr
     assert "Traceback" not in done.stderr

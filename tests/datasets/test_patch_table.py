@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import PYTHON, run
 from PIL import Image
 
 from shared.datasets import count_patches, read_patch_table, split_patches
@@ -101,15 +102,14 @@ def test_table_as_text() -> None:
     assert text_table([]) == ""
 
 
-def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_patches.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def prepare(*arguments: object, python: str = PYTHON) -> CompletedProcess[str]:
+    return run(ROOT / "scripts" / "prepare_patches.py", *arguments, python=python)
 
 
 def test_command_line(tmp_path: Path) -> None:
     table, output = make_table(tmp_path / "source"), tmp_path / "out" / "dataset.json"
     arguments = ("--table", table, "--image_dir", table.parent, "--output", output, "--positive", "mitotic")
-    done = prepare(*arguments)
+    done = prepare(*arguments, python=sys.executable)
     assert done.returncode == 0, done.stderr
     assert "40 patches" in done.stdout
     content = json.loads(output.read_text())

@@ -3,8 +3,8 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import sys
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import ModuleType
 
 import nibabel as nib
@@ -64,10 +64,6 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return importlib.import_module("prepare_totalsegmentator")
-
-
-def prepare(*arguments: object) -> CompletedProcess[str]:
-    return run(SCRIPT, *arguments)
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -132,7 +128,7 @@ def test_a_data_set_from_the_archive_to_the_datalist(
 
 
 def test_command_line(source: Path) -> None:
-    done = prepare("--data_dir", source, "--output_dir", source / "out")
+    done = run(SCRIPT, "--data_dir", source, "--output_dir", source / "out", python=sys.executable)
     assert done.returncode == 1
     assert "is inside of --data_dir, which stays as it is." in done.stderr
     assert "Traceback" not in done.stderr

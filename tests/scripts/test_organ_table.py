@@ -3,12 +3,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import commands
 import nibabel as nib
 import numpy as np
 import pytest
@@ -206,10 +206,9 @@ def test_every_column_names_configs_that_exist(tmp_path: Path, data: Path) -> No
 
 @pytest.mark.slow
 def test_a_short_table_goes_all_the_way(tmp_path: Path, data: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "organ_table", "--dataset_dir", str(data)]
-    command += ["--output_dir", str(tmp_path / "out"), "--seeds", "1", "--size", "demo", "--epochs", "2"]
-    command += ["--columns", "unet3d_plain,unet3d_cbs", "--jobs", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--dataset_dir", data, "--output_dir", tmp_path / "out", "--seeds", 1, "--size", "demo", "--epochs", 2]
+    options += ["--columns", "unet3d_plain,unet3d_cbs", "--jobs", 2]
+    result = commands.run(ROOT / "scripts" / "reproduce.py", "organ_table", *options, python=sys.executable)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert "| organ | voxels % | paper's % | 3D U-Net | 3D U-Net + CBS |" in result.stdout
     for name in ("unet3d_plain", "unet3d_cbs"):
