@@ -5,11 +5,9 @@ Their configs are the same but for the network (`test_abdominal_bundles.py`), so
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+import workflows
+from commands import PYTHON, run
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
+from workflows import BUNDLES, command, config_files, rows, torchrun
 
 from shared.utils import DataError, write_json
 
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 UNETR, LAMBDA3D = BUNDLES / "abdominal_unetr_cbs", BUNDLES / "abdominal_lambda3d_cbs"
 LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
 BOXES = {1: (slice(4, 16), slice(6, 24), slice(8, 24)), 2: (slice(26, 34), slice(6, 14), slice(10, 20))}
@@ -61,27 +60,12 @@ def workflow(
     options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
     options |= {"labels": LABELS, "num_workers": 0, "cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
     names = [*configs, "variants/demo", *(f"variants/{name}" for name in variants)]
-    files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
-    seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
-    flow.parser["initialize"] = seed  # and not what changes how this process ends
-    flow.initialize()
-    return flow
+    return workflows.workflow(config_files(bundle, names), **options)
 
 
 def train(folder: Path, data: Path, stop: int = 0, **options: Any) -> dict[str, Any]:
     quick = {"max_epochs": 3, "val_interval": 1, "warmup_epochs": 1, "learning_rate": 0.002, "num_samples": 1}
-    flow = workflow(["train"], folder, data, **quick | options)
-    if stop:
-        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
-    flow.run()
-    flow.finalize()
-    return torch.load(folder / "last.pt", weights_only=True)
-
-
-def _interrupt(engine: Engine) -> None:
-    raise KeyboardInterrupt("SIGTERM")
+    return workflows.train(workflow(["train"], folder, data, **quick | options), stop)
 
 
 @pytest.fixture(scope="module", params=[UNETR, LAMBDA3D], ids=lambda path: path.name)
@@ -105,10 +89,9 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
     assert record["synthetic"] is True
     assert record["labels"] == LABELS
     assert record["network_overlay"] == "configs/variants/demo.json"
-    with (trained / "class_weights.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows[:4]] == list(LABELS)
-    assert len(rows) == 3 * 4
+    weights = rows(trained / "class_weights.csv")
+    assert [row["class"] for row in weights[:4]] == list(LABELS)
+    assert len(weights) == 3 * 4
 
 
 @pytest.mark.parametrize("variants", [(), ("class_balanced_sampling",)])
@@ -150,11 +133,10 @@ def test_evaluation_scores_on_the_native_grid(tmp_path: Path, data: Path, bundle
     options = {"ckpt_path": str(trained / "model.pt"), "bootstrap": 20}
     flow = workflow(["train", "evaluate"], tmp_path, data, bundle, **options)
     flow.run()
-    with (tmp_path / "evaluation" / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["case"], row["organ"]) for row in rows] == [(c, o) for c in ("image_4", "image_5") for o in LABELS]
+    scores = rows(tmp_path / "evaluation" / "scores.csv")
+    assert [(row["case"], row["organ"]) for row in scores] == [(c, o) for c in ("image_4", "image_5") for o in LABELS]
     voxel_ml = np.prod(SPACING) / 1000
-    for row in rows:
+    for row in scores:
         box = BOXES[LABELS[row["organ"]]]
         assert float(row["label_ml"]) == pytest.approx(np.prod([s.stop - s.start for s in box]) * voxel_ml, rel=1e-3)
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
@@ -229,22 +211,16 @@ flow.finalize()
 def test_two_ranks_train_and_stay_equal(tmp_path: Path, data: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     names = ("train", "multi_gpu_train", "variants/demo", "variants/tcf")
-    options = {"config_file": [str(UNETR / "configs" / f"{name}.json") for name in names], "labels": LABELS}
+    options = {"config_file": config_files(UNETR, names), "labels": LABELS}
     options |= {"dataset_dir": str(data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "num_workers": 0}
     options |= {"max_epochs": 2, "val_interval": 1, "num_samples": 1, "cache_dir": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*command, str(tmp_path / "worker.py"), json.dumps(options)], capture_output=True, text=True, check=False
-    )
+    result = torchrun(2, str(tmp_path / "worker.py"), json.dumps(options))
     assert result.returncode == 0, result.stderr[-3000:]
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
 
 
-def command_line(configs: list[str], **options: Any) -> list[str]:
-    files = str([f"configs/{name}.json" for name in [*configs, "variants/demo"]])
-    texts = [t for key, value in options.items() for t in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--labels", str(LABELS), *texts]
+TRAIN = ["configs/train.json", "configs/variants/demo.json"]
 
 
 @pytest.mark.slow
@@ -252,7 +228,9 @@ def test_sigterm_leaves_a_checkpoint_to_resume_from(tmp_path: Path, data: Path) 
     options = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 1, "cache": "none"}
     options |= {"max_epochs": 500, "num_samples": 1}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command_line(["train"], **options), cwd=UNETR, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [PYTHON, *command(TRAIN, labels=LABELS, **options)], cwd=UNETR, stdout=log, stderr=log
+        )
         try:
             deadline = time.monotonic() + 120
             while "training [3/500]" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
@@ -279,7 +257,7 @@ def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path) -> None:
     (folder / "label_1.nii.gz").unlink()
     nib.save(nib.Nifti1Image(np.asarray(bad.dataobj) + 3, bad.affine), folder / "label_1.nii.gz")
     options = {"dataset_dir": folder, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models"}
-    result = subprocess.run(command_line(["train"], **options), cwd=UNETR, capture_output=True, text=True, check=False)
+    result = run(*command(TRAIN, labels=LABELS, **options), cwd=UNETR)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     error = result.stderr[result.stderr.index("Error: ") :]

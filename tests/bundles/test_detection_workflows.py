@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+import workflows
+from commands import run
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from workflows import BUNDLES, command, config_files, message, rows, torchrun
 
 from shared.data import load_regions
 from shared.utils import write_json
-from shared.utils.errors import data_error_message
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle"
+BUNDLE = BUNDLES / "mitosis_retinanet_fusestyle"
 COLOURS = {"XR": (225, 190, 215), "S360": (235, 200, 205), "CS": (200, 150, 190)}
 SPLITS = {"training": range(3), "validation": range(3, 5), "test": range(5, 7)}
 SIZE = (192, 144)
@@ -75,26 +73,13 @@ def workflow(configs: list[str], folder: Path, data: Path, small: bool = True, *
     places = {"output_dir": str(folder), "num_workers": 0, "amp": False, "device": "$torch.device('cpu')"}
     if configs[0] == "train":
         places |= {"dataset_dir": str(data), "ckpt_dir": str(folder)}
-    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, *["variants/demo"] * small]]
-    flow = ConfigWorkflow(config_file=files, logging_file=False, **places | (SMALL if small else {}) | options)
-    seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
-    flow.parser["initialize"] = seed  # and not what changes how this process ends
-    flow.initialize()
-    return flow
+    files = config_files(BUNDLE, [*configs, *["variants/demo"] * small])
+    return workflows.workflow(files, **places | (SMALL if small else {}) | options)
 
 
 def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 0, **options: Any) -> dict[str, Any]:
-    flow = workflow(["train", *(f"variants/{v}" for v in variants)], folder, data, **QUICK | options)
-    if stop:
-        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
-    flow.run()
-    flow.finalize()
-    return torch.load(folder / "last.pt", weights_only=True)
-
-
-def _interrupt(engine: Engine) -> None:
-    raise KeyboardInterrupt("SIGTERM")
+    names = ["train", *(f"variants/{v}" for v in variants)]
+    return workflows.train(workflow(names, folder, data, **QUICK | options), stop)
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +87,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train(folder, data, max_epochs=10)
     return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def message(error: BaseException) -> str:
-    return data_error_message(error) or ""
 
 
 def test_training_leaves_what_it_promises(trained: Path) -> None:
@@ -268,33 +244,24 @@ def test_an_image_must_say_how_large_its_pixels_are(tmp_path: Path, data: Path, 
     assert not (tmp_path / "XR_5.csv").exists()
 
 
-def command_line(configs: list[str], *launcher: str, small: bool = True, **options: Any) -> list[str]:
-    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, *["variants/demo"] * small]]
-    flags = [part for key, value in ((SMALL if small else {}) | options).items() for part in (f"--{key}", str(value))]
-    return [sys.executable, *launcher, "-m", "monai.bundle", "run", "--config_file", str(files), *flags]
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+def command_line(*configs: str, **options: Any) -> list[str]:
+    return command(config_files(BUNDLE, [*configs, "variants/demo"]), **SMALL | options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "domain_adversarial"])
 def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, variant: str | None) -> None:
     """Five training slides and four validated ones a scanner pair leave uneven parts for the ranks."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     options = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 0, "amp": False}
     overlays = [f"variants/{variant}"] * bool(variant)
-    result = run(command_line(["train", "multi_gpu_train", *overlays], *launcher, **options | QUICK))
+    result = torchrun(2, *command_line("train", "multi_gpu_train", *overlays, **options | QUICK), cwd=BUNDLE)
     assert result.returncode == 0, result.stderr[-3000:]
     history = rows(tmp_path / "training.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]
-    configs = ["train", "evaluate"]
-    alone = run(command_line(configs, **options | {"output_dir": tmp_path / "alone", "bootstrap": 20}))
+    options["bootstrap"] = 20
+    alone = run(*command_line("train", "evaluate", **options | {"output_dir": tmp_path / "alone"}), cwd=BUNDLE)
     assert alone.returncode == 0, alone.stderr[-3000:]
-    result = run(
-        command_line([*configs, "multi_gpu_evaluate"], *launcher, **options | {"output_dir": tmp_path, "bootstrap": 20})
-    )
+    result = torchrun(2, *command_line("train", "evaluate", "multi_gpu_evaluate", **options), cwd=BUNDLE)
     assert result.returncode == 0, result.stderr[-3000:]
     tables = [(folder / "evaluation" / "scores.csv").read_text() for folder in (tmp_path, tmp_path / "alone")]
     assert tables[0] == tables[1]
@@ -309,7 +276,8 @@ def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, variant: str |
     ],
 )
 def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path, options: dict[str, Any], expected: str) -> None:
-    result = run(command_line(["train"], dataset_dir=data, output_dir=tmp_path, ckpt_dir=tmp_path, **options))
+    places = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path}
+    result = run(*command_line("train", **places, **options), cwd=BUNDLE)
     assert result.returncode == 1
     assert expected in result.stderr
     assert "Traceback" not in result.stderr

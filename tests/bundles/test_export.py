@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +16,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from commands import run
+from monai.bundle import ConfigParser, verify_net_in_out
 from monai.data import load_net_with_metadata
 from PIL import Image
 from torch import Tensor, nn
+from workflows import workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/inference.json"))
@@ -65,9 +65,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def export(model: Model, command: str, *arguments: str) -> None:
     temporary = model.folder / "tmp"
     temporary.mkdir(exist_ok=True)
-    line = [sys.executable, "-m", "monai.bundle", command, *arguments, "--config_file", str(CONFIGS)]
-    environment = os.environ | {"TMPDIR": str(temporary)}
-    result = subprocess.run(line, cwd=model.folder, env=environment, capture_output=True, text=True, check=False)
+    line = ["-m", "monai.bundle", command, *arguments, "--config_file", CONFIGS]
+    result = run(*line, cwd=model.folder, env=os.environ | {"TMPDIR": str(temporary)})
     assert result.returncode == 0, result.stderr[-3000:]
     # the weights, hundreds of megabytes, would stay here
     assert [path.name for path in temporary.iterdir() if path.is_file()] == []
@@ -86,11 +85,7 @@ def results_of_inference(model: Model, weights: str, output: Path) -> dict[str, 
     if "score_threshold" in (parser := ConfigParser(json.loads((model.folder / CONFIGS[0]).read_text()))):
         options |= {"score_threshold": 0.0, "min_tissue": 0.0, "mpp": parser.get("mpp") or 0.25}
     files = [str(model.folder / name) for name in CONFIGS]
-    flow = ConfigWorkflow(files, logging_file=False, num_workers=0, amp=False, **options)
-    flow.parser["device"] = "$torch.device('cpu')"
-    flow.parser["initialize"] = []  # and not what changes how this process ends
-    flow.initialize()
-    flow.run()
+    workflow(files, num_workers=0, amp=False, device="$torch.device('cpu')", **options).run()
     return {p.name: p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file() and p.suffix != ".png"}
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+import workflows
+from commands import run
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 from safetensors.torch import save_file
+from workflows import BUNDLES, command, config_files, message, rows, torchrun
 
 from shared.utils import write_json
-from shared.utils.errors import data_error_message
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls"
+BUNDLE = BUNDLES / "mitosis_fusestyle_cls"
 COLOURS = {"XR": (225, 190, 215), "S360": (235, 200, 205), "CS": (200, 150, 190)}
 SPLITS = {"training": range(3), "validation": range(3, 5), "test": range(5, 7)}
 SIZE = 32
@@ -57,12 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workflow(configs: list[str], folder: Path, data: Path, **options: Any) -> ConfigWorkflow:
     options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
     options |= {"num_workers": 0, "amp": False, "device": "$torch.device('cpu')"}
-    files = [str(BUNDLE / "configs" / f"{name}.json") for name in [*configs, "variants/demo"]]
-    flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
-    seed = [] if configs == ["inference"] else ["$torch.manual_seed(@seed)"]
-    flow.parser["initialize"] = seed  # and not what changes how this process ends
-    flow.initialize()
-    return flow
+    return workflows.workflow(config_files(BUNDLE, [*configs, "variants/demo"]), **options)
 
 
 QUICK = {"max_epochs": 3, "learning_rate": 0.001, "batch_size": 12, "crop_size": SIZE, "patch_size": 40}
@@ -70,17 +63,8 @@ QUICK |= {"train_domains": ["XR", "CS"]}
 
 
 def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 0, **options: Any) -> dict[str, Any]:
-    flow = workflow(["train", *(f"variants/{v}" for v in variants)], folder, data, **QUICK | options)
-    if stop:
-        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
-    flow.run()
-    flow.finalize()
-    return torch.load(folder / "last.pt", weights_only=True)
-
-
-def _interrupt(engine: Engine) -> None:
-    raise KeyboardInterrupt("SIGTERM")
+    names = ["train", *(f"variants/{v}" for v in variants)]
+    return workflows.train(workflow(names, folder, data, **QUICK | options), stop)
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +72,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train(folder, data, max_epochs=6)
     return folder
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def message(error: BaseException) -> str:
-    return data_error_message(error) or ""
 
 
 def test_training_leaves_what_it_promises(trained: Path) -> None:
@@ -257,17 +232,8 @@ def test_weights_of_other_classes_are_refused(tmp_path: Path, data: Path, traine
     assert "trained for the labels" in message(error.value)
 
 
-RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-def command_line(configs: list[str], *launcher: str, **options: Any) -> list[str]:
-    files = str([f"configs/{name}.json" for name in [*configs, "variants/demo"]])
-    texts = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    return [sys.executable, *launcher, "-m", "monai.bundle", "run", "--config_file", files, *texts]
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+def command_line(*configs: str, **options: Any) -> list[str]:
+    return command(config_files(BUNDLE, [*configs, "variants/demo"]), **options)
 
 
 @pytest.mark.slow
@@ -276,10 +242,10 @@ def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, balance: bool)
     places = {"dataset_dir": data, "output_dir": tmp_path, "ckpt_dir": tmp_path, "num_workers": 0}
     # a rank's share of the 24 patches is less than a batch
     options = {**places, **QUICK, "max_epochs": 2, "balance_domains": balance, "batch_size": 16}
-    result = run(command_line(["train", "multi_gpu_train"], *RANKS, **options))
+    result = torchrun(2, *command_line("train", "multi_gpu_train", **options), cwd=BUNDLE)
     assert result.returncode == 0, result.stderr[-3000:]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
-    result = run(command_line(["train", "evaluate", "multi_gpu_evaluate"], *RANKS, **places, bootstrap=1))
+    result = torchrun(2, *command_line("train", "evaluate", "multi_gpu_evaluate", **places, bootstrap=1), cwd=BUNDLE)
     assert result.returncode == 0, result.stderr[-3000:]
     both = rows(tmp_path / "evaluation" / "predictions.csv")
     workflow(["train", "evaluate"], tmp_path, data, bootstrap=1).run()
@@ -299,7 +265,7 @@ def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, balance: bool)
 )
 def test_bad_input_is_one_readable_line(tmp_path: Path, data: Path, options: dict[str, Any], expected: str) -> None:
     places = {"dataset_dir": data, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "models", "num_workers": 0}
-    result = run(command_line(["train"], **{**places, **QUICK, **options}))
+    result = run(*command_line("train", **{**places, **QUICK, **options}), cwd=BUNDLE)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert expected in result.stderr[result.stderr.index("Error: ") :]

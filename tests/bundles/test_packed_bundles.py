@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+import commands
 import nibabel as nib
 import numpy as np
 import pytest
@@ -122,8 +121,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def run(folder: Path, environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, *arguments]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    result = commands.run(*arguments, cwd=folder, env=environment)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
 
@@ -256,8 +254,7 @@ def test_two_downloaded_bundles_in_one_process(
     write_zip(bundle, zips / f"{name}_v0.2.0.zip", name)
     with served(zips) as address:
         urls = [f"{address}/{name}_v{version}.zip" for version in ("0.1.0", "0.2.0")]
-        command = [sys.executable, "-c", LOADS, "unload" if unload else "keep", *urls]
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        result = commands.run("-c", LOADS, "unload" if unload else "keep", *urls, cwd=tmp_path, env=environment)
     places = [tmp_path / part / name / "scripts" for part in ("0", "1")]
     files = [line for line in result.stdout.splitlines() if line.endswith(".py")]
     assert files == [str(place / "networks" / "resnet.py") for place in places[: 1 + unload]], result.stderr[-3000:]

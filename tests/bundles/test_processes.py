@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import PYTHON
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
+from workflows import BUNDLES, command, config_files, message, rows, torchrun, workflow
 
 from shared.utils import write_json
-from shared.utils.errors import data_error_message
 
-ROOT = Path(__file__).resolve().parents[2] / "bundles"
 SEGMENT, CLASSIFY, DETECT = "abdominal_unetr_cbs", "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
 ORGANS = {"liver": 1, "spleen": 2}
 SIZE = 64  # pixels of a patch
@@ -87,7 +86,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files = {}
     for name, small in SMALL.items():
         parser = ConfigParser()
-        parser.read_config(config_files(name, ["train"]))
+        parser.read_config(configs_of(name, ["train"]))
         parser.update(small)
         torch.manual_seed(1)
         state = parser.get_parsed_content("network_def").state_dict()
@@ -103,8 +102,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-def config_files(bundle: str, configs: list[str]) -> list[str]:
-    return [str(ROOT / bundle / "configs" / f"{name}.json") for name in [*configs, "variants/demo"]]
+def configs_of(bundle: str, configs: list[str]) -> list[str]:
+    return config_files(BUNDLES / bundle, [*configs, "variants/demo"])
 
 
 def training(bundle: str, data: dict[str, Path], folder: Path, **options: Any) -> dict[str, Any]:
@@ -115,17 +114,7 @@ def training(bundle: str, data: dict[str, Path], folder: Path, **options: Any) -
 
 def alone(bundle: str, configs: list[str], **options: Any) -> ConfigWorkflow:
     """A workflow in this process."""
-    flow = ConfigWorkflow(config_file=config_files(bundle, configs), logging_file=False, **options)
-    flow.parser["initialize"] = []  # and not what changes how this process ends
-    flow.initialize()
-    return flow
-
-
-def torchrun(ranks: int, *command: str, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    return subprocess.run(
-        [*launcher, *command], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    return workflow(configs_of(bundle, configs), **options)
 
 
 # Runs the workflows that it is told to, one after the other, in one process group.
@@ -168,18 +157,13 @@ leave_process_group()
 """
 
 
-def work(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
+def work(ranks: int, jobs: list[dict[str, Any]], folder: Path, workers: str = PYTHON) -> CompletedProcess[str]:
     (folder / "worker.py").write_text(WORKER)
-    return torchrun(ranks, str(folder / "worker.py"), json.dumps(jobs), folder=folder)
+    return torchrun(ranks, str(folder / "worker.py"), json.dumps(jobs), cwd=folder, workers=workers)
 
 
 def job(bundle: str, configs: list[str], **options: Any) -> dict[str, Any]:
-    return {"files": config_files(bundle, configs), "options": options}
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    return {"files": configs_of(bundle, configs), "options": options}
 
 
 def number(text: str) -> Any:
@@ -245,7 +229,7 @@ def test_more_ranks_than_cases_give_what_one_process_gives(
 def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, data: dict[str, Path]) -> None:
     task = job(SEGMENT, ["train", "multi_gpu_train"], **training(SEGMENT, data, tmp_path))
     start = time.monotonic()
-    result = work(2, [{**task, "killed": 0, "iteration": 2}], tmp_path)
+    result = work(2, [{**task, "killed": 0, "iteration": 2}], tmp_path, workers=sys.executable)
     assert time.monotonic() - start < 60
     assert result.returncode != 0
     assert "Error: rank 1 of 2 stops, because another process of this run has ended" in result.stderr
@@ -315,14 +299,12 @@ def test_inference_is_shared_out(
         alone(bundle, ["inference"], **single).run()
         expected = ""
     except RuntimeError as error:
-        expected = data_error_message(error) or ""
+        expected = message(error)
     assert bool(expected) == bool(broken)
 
     given = inference(bundle, source, weights, tmp_path / "several", **options)
-    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    files = str(config_files(bundle, ["inference"]))
-    command = ("-m", "monai.bundle", "run", "--config_file", files, *flags)
-    result = torchrun(ranks, *command, folder=ROOT / bundle)
+    arguments = command(configs_of(bundle, ["inference"]), **given)
+    result = torchrun(ranks, *arguments, cwd=BUNDLES / bundle)
     assert result.returncode == bool(broken), result.stderr[-4000:]
     assert len(inputs) > 1
     for line in expected.splitlines():

@@ -1,0 +1,81 @@
+"""Runs of the bundles' configs, in this process, in a process of their own, and on several ranks."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from commands import PYTHON
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+
+from shared.utils.errors import data_error_message
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+
+
+def config_files(bundle: Path, configs: Iterable[str]) -> list[str]:
+    return [str(bundle / "configs" / f"{name}.json") for name in configs]
+
+
+def workflow(files: list[str], **options: Any) -> ConfigWorkflow:
+    """A workflow in this process, initialised, seeded where its configs have a seed."""
+    flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
+    # and not what changes how this process ends
+    flow.parser["initialize"] = ["$torch.manual_seed(@seed)"] if "seed" in flow.parser else []
+    flow.initialize()
+    return flow
+
+
+def train(flow: ConfigWorkflow, stop: int = 0) -> dict[str, Any]:
+    """Run a training, interrupted after an iteration where one is given; returns its last checkpoint."""
+    if stop:
+        trainer: Engine = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _interrupt)
+    flow.run()
+    flow.finalize()
+    return torch.load(Path(flow.parser["ckpt_dir"]) / "last.pt", weights_only=True)
+
+
+def _interrupt(engine: Engine) -> None:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def command(files: list[str], **options: Any) -> list[str]:
+    """The arguments of Python that run the configs."""
+    texts = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", str(files), *texts]
+
+
+def torchrun(
+    ranks: int, *arguments: str, timeout: float = 300, workers: str = PYTHON, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Several processes of `python ARGUMENTS`.
+
+    Args:
+        ranks: how many.
+        arguments: of each.
+        timeout: in seconds.
+        workers: their Python; torchrun itself runs in one of its own.
+        options: of `subprocess.run`.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    options |= {"env": os.environ | {"PYTHON_EXEC": workers}, "timeout": timeout}
+    return subprocess.run([*launcher, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def message(error: BaseException) -> str:
+    """What a user would read."""
+    return data_error_message(error) or ""
