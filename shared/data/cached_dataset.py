@@ -1,3 +1,5 @@
+"""Preprocessing that is done once, ahead of training, and kept on disk or in memory."""
+
 from __future__ import annotations
 
 import copy

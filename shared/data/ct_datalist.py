@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from monai.data import load_decathlon_datalist, partition_dataset
 
-from ..utils import DataError
-from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, get_list, read_json_object
+from ..utils import DataError, read_json_object
+from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, get_list
 from .inputs import case_name
 
 

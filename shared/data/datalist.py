@@ -10,34 +10,12 @@ from typing import Any
 
 from monai.data import check_missing_files
 
-from ..utils import DataError, atomic_path
+from ..utils import DataError, atomic_path, read_json_object
 from ..utils.text import first_few
 
 SPLITS = ("training", "validation", "test")
 FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
 DATALIST_REMEDY = "Check `dataset_dir` and `datalist`."
-
-
-def read_json_object(path: Path, expected: str, remedy: str) -> dict[str, Any]:
-    """The content of a JSON file.
-
-    Args:
-        path: of the file.
-        expected: what it should be, for the message.
-        remedy: what to do where it is missing.
-
-    Raises:
-        DataError: when it is missing, or anything but a JSON object.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file. Expected {expected}. {remedy}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(f"{path}: not readable as JSON ({e}). Expected {expected}.") from e
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a JSON {type(content).__name__}. Expected {expected}.")
-    return content
 
 
 def get_list(path: Path, content: Mapping[str, Any], split: str, expected: str) -> list[Any]:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..utils import DataError
-from .datalist import DATALIST_REMEDY, check_files_exist, get_list, read_json_object
+from ..utils import DataError, read_json_object
+from .datalist import DATALIST_REMEDY, check_files_exist, get_list
 from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, scanner_name
 
 logger = logging.getLogger(__name__)
@@ -347,12 +347,10 @@ def load_regions(
         labelled. Slides that training shares with the test split are warned of.
 
     Raises:
-        DataError: the file is missing, not JSON or states no or another `box_mode` than "xyxy"; the split is missing
-            or empty; an entry lacks a field; a box is no box or lies outside of an image of known size; labels are
-            not as many as boxes or not classes; a labelled split has an entry that is not labelled, or "unlabelled"
-            one that is; an image is listed twice or in two lists, or does not exist; a domain is not known; in
-            training a domain has no mitotic figure, in validation there is none; `whole_unseen` without
-            `seen_domains`; a region states pixels of another size than `mpp`.
+        DataError: as `load_patches`, where regions lack a mitotic figure; also when the file states no or another
+            `box_mode` than "xyxy"; a box is no box or lies outside of an image of known size; labels are not as many
+            as boxes or not classes; a labelled split has an entry that is not labelled, or "unlabelled" one that is;
+            an image is in two lists; a region states pixels of another size than `mpp`.
     """
     datalist = RegionDatalist(path)
     datalist.labels()

@@ -1,3 +1,5 @@
+"""Pictures that are read whole."""
+
 from __future__ import annotations
 
 import os

@@ -106,10 +106,12 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _given(path: object) -> list[str | os.PathLike]:
-    """The paths; none where one of them is empty, or where a command line says `--input` and nothing behind it."""
+def _given(path: object, what: str, forms: str) -> list[Path]:
+    """The paths; a `DataError` where one of them is empty, or a command line says `--input` and nothing behind it."""
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path) if isinstance(path, Sequence) else []
-    return paths if all(os.fspath(p) for p in paths) else []
+    if not paths or not all(os.fspath(p) for p in paths):
+        raise DataError(f"No {what} is given. Give one with --input: {forms}, or a datalist.")
+    return [Path(p).expanduser() for p in paths]
 
 
 def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, str]]:
@@ -128,14 +130,8 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
         DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
             name.
     """
-    given = _given(path)
-    if not given:
-        raise DataError(
-            "No CT is given. Give one with --input: a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a "
-            "pattern such as 'scans/*.nii.gz', or a datalist."
-        )
-    found = [q.resolve() for p in given for q in _find(Path(p).expanduser(), _in_folder)]
-    paths = list(dict.fromkeys(found))
+    forms = "a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a pattern such as 'scans/*.nii.gz'"
+    paths = list(dict.fromkeys(q.resolve() for p in _given(path, "CT", forms) for q in _find(p, _in_folder)))
     return [{"image": str(p), "case": name} for p, name in zip(paths, _unique_names(paths), strict=True)]
 
 
@@ -156,18 +152,13 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
     Raises:
         DataError: when nothing is given, a path does not exist, or nothing is found in it.
     """
-    given = _given(path)
-    if not given:
-        raise DataError(
-            "No image is given. Give one with --input: a file (PNG, JPEG, TIFF), a folder of these, a pattern such as "
-            "'patches/*.png', or a datalist."
-        )
     # links are not followed: what they are called is what the user knows
     suffixes = IMAGE_SUFFIXES + SLIDE_SUFFIXES * slides
     below = partial(_images_below, suffixes=suffixes)
+    forms = "a file (PNG, JPEG, TIFF), a folder of these, a pattern such as 'patches/*.png'"
     mpp: dict[str, float | None] = {}
-    for p in given:
-        for q, stated in _find(Path(p).expanduser(), below).items():
+    for p in _given(path, "image", forms):
+        for q, stated in _find(p, below).items():
             file = os.path.abspath(q)
             mpp[file] = stated or mpp.get(file)
     common = os.path.commonpath([os.path.dirname(file) for file in mpp])

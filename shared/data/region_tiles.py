@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch.utils.data import Dataset
@@ -83,18 +83,42 @@ def _cores(origins: Sequence[int], tile: int) -> list[tuple[int, float, float]]:
     return [(x, borders[i] - x, borders[i + 1] - x) for i, x in enumerate(origins)]
 
 
+class TileData(TypedDict):
+    """A tile as `RegionTiles` reads it, before its transform.
+
+    Attributes:
+        image: uint8, (3, tile_size, tile_size), white beyond the image.
+        region: index of its region.
+        case: `"name x,y"`.
+        origin: (x, y) of the tile's corner in pixels of the file.
+        scale: pixels of the file a pixel of the tile.
+        core: as in `Tile`.
+        size: width and height of the region in pixels of the file.
+        domain, slide: where the region has them.
+        tissue: with `min_tissue`: whether the tile has so much.
+        box: float32, (n, 4), where the region has `box` and `label`: the boxes whose centre lies in the tile, in pixels
+            of the tile and clipped to it. Tiles overlap, so that a box may be in several.
+        label: their classes, int64 (n,).
+    """
+
+    image: torch.Tensor
+    region: int
+    case: str
+    origin: tuple[float, float]
+    scale: float
+    core: tuple[float, float, float, float]
+    size: tuple[int, int]
+    domain: NotRequired[str]
+    slide: NotRequired[str]
+    tissue: NotRequired[bool]
+    box: NotRequired[torch.Tensor]
+    label: NotRequired[torch.Tensor]
+
+
 class RegionTiles(Dataset):
     """The tiles of images of any size, read one by one by whoever asks: in the workers of a DataLoader, too.
 
-    An item holds
-    * `image`: uint8, (3, tile_size, tile_size), white beyond the image;
-    * `region`: the index of its region, and `case`: `"name x,y"`;
-    * `origin`: (x, y) of the tile's corner in pixels of the file, and `scale`: pixels of the file a pixel of the tile;
-    * `core`: as in `Tile`, and `size`: width and height of the region in pixels of the file;
-    * `domain` and `slide`, where the region has them;
-    * `tissue`, with `min_tissue`: whether the tile has so much;
-    * where the region has `box` and `label`, those of the boxes whose centre lies in the tile, in pixels of the tile
-      and clipped to it: float32 (n, 4) and int64 (n,). Tiles overlap, so that a box may be in several.
+    An item is a `TileData`, or what the transform makes of it.
 
     Args:
         regions: of which `image` alone has to be there.
@@ -119,7 +143,7 @@ class RegionTiles(Dataset):
         regions: Sequence[RegionEntry],
         tile_size: int = 512,
         overlap: int = 64,
-        transform: Callable[[dict[str, Any]], Any] | None = None,
+        transform: Callable[[TileData], Any] | None = None,
         scale: float | Sequence[float] = 1.0,
         min_tissue: float = 0.0,
     ) -> None:
@@ -156,7 +180,7 @@ class RegionTiles(Dataset):
         x, y = tile.x * scale, tile.y * scale
         region = open_region(entry["image"], entry.get("mpp"))
         pixels = region.read(x, y, self.tile_size, self.tile_size, scale)
-        item = {
+        item: TileData = {
             "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
             "region": i,
             "origin": (x, y),

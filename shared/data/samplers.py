@@ -1,3 +1,5 @@
+"""Which items of a data set are drawn, in which order, and by which rank."""
+
 from __future__ import annotations
 
 import math

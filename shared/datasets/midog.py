@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, TypedDict
 from PIL import TiffImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
-from ..data.datalist import read_json_object
-from ..utils import DataError, flag
+from ..utils import DataError, flag, read_json_object
 from ..utils.text import first_few
 from .preparation import open_table, repeated
 

@@ -11,8 +11,7 @@ from typing import Any
 from tqdm.contrib.concurrent import thread_map
 
 from ..data import PatchEntry, Region, RegionEntry, scanner_name
-from ..data.datalist import read_json_object
-from ..utils import DataError, text_table, write_csv, write_json
+from ..utils import DataError, read_json_object, text_table, write_csv, write_json
 from .histology_entries import Entry, write_histology_datalist
 from .midog import MIDOG_FIELDS, MIDOG_LABELS, MidogImage
 from .preparation import NEW_FOLDER, refuse_other_content

@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.datalist import read_json_object
-from ..utils import DataError
+from ..utils import DataError, read_json_object
 from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
 from .preparation import repeated

@@ -1,7 +1,9 @@
+"""Detection in images of any size: tiles through the network, what is found put together."""
+
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import openslide
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import MPP_TOLERANCE, Region, RegionTiles, collate_regions
+from ..data import MPP_TOLERANCE, Region, RegionTiles, TileData, collate_regions
 from ..metrics import Detections
 from ..networks import PyramidAnchors
 from ..utils import DataError
@@ -207,7 +209,7 @@ def _device_of(network: Callable) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _collate(items: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, Any]]:
+def _collate(items: Sequence[TileData]) -> tuple[int, dict[str, Any]]:
     """How many tiles there are, and of those that do not turn out to be glass the images in one tensor, the rest in
     lists; nothing where all are.
     """

@@ -1,3 +1,5 @@
+"""Of detections that lie close together, the best."""
+
 from __future__ import annotations
 
 import numpy as np

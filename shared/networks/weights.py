@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor, nn
 
-from ..utils import DataError
+from ..utils import DataError, read_json_object
 from .pretrained import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -46,13 +45,7 @@ def read_model_record(ckpt_path: str | Path) -> ModelRecord:
     path = Path(ckpt_path).with_suffix(".json")
     if not path.is_file():
         return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(f"{path}: not readable as JSON ({e}). Expected the record that training writes.") from e
-    if not isinstance(record, dict):
-        raise DataError(f"{path}: holds a JSON {type(record).__name__}, expected the record that training writes.")
-    return record
+    return read_json_object(path, "the record that training writes", "Copy it beside the weights.")
 
 
 def record_with_history(record: ModelRecord, pretrained: str | Path | None) -> ModelRecord:

@@ -5,7 +5,7 @@ May import: no other room.
 """
 
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
-from .files import append_csv, atomic_path, name_full_disk, writable_folder, write_csv, write_json
+from .files import append_csv, atomic_path, name_full_disk, read_json_object, writable_folder, write_csv, write_json
 from .process_group import gather_list, join_process_group, leave_process_group
 from .text import text_table
 
@@ -22,6 +22,7 @@ __all__ = [
     "join_process_group",
     "leave_process_group",
     "name_full_disk",
+    "read_json_object",
     "show_errors_briefly",
     "text_table",
     "writable_folder",

@@ -61,6 +61,29 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def read_json_object(path: str | os.PathLike, expected: str, remedy: str) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for the message.
+        remedy: what to do where it is missing.
+
+    Raises:
+        DataError: when it is missing, or anything but a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Expected {expected}. {remedy}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(f"{path}: not readable as JSON ({e}). Expected {expected}.") from e
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a JSON {type(content).__name__}. Expected {expected}.")
+    return content
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
     with atomic_path(path) as temporary:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from shared.data import collate_detections
+from shared.data import collate_detections, collate_readable, collate_regions
 
 
 def item(size: tuple[int, int], boxes: Any, labels: Any) -> dict[str, Any]:
@@ -28,3 +28,16 @@ def test_images_of_different_sizes_are_refused() -> None:
     items = [item((8, 9), [], []), item((8, 9), [], []), item((9, 8), [], [])]
     with pytest.raises(ValueError, match=r"differ in shape: \(3, 8, 9\), \(3, 9, 8\). Crop or pad them"):
         collate_detections(items)
+
+
+def test_what_could_not_be_read_is_told_beside_the_batch() -> None:
+    items = [{"image": torch.ones(1, 2), "case": "a"}, {"failure": "cut off", "case": "b"}]
+    batch = collate_readable(items)
+    assert (batch["image"].shape, batch["case"], batch["failures"]) == ((1, 1, 2), ["a"], [("b", "cut off")])
+    batch = collate_readable(items[1:])
+    assert (batch["image"].shape, batch["case"], batch["failures"]) == ((1, 3, 64, 64), [], [("b", "cut off")])
+
+
+def test_regions_come_as_lists() -> None:
+    regions = [object(), object()]
+    assert collate_regions([{"image": r, "case": "a"} for r in regions]) == {"image": regions, "case": ["a", "a"]}

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.utils import DataError, DiskFullError, append_csv, atomic_path, writable_folder, write_csv, write_json
+from shared.utils import (
+    DataError,
+    DiskFullError,
+    append_csv,
+    atomic_path,
+    read_json_object,
+    writable_folder,
+    write_csv,
+    write_json,
+)
 
 FULL = Path("/dev/full")  # a file of Linux that is always full
 
@@ -101,3 +110,19 @@ def test_on_a_full_disk_an_error_in_the_data_is_still_that(tmp_path: Path, monke
     with pytest.raises(DataError, match=r"^scan.nii.gz: is empty$") as caught, atomic_path(tmp_path / "label.nii.gz"):
         raise DataError("scan.nii.gz: is empty")
     assert not isinstance(caught.value, DiskFullError)
+
+
+def test_what_is_no_json_object_is_told_with_what_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match=r"a\.json: no such file\. Expected a list of fruit\. Look elsewhere\."):
+        read_json_object(path, "a list of fruit", "Look elsewhere.")
+    for content, message in (
+        ("{", r"not readable as JSON \(.*\)"),
+        ("\xff", "not readable"),
+        ("[1]", "holds a JSON list"),
+    ):
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(DataError, match=rf"a\.json: {message}.*\. Expected a list of fruit\."):
+            read_json_object(path, "a list of fruit", "Look elsewhere.")
+    path.write_text('{"apples": 3}')
+    assert read_json_object(path, "a list of fruit", "") == {"apples": 3}
