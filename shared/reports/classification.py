@@ -159,7 +159,7 @@ def _draw_curves(axes: Axes, patches: Sequence[Patch], summary: DomainSummary) -
     def curve(name: str, part: Part) -> Curve:
         own = [p for p in patches if p.domain == name]
         dot = (1 - part["specificity"]["value"], part["sensitivity"]["value"])
-        return Curve(*roc_curve([p.probability for p in own], [p.label for p in own]), dot)
+        return *roc_curve([p.probability for p in own], [p.label for p in own]), dot
 
     draw_curves(axes, summary, AUC, curve, lacking="one class only")
     axes.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
@@ -175,15 +175,8 @@ def _draw_matrix(axes: Axes, name: str, part: Part, class_names: Sequence[str]) 
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         share = f"\n{shares[i, j]:.0%}" if counts[i].any() else ""
-        axes.text(
-            j,
-            i,
-            f"{count}{share}",
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="white" if shares[i, j] > 0.5 else "black",
-        )
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, f"{count}{share}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks([0, 1], class_names, fontsize=7)
     axes.set_yticks([0, 1], class_names, fontsize=7, rotation=90, va="center")
     axes.set_xlabel("called", fontsize=8)

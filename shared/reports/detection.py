@@ -178,7 +178,7 @@ def _draw_curves(axes: Axes, findings: Findings, regions: Sequence[RegionEntry],
         own = [i for i, region in enumerate(regions) if region["domain"] == name]
         precision, recall, score = precision_recall_curve(findings.of(own), how.class_id)
         last = np.count_nonzero(score >= how.threshold) - 1
-        return Curve(recall, precision, (recall[last], precision[last]) if last >= 0 else None)
+        return recall, precision, (recall[last], precision[last]) if last >= 0 else None
 
     draw_curves(axes, summary, AP, curve, lacking="no figures")
     axes.set(xlabel="recall", ylabel="precision")

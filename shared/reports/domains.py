@@ -20,6 +20,7 @@ from ..utils import flag, text_table
 from .summary import Scoring, Summary, format_number, round_score
 
 Part = dict[str, Any]
+Curve = tuple[np.ndarray, np.ndarray, tuple[float, float] | None]  # x and y, (n,), and the point at the threshold
 
 IN, OUT, ALL = "in distribution", "out of distribution", "all"
 # A note is due where an interval rests on fewer than this share of the resamples.
@@ -288,16 +289,12 @@ def domain_label(name: str, part: Part) -> str:
     return f"{name} ({part['distribution']})" if part.get("distribution") else name
 
 
-class Curve(NamedTuple):
-    """Points of a curve, both (n,), and the one at the threshold, where there is one."""
-
-    x: np.ndarray
-    y: np.ndarray
-    dot: tuple[float, float] | None
-
-
 def draw_curves(
-    axes: Axes, summary: DomainSummary, area: Column, curve: Callable[[str, Part], Curve], lacking: str
+    axes: Axes,
+    summary: DomainSummary,
+    area: Column,
+    curve: Callable[[str, Part], Curve],
+    lacking: str,
 ) -> None:
     """Draw the curve of each domain, dashed out of distribution, with a dot at the threshold.
 

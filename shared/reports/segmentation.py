@@ -78,29 +78,18 @@ class SegmentationSummary(Summary):
     organs: dict[str, dict[str, Any]]
     mean: dict[str, dict[str, Any]]
 
-    @property
-    def missed(self) -> int:
-        return sum(organ["missed"] for organ in self.organs.values())
-
-    @property
-    def never_predicted(self) -> list[str]:
-        return [name for name, organ in self.organs.items() if organ["missed"] and not organ["scored"]]
-
-    @property
-    def absent_everywhere(self) -> list[str]:
-        return [name for name, organ in self.organs.items() if not organ["missed"] and not organ["scored"]]
-
     def counts(self) -> dict[str, int]:
         return {"cases": self.cases}
 
     def results(self) -> dict[str, Any]:
+        organs = self.organs.items()
         return {
             "cases": self.cases,
             "mean_over_organs": self.mean,
             "organs": self.organs,
-            "missed": self.missed,
-            "never_predicted": self.never_predicted,
-            "absent_everywhere": self.absent_everywhere,
+            "missed": sum(organ["missed"] for organ in self.organs.values()),
+            "never_predicted": [name for name, organ in organs if organ["missed"] and not organ["scored"]],
+            "absent_everywhere": [name for name, organ in organs if not organ["missed"] and not organ["scored"]],
             "tolerance_mm": self.how.tolerance,
             "intervals": self.intervals("cases"),
         }
@@ -112,15 +101,16 @@ class SegmentationSummary(Summary):
 
     def score_table(self) -> str:
         """With a line on the organs that are still at 0."""
-        means = [
-            _table_row(name, organ, organ["dice"]["cases"], organ["missed"]) for name, organ in self.organs.items()
-        ]
-        lines = [text_table([*means, _table_row("mean over organs", self.mean, self.cases, self.missed)])]
-        misplaced = [n for n, o in self.organs.items() if o["scored"] and o["dice"]["mean"] == 0]
+        found, organs = self.results(), self.organs.items()
+        rows = [_table_row(name, organ, organ["dice"]["cases"], organ["missed"]) for name, organ in organs]
+        lines = [text_table([*rows, _table_row("mean over organs", self.mean, self.cases, found["missed"])])]
         for names, explanation in (
-            (self.never_predicted, "never predicted, so Dice 0"),
-            (misplaced, "predicted, but nowhere where the label has it, so Dice 0"),
-            (self.absent_everywhere, "in no label of these cases, so left out"),
+            (found["never_predicted"], "never predicted, so Dice 0"),
+            (
+                [name for name, organ in organs if organ["scored"] and organ["dice"]["mean"] == 0],
+                "predicted, but nowhere where the label has it, so Dice 0",
+            ),
+            (found["absent_everywhere"], "in no label of these cases, so left out"),
         ):
             if names:
                 lines.append(f"{explanation}: {', '.join(names)}")

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from shared.reports.domains import (
     Column,
-    Curve,
     DomainScoring,
     DomainSummary,
     Layout,
@@ -178,8 +177,8 @@ def test_resamples_left_out(left_out: int, remarked: bool) -> None:
 def test_curves() -> None:
     summary, axes = summarise(train_domains=["XR", "CS"]), Figure().subplots()
 
-    def curve(name: str, own: Part) -> Curve:
-        return Curve([0, 1], [0, own["share"]["value"]], (0.5, 0.25) if name == "XR" else None)
+    def curve(name: str, own: Part) -> tuple[list[float], list[float], tuple[float, float] | None]:
+        return [0, 1], [0, own["share"]["value"]], (0.5, 0.25) if name == "XR" else None
 
     draw_curves(axes, summary, SHARE, curve, lacking="nothing")
     first, second, dot, third = axes.lines
