@@ -1,6 +1,7 @@
 """What all tests share: one thread, and the server that commands are forked from."""
 
 import os
+import sys
 
 import pytest
 from fork_server import ForkServer
@@ -13,3 +14,9 @@ def pytest_configure(config: pytest.Config) -> None:
         server = ForkServer()
         config.add_cleanup(server.close)
         os.environ["TEST_PYTHON"] = server.python
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that the code under test starts are forked, too."""
+    monkeypatch.setattr(sys, "executable", os.environ["TEST_PYTHON"])

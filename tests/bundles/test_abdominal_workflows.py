@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def test_two_ranks_train_and_stay_equal(tmp_path: Path, data: Path) -> None:
     options = {"config_file": config_files(UNETR, names), "labels": LABELS}
     options |= {"dataset_dir": str(data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "num_workers": 0}
     options |= {"max_epochs": 2, "val_interval": 1, "num_samples": 1, "cache_dir": str(tmp_path / "cache")}
-    result = torchrun(2, str(tmp_path / "worker.py"), json.dumps(options))
+    result = torchrun(2, tmp_path / "worker.py", json.dumps(options), python=sys.executable)
     assert result.returncode == 0, result.stderr[-3000:]
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2

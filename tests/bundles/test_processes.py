@@ -157,9 +157,9 @@ leave_process_group()
 """
 
 
-def work(ranks: int, jobs: list[dict[str, Any]], folder: Path, workers: str = PYTHON) -> CompletedProcess[str]:
+def work(ranks: int, jobs: list[dict[str, Any]], folder: Path, python: str = PYTHON) -> CompletedProcess[str]:
     (folder / "worker.py").write_text(WORKER)
-    return torchrun(ranks, str(folder / "worker.py"), json.dumps(jobs), cwd=folder, workers=workers)
+    return torchrun(ranks, str(folder / "worker.py"), json.dumps(jobs), cwd=folder, python=python)
 
 
 def job(bundle: str, configs: list[str], **options: Any) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def test_more_ranks_than_cases_give_what_one_process_gives(
 def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, data: dict[str, Path]) -> None:
     task = job(SEGMENT, ["train", "multi_gpu_train"], **training(SEGMENT, data, tmp_path))
     start = time.monotonic()
-    result = work(2, [{**task, "killed": 0, "iteration": 2}], tmp_path, workers=sys.executable)
+    result = work(2, [{**task, "killed": 0, "iteration": 2}], tmp_path, python=sys.executable)
     assert time.monotonic() - start < 60
     assert result.returncode != 0
     assert "Error: rank 1 of 2 stops, because another process of this run has ended" in result.stderr

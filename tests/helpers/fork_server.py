@@ -9,8 +9,8 @@ server. What the server forks runs the command as Python does: `sys.argv`, `sys.
 uncaught exceptions, atexit and the exit status are Python's own. The client passes signals on and ends as the command
 has ended, by the same signal if by one; a command whose client was killed is killed. So `subprocess` does all the rest.
 
-In a Python of its own runs what a fork cannot do: options of Python, `torch.distributed.run`, and environments that
-differ from the server's in what is read when a program starts (`READ_AT_START`). Three differences remain: modules of
+In a Python of its own runs what a fork cannot do: options of Python, and environments that differ from the server's in
+what is read when a program starts (`READ_AT_START`). Three differences remain: modules of
 others are there before they are imported, what they print when imported is lost, and the commands of a test run share
 the seed of hashes.
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 IMPORTED = (
     *("fire", "ignite", "itk", "jsonschema", "matplotlib.pyplot", "monai.bundle", "nibabel", "openslide", "PIL.Image"),
     *("safetensors.torch", "scipy", "tensorboard", "tiffslide", "torch", "torch._dynamo", "torch.onnx", "tqdm"),
+    "torch.distributed.run",
     "torch.utils.tensorboard",
 )
 READ_AT_START = re.compile("PYTHON(?!PATH$|DONTWRITEBYTECODE$)|LC_|LANG|TZ$|LD_|MALLOC_|OMP_|MKL_|MPL")
@@ -111,7 +112,7 @@ def call(folder: str, arguments: list[str]) -> NoReturn:
     with open(f"{folder}/environment") as file:
         same = json.load(file) == read_at_start()
     forked = arguments[:1] in (["-c"], ["-m"]) or (arguments[:1] and arguments[0].endswith(".py"))
-    if not same or not forked or arguments[1:2] == ["torch.distributed.run"]:
+    if not same or not forked:
         os.execv(sys.executable, [sys.executable, *arguments])
     command = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "umask": os.umask(0o77)}
     with socket.socket(socket.AF_UNIX) as connection, open(os.memfd_create("command"), "w") as file:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import torch
-from commands import PYTHON
+from commands import PYTHON, run
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
@@ -54,20 +52,19 @@ def command(files: list[str], **options: Any) -> list[str]:
 
 
 def torchrun(
-    ranks: int, *arguments: str, timeout: float = 300, workers: str = PYTHON, **options: Any
-) -> subprocess.CompletedProcess[str]:
+    ranks: int, *arguments: object, timeout: float = 300, python: str = PYTHON, **options: Any
+) -> CompletedProcess[str]:
     """Several processes of `python ARGUMENTS`.
 
     Args:
         ranks: how many.
         arguments: of each.
         timeout: in seconds.
-        workers: their Python; torchrun itself runs in one of its own.
+        python: of torchrun and of the ranks.
         options: of `subprocess.run`.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    options |= {"env": os.environ | {"PYTHON_EXEC": workers}, "timeout": timeout}
-    return subprocess.run([*launcher, *arguments], capture_output=True, text=True, check=False, **options)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return run(*launcher, *arguments, python=python, timeout=timeout, **options)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

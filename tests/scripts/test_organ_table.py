@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,7 @@ def test_every_column_names_configs_that_exist(tmp_path: Path, data: Path) -> No
 def test_a_short_table_goes_all_the_way(tmp_path: Path, data: Path) -> None:
     options = ["--dataset_dir", data, "--output_dir", tmp_path / "out", "--seeds", 1, "--size", "demo", "--epochs", 2]
     options += ["--columns", "unet3d_plain,unet3d_cbs", "--jobs", 2]
-    result = commands.run(ROOT / "scripts" / "reproduce.py", "organ_table", *options, python=sys.executable)
+    result = commands.run(ROOT / "scripts" / "reproduce.py", "organ_table", *options)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert "| organ | voxels % | paper's % | 3D U-Net | 3D U-Net + CBS |" in result.stdout
     for name in ("unet3d_plain", "unet3d_cbs"):

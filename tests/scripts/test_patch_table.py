@@ -57,6 +57,7 @@ def test_every_method_names_variants_that_exist() -> None:
     assert {method for line in benchmark.PLAN for _, methods in line for method in methods} == set(benchmark.METHODS)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_a_run_is_scored_on_all_scanners_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -394,6 +394,7 @@ def test_made_up_scans_take_the_labels_of_the_configuration(tmp_path: Path, coun
         np.testing.assert_array_equal(found > 0, array > 0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_ends_early_is_a_fault(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = tmp_path / "probe.py"
     probe.write_text(
@@ -471,6 +472,7 @@ def test_a_name_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
         find_bundle(str(tmp_path))
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_the_bundles_pass_when_they_run(bundle: Path) -> None:
@@ -501,6 +503,7 @@ def test_packed_bundles_run_their_own_code_each(packed: Path, tmp_path: Path) ->
     assert sorted(os.listdir(packed)) == ["LICENSE", "configs", "docs", "scripts"]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_a_command_that_fails_is_named(small: Path) -> None:
     change("inference", run=["$1 / 0"])(small)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Tells a version, "makes" environments and notes what it is called with.
 STUB = """#!/usr/bin/env bash
