@@ -6,6 +6,8 @@ import sys
 import pytest
 from fork_server import ForkServer
 
+pytest.register_assert_rewrite("commands", "workflows")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """In the process that starts the others, so that the server is none of an xdist worker's children."""

@@ -1,27 +1,17 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
+import workflows
 from torch import nn
+from workflows import BUNDLES, load_config
 
 from shared.layers import FuseStyle
 
-CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_fusestyle_cls" / "configs"
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((CONFIGS / f"{name}.json").read_text())
-
-
-def parsed(*names: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{name}.json") for name in names])
-    return parser
+BUNDLE = BUNDLES / "mitosis_fusestyle_cls"
+load, parsed = partial(load_config, BUNDLE), partial(workflows.parsed, BUNDLE)
 
 
 def test_what_inference_and_evaluation_take_from_the_record_is_what_training_writes_there() -> None:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
+import workflows
 from monai.transforms import Compose
 from torch import nn
+from workflows import BUNDLES, load_config
 
 from shared.layers import FuseStyle
 from shared.networks.retinanet import FrozenBatchNorm2d
 
-CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((CONFIGS / f"{name}.json").read_text())
-
-
-def parsed(*names: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{name}.json") for name in names])
-    return parser
+BUNDLE = BUNDLES / "mitosis_retinanet_fusestyle"
+load, parsed = partial(load_config, BUNDLE), partial(workflows.parsed, BUNDLE)
 
 
 def test_training_and_inference_see_tiles_alike() -> None:

@@ -72,9 +72,12 @@ class ForkServer:
             listener.listen(64)
             fds = (listener.fileno(), theirs.fileno())
             command = [sys.executable, __file__, self._folder, *map(str, fds)]
+            own = {
+                name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+            }  # each command has its own
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=own | {"OMP_NUM_THREADS": "1"},
                 pass_fds=fds,
                 start_new_session=True,  # Ctrl-C reaches the clients, which pass it on
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from commands import PYTHON, run
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
+from matplotlib.image import imread
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from shared.utils.errors import data_error_message
 
@@ -20,6 +22,18 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 def config_files(bundle: Path, configs: Iterable[str]) -> list[str]:
     return [str(bundle / "configs" / f"{name}.json") for name in configs]
+
+
+def load_config(bundle: Path, name: str) -> dict[str, Any]:
+    """As it stands in the file."""
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
+def parsed(bundle: Path, *configs: str) -> ConfigParser:
+    """A config with overlays, to take parts of it from."""
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, configs))
+    return parser
 
 
 def workflow(files: list[str], **options: Any) -> ConfigWorkflow:
@@ -65,6 +79,26 @@ def torchrun(
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     return run(*launcher, *arguments, python=python, timeout=timeout, **options)
+
+
+def check_histology_training(folder: Path, epochs: int, score: str) -> dict[str, Any]:
+    """Assert that a training on XR and CS has left what it promises, and return its record."""
+    for name in ("last.pt", "best.pt", "model.pt", "model.json", "threshold.json", "training.csv"):
+        assert (folder / name).is_file(), name
+    assert imread(folder / "training.png").std() > 0.02
+    assert list((folder / "tensorboard").iterdir())
+    record = json.loads((folder / "model.json").read_text())
+    assert record["synthetic"] is True
+    assert record["train_domains"] == ["CS", "XR"]
+    assert record["labels"] == {"non_mitotic": 0, "mitotic": 1}
+    threshold = json.loads((folder / "threshold.json").read_text())
+    assert 0 < threshold["threshold"] < 1
+    assert threshold["domains"] == ["CS", "XR"]
+    history = rows(folder / "training.csv")
+    assert [row["epoch"] for row in history] == [str(i) for i in range(1, epochs + 1)]
+    best = max(history, key=lambda row: float(row[score]))
+    assert (int(best["epoch"]), float(best[score])) == (record["epoch"], record[score])
+    return record
 
 
 def rows(path: Path) -> list[dict[str, str]]:
