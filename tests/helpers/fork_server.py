@@ -9,10 +9,10 @@ server. What the server forks runs the command as Python does: `sys.argv`, `sys.
 uncaught exceptions, atexit and the exit status are Python's own. The client passes signals on and ends as the command
 has ended, by the same signal if by one; a command whose client was killed is killed. So `subprocess` does all the rest.
 
-In a Python of its own runs what a fork cannot do: options of Python, and environments that differ from the server's in
-what is read when a program starts (`READ_AT_START`). Three differences remain: modules of
-others are there before they are imported, what they print when imported is lost, and the commands of a test run share
-the seed of hashes.
+In a Python of its own runs what a fork cannot do: options of Python other than -u, and environments that differ from
+the server's in what is read when a program starts (`READ_AT_START`). Four differences remain: modules of others are
+there before they are imported, what they print when imported is lost, the commands of a test run share the seed of
+hashes, and -u writes line by line.
 
 The server imports when the first command comes. It has one thread, since a fork has no other. It ends with the process
 that made it, however that ends, and ends all that it forked.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 IMPORTED = (
     *("fire", "ignite", "itk", "jsonschema", "matplotlib.pyplot", "monai.bundle", "nibabel", "openslide", "PIL.Image"),
     *("safetensors.torch", "scipy", "tensorboard", "tiffslide", "torch", "torch._dynamo", "torch.onnx", "tqdm"),
-    "torch.distributed.run",
+    "torch.distributed.launcher.api",
     "torch.utils.tensorboard",
 )
 READ_AT_START = re.compile("PYTHON(?!PATH$|DONTWRITEBYTECODE$)|LC_|LANG|TZ$|LD_|MALLOC_|OMP_|MKL_|MPL")
@@ -114,7 +114,8 @@ def call(folder: str, arguments: list[str]) -> NoReturn:
     """Let the server run `python ARGUMENTS`, and end as that ends."""
     with open(f"{folder}/environment") as file:
         same = json.load(file) == read_at_start()
-    forked = arguments[:1] in (["-c"], ["-m"]) or (arguments[:1] and arguments[0].endswith(".py"))
+    kept = arguments[arguments[:1] == ["-u"] :]
+    forked = kept[:1] in (["-c"], ["-m"]) or (kept[:1] and kept[0].endswith(".py"))
     if not same or not forked:
         os.execv(sys.executable, [sys.executable, *arguments])
     command = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "umask": os.umask(0o77)}
@@ -222,7 +223,7 @@ def take_over(files: list[int]) -> list[str]:
         os.dup2(file, number)
         os.close(file)
     # the objects stay: handlers of loggers hold them
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty() or command["arguments"][0] == "-u")
     os.umask(command["umask"])
     os.chdir(command["folder"])
     os.environ.clear()
@@ -238,6 +239,7 @@ def take_over(files: list[int]) -> list[str]:
 def run(arguments: list[str], python: str, path: list[str]) -> None:
     """Do what `python ARGUMENTS` does."""
     sys.executable, sys.orig_argv = python, [python, *arguments]
+    arguments = arguments[arguments[0] == "-u" :]
     kind, *rest = arguments
     first = {"-m": os.getcwd(), "-c": ""}.get(kind, os.path.dirname(os.path.realpath(kind)))
     added = [os.path.abspath(folder) for folder in os.environ.get("PYTHONPATH", "").split(":") if folder]

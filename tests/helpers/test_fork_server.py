@@ -45,6 +45,7 @@ COMMANDS = {
     "logging": ["-c", LOGGING],
     "warnings": ["-c", "import monai; " + WARNINGS],  # MONAI has a form of its own for them
     "warnings as errors": ["-W", "error", "-c", WARNINGS],
+    "unbuffered": ["-u", "some/crash.py", "x"],
     "options": ["-E", "-c", "import sys; print(sys.flags)"],
     "input": ["-c", "print(input(), input())"],
     "umask": ["-c", "import os; print(os.umask(0))"],
@@ -53,6 +54,7 @@ COMMANDS = {
     "spawned": ["some/spawn.py"],
 }
 FILES = {
+    "crash": "import os, sys; print(sys.argv); os._exit(1)",
     "__init__": "",
     "module": MODULE,
     "path": "import sys; print(sys.path)",
