@@ -5,14 +5,3 @@ May import: data, inferers, layers, losses, metrics, networks, reports, transfor
 
 from .case_evaluator import CaseEvaluator, FaultTolerantDataset, InferenceEvaluator, prepare_region
 from .detection import DetectionEvaluator, DetectionTrainer, MeanImageLoss, prepare_detection_batch
-
-__all__ = [
-    "CaseEvaluator",
-    "DetectionEvaluator",
-    "DetectionTrainer",
-    "FaultTolerantDataset",
-    "InferenceEvaluator",
-    "MeanImageLoss",
-    "prepare_detection_batch",
-    "prepare_region",
-]

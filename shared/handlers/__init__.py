@@ -17,24 +17,3 @@ from .segmentation_report import SegmentationReport
 from .stop_on_bad_loss import StopOnBadLoss
 from .training_checkpoint import TrainingCheckpoint
 from .training_report import TrainingCurves, TrainingReport
-
-__all__ = [
-    "AdaptBatchNorm",
-    "ClassBoostStrategy",
-    "ClassReweighting",
-    "ClassificationReport",
-    "DecisionThreshold",
-    "DetectionReport",
-    "DetectionThreshold",
-    "PlateauClassFreezing",
-    "SaveDetections",
-    "SavePredictions",
-    "SeedEpochs",
-    "SegmentationReport",
-    "StaticClassWeights",
-    "StopOnBadLoss",
-    "ThresholdClassFreezing",
-    "TrainingCheckpoint",
-    "TrainingCurves",
-    "TrainingReport",
-]

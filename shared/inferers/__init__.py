@@ -10,12 +10,3 @@ from .findings import FindingsCollector
 from .region import RegionInferer
 from .restore import axis_maps, restore_label_map
 from .suppression import suppress_within_radius
-
-__all__ = [
-    "DetectionMerger",
-    "FindingsCollector",
-    "RegionInferer",
-    "axis_maps",
-    "restore_label_map",
-    "suppress_within_radius",
-]

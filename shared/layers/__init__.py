@@ -6,11 +6,3 @@ May import: torch alone.
 
 from .fusestyle import FuseStyle, fuse_style, reference_indices
 from .lambda_layer import LambdaLayer, apply_lambdas
-
-__all__ = [
-    "FuseStyle",
-    "LambdaLayer",
-    "apply_lambdas",
-    "fuse_style",
-    "reference_indices",
-]

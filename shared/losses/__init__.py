@@ -7,15 +7,3 @@ from .class_weighted import ClassWeightedLoss, DicePlainCELoss, check_class_weig
 from .detection import RetinaNetLoss
 from .domain_adversarial import DomainAdversarialLoss, labelled_loss
 from .prevalence import label_voxel_counts, prevalence_weights
-
-__all__ = [
-    "ClassWeightedLoss",
-    "DicePlainCELoss",
-    "DomainAdversarialLoss",
-    "RetinaNetLoss",
-    "check_class_weight_buffers",
-    "class_weight_buffers",
-    "label_voxel_counts",
-    "labelled_loss",
-    "prevalence_weights",
-]

@@ -26,28 +26,3 @@ from .detection import (
 from .mitotic_count import MitoticCount, mitotic_count
 from .segmentation import ClassScores, segmentation_scores
 from .thresholds import candidate_thresholds, read_threshold
-
-__all__ = [
-    "ClassDice",
-    "ClassScores",
-    "Detections",
-    "Findings",
-    "MeanClassDice",
-    "MitoticCount",
-    "average_precision",
-    "best_detection_threshold",
-    "best_threshold",
-    "bootstrap_detection",
-    "bootstrap_scores",
-    "box_centres",
-    "candidate_thresholds",
-    "classification_scores",
-    "detection_f1",
-    "detection_scores",
-    "mitotic_count",
-    "precision_recall_curve",
-    "read_threshold",
-    "roc_curve",
-    "segmentation_scores",
-    "weighted_auc",
-]

@@ -17,18 +17,3 @@ from .domains import DomainScoring
 from .preview import save_preview
 from .segmentation import SegmentationScoring
 from .summary import Scoring, Summary
-
-__all__ = [
-    "DetectedImage",
-    "DetectionScoring",
-    "DomainScoring",
-    "Scoring",
-    "SegmentationScoring",
-    "Summary",
-    "save_preview",
-    "write_detections_csv",
-    "write_gallery",
-    "write_geojson",
-    "write_midog_json",
-    "write_overview",
-]

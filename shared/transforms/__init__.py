@@ -10,18 +10,3 @@ from .save import SaveSegmentationd
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 from .tile import RandFlipRotateBoxd, RandTiled
 from .volume import CropBodyd, ResampleVolumed
-
-__all__ = [
-    "CropBodyd",
-    "LoadPatchd",
-    "LoadVolumed",
-    "OpenRegiond",
-    "RandFlipRotateBoxd",
-    "RandStainJitter",
-    "RandStainJitterd",
-    "RandTiled",
-    "ResampleVolumed",
-    "RestoreLabelMapd",
-    "SaveSegmentationd",
-    "stain_jitter",
-]

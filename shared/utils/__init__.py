@@ -8,24 +8,3 @@ from .errors import DataError, DiskFullError, data_error_message, fault_list, fl
 from .files import append_csv, atomic_path, name_full_disk, read_json_object, writable_folder, write_csv, write_json
 from .process_group import gather_list, join_process_group, leave_process_group
 from .text import text_table
-
-__all__ = [
-    "DataError",
-    "DiskFullError",
-    "append_csv",
-    "atomic_path",
-    "data_error_message",
-    "fault_list",
-    "flag",
-    "gather_list",
-    "is_disk_full",
-    "join_process_group",
-    "leave_process_group",
-    "name_full_disk",
-    "read_json_object",
-    "show_errors_briefly",
-    "text_table",
-    "writable_folder",
-    "write_csv",
-    "write_json",
-]
