@@ -15,8 +15,8 @@ from pathlib import Path
 import fire
 from bundle_tools import card, checks, overlays
 from bundle_tools.bundle import BUNDLES, Bundle, bundle_names
-from bundle_tools.checks import Found, Result, one_line, run_check
-from bundle_tools.sample_data import make_sample
+from bundle_tools.checks import Found, Result, run_check
+from bundle_tools.sample_data import task_of, write_sample
 from experiments.runs import at_least
 from tqdm import tqdm
 
@@ -68,15 +68,15 @@ def static_checks(bundle: Bundle) -> Found:
 def running_checks(bundle: Bundle, run_commands: bool) -> Found:
     """The checks that run the bundle's code, in a process of their own."""
     with tempfile.TemporaryDirectory() as name:
-        work, faults = Path(name), []
-        output, log = work / "found.json", work / "log"
+        work = Path(name)
+        output, log, before = work / "found.json", work / "log", {}
         command = [sys.executable, *PROBE, "--output", str(output)]
         if run_commands:
             try:
-                sample = make_sample(bundle, work / "data")
-                command += ["--datalist", str(sample.datalist), "--image", str(sample.image)]
-            except Exception as e:  # of a bundle for data of another kind
-                faults.append(f"the commands cannot be run: {one_line(e)}")
+                labels = bundle.config("train").get("labels", {})
+                command += ["--data", json.dumps(write_sample(work / "data", task_of(bundle.metadata), labels))]
+            except ValueError as e:
+                before["commands"] = Result(faults=[], note=f"not run: {e}", seconds=0)
         path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]))
         # no byte code is left in the folder
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
@@ -87,10 +87,9 @@ def running_checks(bundle: Bundle, run_commands: bool) -> Found:
         if status or "properties" not in found:  # the last check; the code may end the process as if all were well
             last = (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
             done = ", ".join(found) or "nothing"
-            faults.append(
-                f"the process that runs the bundle's code ended with status {status}, done is {done}: {last[:300]}"
-            )
-    return found | ({"process": Result(faults=faults, note="", seconds=0)} if faults else {})
+            fault = f"the process that runs the bundle's code ended with status {status}, done is {done}: {last[:300]}"
+            found["process"] = Result(faults=[fault], note="", seconds=0)
+    return before | found
 
 
 def verify(folder: Path, run_commands: bool = True) -> Found:

@@ -10,8 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from shared.data.datalist import read_json_object
-from shared.utils import DataError, atomic_path, fault_list, write_json
+from shared.utils import DataError, atomic_path, fault_list, read_json_object, write_json
 
 from .bundle import PACKED, ROOT, Bundle, find_files
 from .checks import check_changelog, check_paths, check_requirements

@@ -34,13 +34,12 @@ LEAST = {"max_epochs": 1, "val_interval": 1, "num_workers": 0, "batch_size": 4, 
 LEAST |= {"mpp": 0.25, "amp": False, "cache": "memory", "warmup_epochs": 1}
 
 
-def main(output: str, datalist: str = "", image: str = "") -> None:
+def main(output: str, data: dict[str, str] | None = None) -> None:
     """Check the bundle in the working folder, and write what was found for each check as JSON.
 
     Args:
         output: the file, written anew after each check, so that a crash leaves what there is.
-        datalist: of synthetic data, with which to run the commands of the model card, at the size of the demo.
-        image: of the same, for inference.
+        data: options that name made-up data, with which to run the commands of the model card, at the demo's size.
     """
     bundle = Bundle(Path.cwd())
     if bundle.is_packed:
@@ -57,8 +56,7 @@ def main(output: str, datalist: str = "", image: str = "") -> None:
             "shapes": lambda: check_shapes(bundle),
             "torchscript": lambda: check_torchscript(bundle, work),
         }
-        if datalist:  # the commands before the properties, which include a network with weights
-            data = {"dataset_dir": str(Path(datalist).parent), "datalist": datalist, "input": image}
+        if data:  # the commands before the properties, which include a network with weights
             trial = Trial(bundle, work, data)
             checks |= {"commands": trial.check_commands, "properties": trial.check_properties}
         else:
@@ -190,7 +188,7 @@ class Trial(NamedTuple):
 
     bundle: Bundle
     work: Path  # a folder for what they write
-    data: dict[str, str]  # options that name synthetic data
+    data: dict[str, str]  # options that name made-up data
 
     def check_commands(self) -> tuple[list[str], str]:
         """The commands of the model card run one after another."""

@@ -5,6 +5,7 @@ After its CONTRIBUTING.md, README template and `ci` folder, as of October 2024.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from shared.utils import DataError, atomic_path, fault_list
 from .archive import read_object
 from .bundle import CARD, METADATA, read_json
 from .package import WEIGHTS, Package
+from .sample_data import task_of, write_images, write_sample, write_scans
 
 LARGEST_FILE = 25_000_000  # bytes, of any file in a pull request
 ZOO_PYTHON = "3.10"  # of the zoo's CI
@@ -78,13 +80,14 @@ def zoo_card(card: str, metadata: Mapping[str, Any], name: str, note: str) -> st
 
 
 def unit_test(name: str, metadata: Mapping[str, Any]) -> str:
-    task = metadata["task"].partition(" ")[0].lower()
-    if task not in ("segmentation", "classification", "detection"):
-        raise DataError(
-            f"{name}: `task` in metadata.json begins with {task!r}, expected Segmentation, Classification or "
-            f"Detection: {TEST_TEMPLATE.name} has data for these."
-        )
-    return TEST_TEMPLATE.read_text(encoding="utf-8").replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
+    """The zoo's test of a bundle, on made-up data that it writes by itself."""
+    try:
+        task = task_of(metadata)
+    except ValueError as e:
+        raise DataError(f"{name}: {e}") from None
+    data = "\n\n".join(map(inspect.getsource, (write_scans, write_images, write_sample)))
+    text = TEST_TEMPLATE.read_text(encoding="utf-8").replace("# WRITE_SAMPLE\n", data)
+    return text.replace("BUNDLE_NAME", name).replace("BUNDLE_TASK", task)
 
 
 def barriers(package: Package, folder: Path, zoo: Path) -> Iterator[str]:

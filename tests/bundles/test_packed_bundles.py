@@ -15,17 +15,15 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import commands
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from bundle_tools.archive import write_zip
 from bundle_tools.checks import SCHEMA
+from bundle_tools.sample_data import write_sample
 from package_bundles import main
 from safetensors.torch import save_file
 
 from shared.datasets import BTCV_LABELS, make_synthetic_histology
-from shared.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json"))
@@ -85,28 +83,10 @@ class Packed(NamedTuple):
         return {"bootstrap": 1} | ({"test_domains": ["GT450"]} if "histology" in self.data["datalist"] else {})
 
 
-def write_scans(folder: Path) -> None:
-    """Four bodies with thirteen boxes for organs."""
-    folder.mkdir()
-    rng, cases = np.random.default_rng(0), []
-    for i in range(4):
-        image, label = np.full((40, 34, 32), -1000.0), np.zeros((40, 34, 32), np.uint8)
-        image[2:38, 2:30] = -90
-        for value in BTCV_LABELS.values():
-            x, y, z = rng.integers(4, 25, 3)
-            label[x : x + 5, y : y + 4, z : z + 5] = value
-        image += 30 * label + rng.normal(0, 10, image.shape)
-        cases.append({"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"})
-        for name, array in (("image", image.astype(np.int16)), ("label", label)):
-            nib.save(nib.Nifti1Image(array, np.diag([5.0, 5.0, 6.0, 1.0])), folder / cases[-1][name])
-    splits = {"training": cases[:2], "validation": cases[2:3], "test": cases[3:]}
-    write_json(folder / "dataset.json", {"name": "boxes", "synthetic": True, **splits})
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_scans(folder / "ct")
+    write_sample(folder / "ct", "segmentation", BTCV_LABELS)
     make_synthetic_histology(folder / "histology", slides=3, patches_per_slide=4, tiles_per_slide=1, processes=1)
     return folder
 

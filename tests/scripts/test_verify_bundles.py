@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -16,16 +17,16 @@ import torch
 import verify_bundles
 from bundle_tools import checks as bundle_checks
 from bundle_tools import probe as bundle_probe
-from bundle_tools import sample_data
 from bundle_tools.archive import lay_out
 from bundle_tools.bundle import Bundle
 from bundle_tools.checks import check_paths, check_requirements, pins
 from bundle_tools.names import find_name
 from bundle_tools.overlays import check_references
+from bundle_tools.sample_data import write_sample
 from commands import run
 from verify_bundles import CHECKS, find_bundle, main, running_checks
 
-from shared.data import load_datalist
+from shared.data import load_datalist, load_patches, load_regions
 from shared.utils import DataError, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -378,20 +379,29 @@ def test_weights_that_are_no_numbers_are_seen(small: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("count", [4, 30])
 def test_made_up_scans_take_the_labels_of_the_configuration(tmp_path: Path, count: int) -> None:
-    labels = {f"part {i}": i for i in range(1, count + 1)}
-    array = np.random.default_rng(0).integers(0, 14, (6, 5, 4)).astype(np.uint8)
-    cases = [{"image": f"{i}.nii", "label": f"{i}.nii"} for i in range(3)]
-    for case in cases:
-        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / case["label"])
-    datalist = tmp_path / "dataset.json"
-    splits = {"training": cases[:1], "validation": cases[1:2], "test": cases[2:]}
-    write_json(datalist, {"labels": {"0": "background", "1": "spleen"}, **splits})
-    sample_data.relabel(datalist, labels)
-    for split in splits:
-        (case,) = load_datalist(datalist, split, labels=labels)
-        found = np.asarray(nib.load(case["label"]).dataobj)
-        assert set(np.unique(found)) == {0, *labels.values()}
-        np.testing.assert_array_equal(found > 0, array > 0)
+    labels = {f"part {i}": 2 * i for i in range(1, count + 1)}
+    named = write_sample(tmp_path / "data", "segmentation", labels)
+    for split in ("training", "validation", "test"):
+        for case in load_datalist(named["datalist"], split, labels=labels):
+            assert set(np.unique(nib.load(case["label"]).dataobj)) == {0, *labels.values()}
+    assert named["input"] == case["image"]
+
+
+def test_made_up_images_are_what_the_datalists_hold(tmp_path: Path) -> None:
+    named = write_sample(tmp_path / "patches", "classification", {})
+    assert {patch["label"] for patch in load_patches(named["datalist"], "training")} == {0, 1}
+    named = write_sample(tmp_path / "regions", "detection", {})
+    regions = load_regions(named["datalist"], "training", mpp=0.25)
+    assert {label for region in regions for label in region["label"]} == {0, 1}
+    assert {region["domain"] for region in regions} == {"XR", "S360", "CS"}
+
+
+def test_a_bundle_for_another_task_is_verified_without_data(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change("metadata", task="Regression of age")(small)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: SimpleNamespace(returncode="--data" in command))
+    found = running_checks(Bundle(small), run_commands=True)
+    assert found["commands"]["note"].startswith("not run: `task` in metadata.json is 'Regression of age', expected")
+    assert "ended with status False" in found["process"]["faults"][0]
 
 
 @pytest.mark.usefixtures("forked")
