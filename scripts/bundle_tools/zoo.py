@@ -100,10 +100,8 @@ def barriers(package: Package, folder: Path, zoo: Path) -> Iterator[str]:
     """
     if not package.weights:
         yield "There are no trained weights: the zoo wants models/model.pt, or large_files.yml with its address."
-    elif package.record.get("synthetic"):
-        yield "The weights were trained on synthetic data, and are of no use on real images."
-    elif not package.record:
-        yield "Nobody knows what the weights were trained on: models/model.json is missing."
+    elif package.record.get("synthetic") or not package.record:
+        yield package.note
     if package.weights and not package.url and not (folder / WEIGHTS).is_file():
         yield "The weights are too large for a pull request: publish the file, and package with --weights_url."
     yield from (

@@ -6,12 +6,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import commands
@@ -22,6 +17,7 @@ from bundle_tools.checks import SCHEMA
 from bundle_tools.sample_data import write_sample
 from package_bundles import main
 from safetensors.torch import save_file
+from web_folder import served
 
 from shared.datasets import BTCV_LABELS, make_synthetic_histology
 
@@ -201,22 +197,6 @@ def test_every_variant_trains(packed: Packed, environment: dict[str, str], tmp_p
 def test_the_unit_test_for_the_zoo_passes(packed: Packed, environment: dict[str, str]) -> None:
     zoo = packed.untrained.parents[1] / "zoo"
     run(zoo, environment, f"ci/unit_tests/test_{packed.untrained.name}.py")
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a folder on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as http:
-        thread = Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("unload", [True, False])

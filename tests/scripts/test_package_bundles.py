@@ -8,9 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +23,7 @@ from commands import run
 from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, download, download_large_files, get_bundle_info, get_bundle_versions
 from package_bundles import main
+from web_folder import served
 
 from shared.datasets import BTCV_LABELS
 from shared.networks.retinanet import FrozenBatchNorm2d
@@ -404,47 +403,38 @@ def test_a_trained_package_is_not_replaced_by_another_kind(tmp_path: Path, weigh
 # ---- from a server
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The address and the folder of a server on this machine."""
     folder = tmp_path / "served"
     folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as http:
-        thread = Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", folder
-        http.shutdown()
-        thread.join()
+    with served(folder) as address:
+        yield address, folder
 
 
 def test_named_weights_are_fetched_and_checked(tmp_path: Path, weights: Path, server: tuple[str, Path]) -> None:
-    address, served = server
-    shutil.copy(weights, served / "file.pt")
+    address, place = server
+    shutil.copy(weights, place / "file.pt")
     folder = lay_out(UNETR, tmp_path / "packed", weights, "demo", f"{address}/file.pt")
     assert not (folder / "models" / "model.pt").exists()
     assert (folder / "models" / "model.json").is_file()
     assert "download_large_files" in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
-    (served / "file.pt").write_bytes(weights.read_bytes()[:-1])
+    (place / "file.pt").write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(HashCheckError):
         download_large_files(str(folder))
     assert not (folder / "models" / "model.pt").exists()
-    shutil.copy(weights, served / "file.pt")
+    shutil.copy(weights, place / "file.pt")
     download_large_files(str(folder))
     assert (folder / "models" / "model.pt").read_bytes() == weights.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided")  # MONAI asks for no hash of a bundle
 def test_a_package_is_downloaded(tmp_path: Path, server: tuple[str, Path]) -> None:
-    address, served = server
-    main(UNETR.name, output_dir=str(served), base_url=address)
-    source = read(served / "model_info.json")[f"{UNETR.name}_v0.1.0"]["source"]
+    address, place = server
+    main(UNETR.name, output_dir=str(place), base_url=address)
+    source = read(place / "model_info.json")[f"{UNETR.name}_v0.1.0"]["source"]
     download(name=UNETR.name, bundle_dir=tmp_path / "zoo", url=source, progress=False)
-    manifest = read(served / f"{UNETR.name}_v0.1.0.json")
+    manifest = read(place / f"{UNETR.name}_v0.1.0.json")
     for name, entry in manifest["files"].items():
         content = (tmp_path / "zoo" / UNETR.name / name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
