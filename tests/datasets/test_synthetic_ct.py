@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -198,7 +199,7 @@ def test_a_voxel_classifier_does_not_solve_the_task(tmp_path: Path) -> None:
     """The difficulty is fixed here: intensity and place alone must not tell the organs apart."""
     make_synthetic_ct(tmp_path / "ct", cases=12, seed=0)
     options = ["--data_dir", tmp_path / "ct", "--output", tmp_path / "scores.json"]
-    run(ROOT / "scripts/benchmark.py", "voxel_classifier", *options).check_returncode()
+    run(ROOT / "scripts/benchmark.py", "voxel_classifier", *options, python=sys.executable).check_returncode()
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert list(scores["dice"]) == list(BTCV_LABELS)
     assert scores["mean"] == pytest.approx(np.mean(list(scores["dice"].values())))

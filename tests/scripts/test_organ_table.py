@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,13 @@ def test_input_is_checked_first(tmp_path: Path, data: Path, started: list, wrong
         organ_table(**{"dataset_dir": str(data), "output_dir": str(tmp_path / "out"), **wrong})
     assert started == []
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
+    options = ["--dataset_dir", tmp_path, "--output_dir", tmp_path / "out"]
+    result = commands.run(ROOT / "scripts" / "reproduce.py", "organ_table", *options, python=sys.executable)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith(f"Error: {tmp_path}/dataset.json: no such file")
 
 
 def test_every_column_names_configs_that_exist(tmp_path: Path, data: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -499,6 +500,14 @@ def test_code_of_another_package_stops_the_second(
     assert result.returncode == 0
     expected = {"other bundle": "mitosis_fusestyle_cls 0.1.0", "other version": "abdominal_unetr_cbs 0.2.0"}
     assert result.stdout.splitlines()[1] == expected.get(kind, "abdominal_unetr_cbs 0.1.0")
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
+    result = run(ROOT / "scripts" / "package_bundles.py", "none", "--output_dir", tmp_path, python=sys.executable)
+    assert result.returncode == 1
+    assert result.stderr.startswith("\nError: ")
+    assert "abdominal_unetr_cbs" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 # ---- the model zoo
