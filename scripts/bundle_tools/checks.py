@@ -75,14 +75,14 @@ def non_empty(path: Path) -> bool:
 
 def check_changelog(bundle: Bundle) -> list[str]:
     """`version` of metadata.json is the newest of its changelog."""
-    metadata, where = bundle.metadata, METADATA
-    if faults := [f"{where}: {key} is missing" for key in ("version", "changelog") if key not in metadata]:
+    metadata = bundle.metadata
+    if faults := [f"{METADATA}: {key} is missing" for key in ("version", "changelog") if key not in metadata]:
         return faults
     named, versions = metadata["version"], list(metadata["changelog"] or {})
     if named not in versions:
-        return [f"{where}: version {named} is not in changelog ({', '.join(versions) or 'empty'})"]
+        return [f"{METADATA}: version {named} is not in changelog ({', '.join(versions) or 'empty'})"]
     newest = max(versions, key=lambda text: [int(number) for number in re.findall(r"\d+", text)])
-    return [] if named == newest else [f"{where}: version is {named}, changelog goes on to {newest}"]
+    return [] if named == newest else [f"{METADATA}: version is {named}, changelog goes on to {newest}"]
 
 
 def pins(bundle: Bundle) -> tuple[dict[str, str], str]:
@@ -113,14 +113,16 @@ def named_versions(bundle: Bundle) -> dict[str, str]:
 
 def check_requirements(bundle: Bundle) -> list[str]:
     """The versions in metadata.json are the tested ones, and all that the bundle's package imports is among them."""
-    named, (tested, source), where = named_versions(bundle), pins(bundle), METADATA
+    named, (tested, source) = named_versions(bundle), pins(bundle)
     faults = [
-        f"{where}: {name} is {found or 'missing'}, {source} has {tested.get(name) or 'none'}"
+        f"{METADATA}: {name} is {found or 'missing'}, {source} has {tested.get(name) or 'none'}"
         for name, found in named.items()
         if not found or tested.get(name) != found
     ]
     unnamed = [m for m in imported_modules(bundle) if not named.keys() & {m, *distributions_of().get(m, [])}]
-    return faults + [f"{where}: required_packages_version lacks {m}, which {bundle.package} imports" for m in unnamed]
+    return faults + [
+        f"{METADATA}: required_packages_version lacks {m}, which {bundle.package} imports" for m in unnamed
+    ]
 
 
 def imported_modules(bundle: Bundle) -> list[str]:
@@ -149,13 +151,12 @@ def check_paths(bundle: Bundle) -> list[str]:
 
 def check_metadata(bundle: Bundle) -> list[str]:
     """metadata.json is what the MONAI Bundle specification asks for, and names each channel of each tensor."""
-    content, where = bundle.metadata, METADATA
-    errors = Draft201909Validator(read_json(SCHEMA)).iter_errors(content)
-    if faults := [f"{where}: {error.json_path[2:] or 'all'}: {error.message}" for error in errors]:
+    errors = Draft201909Validator(read_json(SCHEMA)).iter_errors(bundle.metadata)
+    if faults := [f"{METADATA}: {error.json_path[2:] or 'all'}: {error.message}" for error in errors]:
         return faults
-    formats = content["network_data_format"]
+    formats = bundle.metadata["network_data_format"]
     return [
-        f"{where}: {name} has {tensor['num_channels']} channels, channel_def names {list(tensor['channel_def'])}"
+        f"{METADATA}: {name} has {tensor['num_channels']} channels, channel_def names {list(tensor['channel_def'])}"
         for name, tensor in [*formats["inputs"].items(), *formats["outputs"].items()]
         if list(tensor["channel_def"]) != [str(i) for i in range(tensor["num_channels"])]
     ]
