@@ -7,7 +7,9 @@ import json
 import fire
 
 from shared.data import SPLITS
-from shared.datasets import count_patches, make_synthetic_ct, make_synthetic_histology
+from shared.datasets.histology_entries import count_patches
+from shared.datasets.synthetic_ct import make_synthetic_ct
+from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import flag, show_errors_briefly, text_table
 
 

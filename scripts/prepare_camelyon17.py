@@ -8,13 +8,8 @@ from pathlib import Path
 import fire
 import torch
 
-from shared.datasets import (
-    CAMELYON17_LABELS,
-    check_image_files,
-    count_patches,
-    read_camelyon17,
-    write_histology_datalist,
-)
+from shared.datasets.camelyon17 import CAMELYON17_LABELS, read_camelyon17
+from shared.datasets.histology_entries import check_image_files, count_patches, write_histology_datalist
 from shared.utils import flag, show_errors_briefly, text_table
 
 SAMPLE = 1000

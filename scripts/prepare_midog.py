@@ -9,24 +9,12 @@ from typing import Any
 import fire
 
 from shared.data import leaked_slides
-from shared.datasets import (
-    MidogImage,
-    check_whole,
-    claim_folder,
-    clipped_boxes,
-    count_patches,
-    count_regions,
-    crop_midog,
-    find_midog,
-    midog_patches,
-    midog_regions,
-    read_midog,
-    resolve_folders,
-    split_patches,
-    split_regions,
-    worker_count,
-    write_midog,
-)
+from shared.datasets.histology_entries import count_patches, count_regions
+from shared.datasets.midog import MidogImage, find_midog, read_midog
+from shared.datasets.midog_crops import crop_midog
+from shared.datasets.midog_datalist import claim_folder, clipped_boxes, midog_patches, midog_regions, write_midog
+from shared.datasets.preparation import check_whole, resolve_folders, worker_count
+from shared.datasets.splits import split_patches, split_regions
 from shared.utils import flag, show_errors_briefly, text_table
 
 

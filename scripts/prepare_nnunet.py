@@ -5,15 +5,9 @@ from __future__ import annotations
 import fire
 from fire.decorators import SetParseFn
 
-from shared.datasets import (
-    check_ct_cases,
-    option_names,
-    read_nnunet,
-    resolve_folders,
-    split_nnunet,
-    worker_count,
-    write_ct_datalist,
-)
+from shared.datasets.ct_cases import check_ct_cases, write_ct_datalist
+from shared.datasets.nnunet import read_nnunet, split_nnunet
+from shared.datasets.preparation import option_names, resolve_folders, worker_count
 from shared.utils import flag, show_errors_briefly
 
 

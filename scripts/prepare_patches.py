@@ -8,13 +8,9 @@ from pathlib import Path
 import fire
 
 from shared.data import leaked_slides
-from shared.datasets import (
-    count_patches,
-    misleading_names,
-    read_patch_table,
-    split_patches,
-    write_histology_datalist,
-)
+from shared.datasets.histology_entries import count_patches, write_histology_datalist
+from shared.datasets.patch_table import misleading_names, read_patch_table
+from shared.datasets.splits import split_patches
 from shared.utils import flag, show_errors_briefly, text_table
 
 

@@ -17,7 +17,7 @@ from monai.data.box_utils import batched_nms
 from torch import Tensor, nn
 
 from shared.data import Region, RegionTiles, read_rgb
-from shared.datasets import make_synthetic_histology
+from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.inferers import RegionInferer, suppress_within_radius
 from shared.networks import fusestyle_retinanet
 from shared.utils import write_json

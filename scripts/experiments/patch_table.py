@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
-from shared.datasets import make_synthetic_histology, read_patch_table, split_patches
+from shared.datasets.patch_table import read_patch_table
+from shared.datasets.splits import split_patches
+from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import write_json
 
 from .runs import Training, file_digest, run_trainings, tell_failures

@@ -19,7 +19,8 @@ from package_bundles import main
 from safetensors.torch import save_file
 from web_folder import served
 
-from shared.datasets import BTCV_LABELS, make_synthetic_histology
+from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.synthetic_histology import make_synthetic_histology
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shared.data import domain_names, load_patches, load_regions, patch_labels, region_labels
-from shared.datasets import make_synthetic_histology
+from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import DataError
 
 SPLITS = ("training", "validation", "test")

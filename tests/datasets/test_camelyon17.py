@@ -14,7 +14,7 @@ from commands import PYTHON, run
 from PIL import Image
 
 from shared.data import load_patches
-from shared.datasets import read_camelyon17
+from shared.datasets.camelyon17 import read_camelyon17
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

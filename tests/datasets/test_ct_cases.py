@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 
 from shared.data import load_datalist
-from shared.datasets import (
-    BTCV_LABELS,
+from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import (
     PAPER_VOXEL_SHARES,
     CtCase,
+    check_ct_case,
     check_ct_cases,
-    option_names,
+    count_organs,
+    map_cases,
+    match_cases,
+    organ_table,
     write_ct_datalist,
 )
-from shared.datasets.ct_cases import check_ct_case, count_organs, map_cases, match_cases, organ_table
+from shared.datasets.preparation import option_names
 from shared.transforms import LoadVolumed
 from shared.utils import DataError, DiskFullError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shared.datasets import check_image_files
+from shared.datasets.histology_entries import check_image_files
 from shared.utils import DataError
 
 

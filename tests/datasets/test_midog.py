@@ -10,8 +10,8 @@ import pytest
 from midog_tree import SIZE, annotations, write_tree
 from PIL import Image
 
-from shared.datasets import find_midog, midog_patches, read_midog
-from shared.datasets.midog_datalist import count_midog, midog_domain
+from shared.datasets.midog import find_midog, read_midog
+from shared.datasets.midog_datalist import count_midog, midog_domain, midog_patches
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,9 @@ from midog_tree import BOXES, SIZE, annotations, files, nuclei, region, shade, w
 from PIL import Image
 
 from shared.data import load_patches
-from shared.datasets import crop_midog, find_midog, midog_patches, read_midog
-from shared.datasets.midog_crops import crop_square, dark_nuclei
+from shared.datasets.midog import find_midog, read_midog
+from shared.datasets.midog_crops import crop_midog, crop_square, dark_nuclei
+from shared.datasets.midog_datalist import midog_patches
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,9 @@ from midog_tree import files
 from PIL import Image
 
 from shared.data import load_regions
-from shared.datasets import clipped_boxes, midog_patches, midog_regions, read_midog, split_patches, split_regions
+from shared.datasets.midog import read_midog
+from shared.datasets.midog_datalist import clipped_boxes, midog_patches, midog_regions
+from shared.datasets.splits import split_patches, split_regions
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

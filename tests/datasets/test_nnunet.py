@@ -14,7 +14,8 @@ import pytest
 from commands import run
 
 from shared.data import load_datalist
-from shared.datasets import CtCase, read_nnunet, split_nnunet
+from shared.datasets.ct_cases import CtCase
+from shared.datasets.nnunet import read_nnunet, split_nnunet
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,9 @@ import pytest
 from commands import PYTHON, run
 from PIL import Image
 
-from shared.datasets import count_patches, read_patch_table, split_patches
+from shared.datasets.histology_entries import count_patches
+from shared.datasets.patch_table import read_patch_table
+from shared.datasets.splits import split_patches
 from shared.utils import DataError, text_table
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.datasets import resolve_folders, worker_count
+from shared.datasets.preparation import resolve_folders, worker_count
 from shared.utils import DataError
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from shared.datasets import CtCase, count_patches, split_cases, split_patches, split_regions
+from shared.datasets.ct_cases import CtCase
+from shared.datasets.histology_entries import count_patches
+from shared.datasets.splits import split_cases, split_patches, split_regions
 from shared.utils import DataError
 
 

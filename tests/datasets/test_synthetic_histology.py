@@ -16,14 +16,15 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from shared.data import SPLITS
-from shared.datasets import (
+from shared.datasets.histology_entries import count_patches
+from shared.datasets.synthetic_histology import (
+    IMPOSTER_KINDS,
+    MITOTIC_KINDS,
     SCANNER_PROFILES,
     ScannerProfile,
-    count_patches,
     make_synthetic_histology,
     render_stains,
 )
-from shared.datasets.synthetic_histology import IMPOSTER_KINDS, MITOTIC_KINDS
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

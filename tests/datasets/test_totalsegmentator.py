@@ -13,14 +13,15 @@ import pytest
 from commands import run
 
 from shared.data import load_datalist
-from shared.datasets import (
-    BTCV_LABELS,
-    CtCase,
+from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import CtCase
+from shared.datasets.totalsegmentator import (
+    TOTALSEGMENTATOR_ORGANS,
     find_totalsegmentator,
+    merge_masks,
     merge_totalsegmentator,
     split_totalsegmentator,
 )
-from shared.datasets.totalsegmentator import TOTALSEGMENTATOR_ORGANS, merge_masks
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,7 +30,8 @@ from monai.bundle import ConfigParser
 from PIL import Image
 from workflows import command
 
-from shared.datasets import make_synthetic_ct, make_synthetic_histology
+from shared.datasets.synthetic_ct import make_synthetic_ct
+from shared.datasets.synthetic_histology import make_synthetic_histology
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "monai_label.sh"

@@ -10,7 +10,7 @@ from experiments import patch_table as benchmark
 from experiments.runs import BUNDLES, run_trainings
 from scipy.stats import wilcoxon
 
-from shared.datasets import make_synthetic_histology
+from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import DataError
 
 
