@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..utils import DataError
+from ..utils import DataError, write_json
 from ..utils.text import first_few
 
 NEW_FOLDER = "Choose a new folder with --output_dir, or delete this one first."
@@ -78,21 +78,6 @@ def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
         raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {NEW_FOLDER}")
 
 
-def claim_synthetic(output_dir: Path, datalist: Mapping[str, Any], files: Iterable[str]) -> None:
-    """See that the folder of a data set, which may be written again, holds nothing but its datalist and these files.
-
-    Raises:
-        DataError: when it does.
-    """
-    own = {output_dir / name for name in ("dataset.json", *files)}
-    found = [path for path in sorted(output_dir.rglob("*")) if path.is_file() and path not in own]
-    names = [path.relative_to(output_dir) for path in found]
-    refuse_other_content(output_dir, [str(n) for n in names if not any(part.startswith(".") for part in n.parts)])
-    written = output_dir / "dataset.json"
-    if written.exists() and written.read_text(encoding="utf-8") != json.dumps(datalist, indent=2) + "\n":
-        raise DataError(f"{written}: already describes another data set, expected an empty folder. {NEW_FOLDER}")
-
-
 @contextmanager
 def open_table(path: Path, remedy: str) -> Iterator[csv.DictReader]:
     """A CSV table, with commas or semicolons, in UTF-8; missing cells are empty.
@@ -111,24 +96,52 @@ def open_table(path: Path, remedy: str) -> Iterator[csv.DictReader]:
             raise DataError(f"{path}: not readable as text ({e}). {remedy}") from e
 
 
-def run_in_processes(
-    function: Callable[[Any], None], items: Sequence[Any], processes: int | None, description: str, unit: str
-) -> None:
-    """Call a function of a module with each item, several at a time, by default one for each core, with progress.
+def make_data_set(
+    output_dir: str | os.PathLike,
+    lists: Mapping[str, Mapping[str, Any]],
+    files: Iterable[str],
+    write: Callable[[Any], None],
+    items: Sequence[Any],
+    processes: int | None,
+    unit: str,
+) -> Path:
+    """Write a synthetic data set, into a new folder or one that holds nothing but this very data set.
+
+    Args:
+        output_dir: the folder.
+        lists: name → content of its datalists, of which `dataset.json` is the last and says that all is there.
+        files: names of all that it may hold beside `dataset.json`.
+        write: a function of a module; called with each of `items` it writes some of the files.
+        processes: how many are at it at the same time; by default one for each core.
+        unit: what an item is called in the progress.
+
+    Returns:
+        the path of `dataset.json`.
 
     Raises:
-        DataError: when the number of processes is not a whole one of 1 or above.
+        DataError: when the folder holds anything else, or the number of processes is not a whole one of 1 or above.
     """
+    folder = Path(output_dir)
+    own = {folder / name for name in ("dataset.json", *files)}
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
+    names = [path.relative_to(folder) for path in found]
+    refuse_other_content(folder, [str(n) for n in names if not any(part.startswith(".") for part in n.parts)])
+    path = folder / "dataset.json"
+    if path.exists() and path.read_text(encoding="utf-8") != json.dumps(lists[path.name], indent=2) + "\n":
+        raise DataError(f"{path}: already describes another data set, expected an empty folder. {NEW_FOLDER}")
     if processes is not None:
         check_whole("processes: found", processes, 1)
     processes = min(processes or _cores(), len(items))
-    progress = partial(tqdm, total=len(items), desc=description, unit=unit)
+    progress = partial(tqdm, total=len(items), desc=lists[path.name]["name"], unit=unit)
     if processes == 1:
-        list(progress(map(function, items)))
-        return
-    # Forking a process that has threads may deadlock; a spawned one starts clean.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        list(progress(pool.map(function, items)))
+        list(progress(map(write, items)))
+    else:
+        # Forking a process that has threads may deadlock; a spawned one starts clean.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            list(progress(pool.map(write, items)))
+    for name, content in lists.items():
+        write_json(folder / name, content)
+    return path
 
 
 def _cores() -> int:

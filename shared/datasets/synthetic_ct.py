@@ -16,21 +16,23 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from numpy.typing import ArrayLike
 from scipy.interpolate import BSpline, CubicSpline
+from scipy.ndimage import find_objects
 from scipy.spatial.transform import Rotation
 
 from ..data import SPLITS
-from ..utils import DataError, atomic_path, write_json
+from ..utils import DataError, atomic_path
 from .btcv import BTCV_LABELS
-from .preparation import check_whole, claim_synthetic, run_in_processes
+from .preparation import check_whole, make_data_set
 
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "RAI", "ASL")
 """Orders and directions in which a volume's axes are stored."""
 
 _STEP = 2.4  # mm, the working grid; finer structures live in the soft edges
+_ALL = (slice(None),) * 3
 _EDGE = 2.8  # mm, the width over which one tissue turns into the next
-_EVERYWHERE = (slice(None),) * 3
 
 # HU of each tissue in the native, arterial and portal-venous phase.
 _PHASES: dict[str, tuple[float, float, float]] = {
@@ -46,6 +48,9 @@ _PHASES: dict[str, tuple[float, float, float]] = {
     "wall": (38, 75, 85),
     "muscle": (54, 60, 66),
 }
+
+
+Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -138,64 +143,55 @@ class _Canvas:
 
     Attributes:
         points: template coordinates (x, y, z) of every grid point.
-        hu: the image so far.
-        share: label → the share of each grid point that it occupies, 0 to 1.
+        image: HU so far.
+        share: organ → the share of each grid point that it occupies, 0 to 1.
     """
 
     def __init__(self, points: Sequence[np.ndarray], rng: np.random.Generator) -> None:
         self.points = points
         self.shape = points[0].shape
-        self.hu = np.full(self.shape, -1000, np.float32)
-        self.share: dict[int, np.ndarray] = {}
+        self.image = np.full(self.shape, -1000, np.float32)
+        self.share: dict[str, np.ndarray] = {}
         self.bumps = _noise(rng, self.shape, 14)
         self.texture = _noise(rng, self.shape, 5)
 
-    def region(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    def region(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The grid's box that holds the template's box from `low` to `high`."""
         coarse = 4
         hit = np.ones([-(-n // coarse) for n in self.shape], bool)
         for p, a, b in zip(self.points, low, high, strict=True):
             p = p[::coarse, ::coarse, ::coarse]
             hit &= (p > a - 1.5 * coarse * _STEP) & (p < b + 1.5 * coarse * _STEP)
-        box = []
-        for axis, n in enumerate(self.shape):
-            index = np.flatnonzero(hit.any(axis=tuple(k for k in range(3) if k != axis)))
-            start, stop = (index[0], index[-1]) if len(index) else (0, -1)
-            box.append(slice(max((start - 1) * coarse, 0), min((stop + 2) * coarse, n) if len(index) else 0))
-        return tuple(box)
+        if not hit.any():
+            return (slice(0, 0),) * 3
+        found = zip(find_objects(hit.view(np.uint8))[0], self.shape, strict=True)
+        return tuple(slice(max((s.start - 1) * coarse, 0), min((s.stop + 1) * coarse, n)) for s, n in found)
 
     def fill(
-        self,
-        box: tuple[slice, ...],
-        distance: np.ndarray,
-        hu: float,
-        label: int = 0,
-        texture: float = 0,
-        keep: bool = False,
+        self, distance: np.ndarray, hu: float, organ: str = "", box: Box = _ALL, texture: float = 0, keep: bool = False
     ) -> None:
         """Paint where `distance` is negative. `keep` leaves the labels as they are: a content, not a structure."""
         cover = np.clip(0.5 - distance / _EDGE, 0, 1)
-        self.hu[box] += cover * (hu + texture * self.texture[box] - self.hu[box])
+        self.image[box] += cover * (hu + texture * self.texture[box] - self.image[box])
         if keep:
             return
         for share in self.share.values():
             share[box] *= 1 - cover
-        if label:
-            self.share.setdefault(label, np.zeros(self.shape, np.float32))[box] += cover
+        if organ:
+            self.share.setdefault(organ, np.zeros(self.shape, np.float32))[box] += cover
 
-    def paint(
+    def draw(
         self,
         shape: _Ellipsoid | _Tube,
         hu: float,
-        label: int = 0,
+        organ: str = "",
         *,
         halo: float = 0,
-        halo_hu: float = -100,
         rough: float = 0,
         texture: float = 5,
         limit: np.ndarray | None = None,
         keep: bool = False,
-    ) -> tuple[tuple[slice, ...], np.ndarray]:
+    ) -> tuple[Box, np.ndarray]:
         """Paint a shape, with a coat of fat of `halo` mm around it, `rough` mm of bumps, no further than `limit`."""
         low, high = shape.bounds()
         box = self.region(low - halo - 2 * rough, high + halo + 2 * rough)
@@ -205,12 +201,12 @@ class _Canvas:
         if limit is not None:
             distance = np.maximum(distance, limit[box])
         if halo:
-            self.fill(box, distance - np.float32(halo), halo_hu, texture=4, keep=keep)
-        self.fill(box, distance, hu, label, texture, keep)
+            self.fill(distance - np.float32(halo), -100, box=box, texture=4, keep=keep)
+        self.fill(distance, hu, organ, box=box, texture=texture, keep=keep)
         return box, distance
 
 
-class _Body:
+class _Body(_Canvas):
     """One body: draws its own variation from `rng` and paints itself."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -229,6 +225,8 @@ class _Body:
         self.hu["liver"] -= rng.choice([0, 0, 0, 30])  # a fatty liver now and then
         self.hu["fat"] = rng.uniform(-112, -85)
         self.hu["bone"] = rng.uniform(180, 300)
+        points, self.origin = self.grid()
+        super().__init__(points, rng)
 
     def near(self, centre: ArrayLike, spread: float = 5) -> np.ndarray:
         """A place shifted with the viscera and a little by itself."""
@@ -266,57 +264,59 @@ class _Body:
             points.append(row[0] * x + row[1] * y + row[2] * z + bend)
         return points, low
 
-    def paint(self) -> tuple[_Canvas, np.ndarray]:
+    def paint(self) -> None:
         """The whole body, from the outside to the inside and from large to small."""
-        points, origin = self.grid()
-        canvas = _Canvas(points, self.rng)
-        depth = self.paint_trunk(canvas)
-        dome = self.dome(points)
-        self.paint_chest(canvas, depth, dome)
-        inside = np.maximum(depth + 3, points[2] - dome + 4)
-        self.paint_bowel(canvas, inside)
-        self.paint_organs(canvas, inside)
-        self.paint_table(canvas, origin)
-        return canvas, origin
+        depth = self.paint_trunk()
+        dome = self.dome()
+        self.paint_chest(depth, dome)
+        self.inside = np.maximum(depth + 3, self.points[2] - dome + 4)  # the cavity below the diaphragm
+        self.paint_bowel()
+        self.paint_liver()
+        self.paint_stomach()
+        self.paint_spleen()
+        right = self.paint_kidney("right_kidney", 1, (64, -38, -20))
+        left = self.paint_kidney("left_kidney", -1, (-62, -40, -8))
+        self.paint_gallbladder()
+        self.paint_vessels()
+        self.paint_pancreas()
+        self.paint_adrenal("right_adrenal_gland", 1, (31, -34, right[2] + 56))
+        self.paint_adrenal("left_adrenal_gland", -1, (-33, -27, left[2] + 46))
+        self.paint_table()
 
-    def paint_trunk(self, canvas: _Canvas) -> np.ndarray:
+    def paint_trunk(self) -> np.ndarray:
         """Skin, fat, wall, spine and ribs. Returns the distance to the cavity's wall, negative inside."""
-        x, y, _ = canvas.points
+        x, y, _ = self.points
         a, b = self.cavity.astype(np.float32)
         radius = np.float32(self.cavity.mean())
         depth = (((np.abs(x) / a) ** 2.4 + (np.abs(y) / b) ** 2.4) ** (1 / 2.4) - 1) * radius
-        depth += np.float32(1.25) * canvas.bumps
+        depth += np.float32(1.25) * self.bumps
         cover = 14 + self.fat * (1 + self.lean[0] * x / a) * (1 + self.lean[1] * y / b)
-        canvas.fill(_EVERYWHERE, depth - cover, 20)
-        canvas.fill(_EVERYWHERE, depth - cover + 2, self.hu["fat"], texture=5)
-        canvas.fill(_EVERYWHERE, depth - 12, self.hu["muscle"], texture=8)
-        canvas.fill(_EVERYWHERE, np.abs(depth - 6) - 0.5, self.hu["fat"])
-        canvas.fill(_EVERYWHERE, depth, self.hu["fat"], texture=8)
+        self.fill(depth - cover, 20)
+        self.fill(depth - cover + 2, self.hu["fat"], texture=5)
+        self.fill(depth - 12, self.hu["muscle"], texture=8)
+        self.fill(np.abs(depth - 6) - 0.5, self.hu["fat"])
+        self.fill(depth, self.hu["fat"], texture=8)
         for side in (-1, 1):
-            beside_spine = _Tube(
-                [(side * 34, -78, -200), (side * 34, -78, -60), (side * 34, -78, 200)], [27 * 1.2, 27, 27]
-            )
-            psoas = _Tube(
-                [(side * 40 * 1.3, -42, -200), (side * 40, -42, -60), (side * 40 * 0.8, -42, 15)], [17 * 1.2, 17, 5]
-            )
-            for muscle in (beside_spine, psoas):
-                canvas.paint(muscle, self.hu["muscle"], texture=8, limit=depth - 11)
-        self.paint_bones(canvas, depth)
+            beside_spine = [(side * 34, -78, -200), (side * 34, -78, -60), (side * 34, -78, 200)]
+            psoas = [(side * 40 * 1.3, -42, -200), (side * 40, -42, -60), (side * 40 * 0.8, -42, 15)]
+            for course, radii in ((beside_spine, [27 * 1.2, 27, 27]), (psoas, [17 * 1.2, 17, 5])):
+                self.draw(_Tube(course, radii), self.hu["muscle"], texture=8, limit=depth - 11)
+        self.paint_bones(depth)
         return depth
 
-    def paint_bones(self, canvas: _Canvas, depth: np.ndarray) -> None:
+    def paint_bones(self, depth: np.ndarray) -> None:
         spongy, height = self.hu["bone"], self.rng.uniform(30, 36)
         phase = self.rng.uniform(0, height)
         spine = _Tube([(0, -52, -210), (0, -46, -70), (0, -48, 30), (0, -54, 210)], [23, 22, 20, 18], 1.25)
-        box, distance = canvas.paint(spine, self.hu["muscle"] + 30)
-        z = (canvas.points[2][box] + phase) % height
+        box, distance = self.draw(spine, self.hu["muscle"] + 30)
+        z = (self.points[2][box] + phase) % height
         bone = np.maximum(distance, 4 - z)
-        canvas.fill(box, bone, spongy + 250, texture=30)
-        canvas.fill(box, bone + 3, spongy, texture=30)
-        canvas.paint(_Tube([(0, -78, -210), (0, -75, 0), (0, -82, 210)], [13, 13, 13]), spongy + 150)
-        canvas.paint(_Tube([(0, -77, -210), (0, -74, 0), (0, -81, 210)], [8, 8, 8]), 25)
-        canvas.paint(_Tube([(0, -92, -210), (0, -90, 0), (0, -96, 210)], [5, 5, 5]), spongy + 200, limit=depth - 10)
-        x, y, z = canvas.points
+        self.fill(bone, spongy + 250, texture=30, box=box)
+        self.fill(bone + 3, spongy, texture=30, box=box)
+        self.draw(_Tube([(0, -78, -210), (0, -75, 0), (0, -82, 210)], [13, 13, 13]), spongy + 150)
+        self.draw(_Tube([(0, -77, -210), (0, -74, 0), (0, -81, 210)], [8, 8, 8]), 25)
+        self.draw(_Tube([(0, -92, -210), (0, -90, 0), (0, -96, 210)], [5, 5, 5]), spongy + 200, limit=depth - 10)
+        x, y, z = self.points
         # Ribs run in the wall, lower in front: level sets of a slanted height.
         slant = z - np.float32(0.55) * (y + 80) + np.float32(0.12) * np.abs(x) + phase
         pitch = np.float32(28)
@@ -324,11 +324,11 @@ class _Body:
         rib = np.sqrt(across**2 + np.where(np.abs(depth - 6) < 12, depth - 6, 12) ** 2) - 4.5
         # No ribs below the costal arch and none in the anterior midline.
         arch = np.maximum(-30 + 0.9 * (y + 40) - z, 22 - np.abs(x))
-        canvas.fill(_EVERYWHERE, np.maximum(rib, arch * 0.5), spongy + 200, texture=40)
+        self.fill(np.maximum(rib, arch * 0.5), spongy + 200, texture=40)
 
-    def dome(self, points: Sequence[np.ndarray]) -> np.ndarray:
+    def dome(self) -> np.ndarray:
         """Height z of the diaphragm above each point."""
-        x, y, _ = points
+        x, y, _ = self.points
         right, left = self.rng.uniform(85, 110), self.rng.uniform(76, 98)
         lift, offset = np.float32(self.shift[2]), np.float32(self.shift[0])
         heights = [
@@ -337,16 +337,16 @@ class _Body:
         ]
         return np.maximum.reduce(heights)
 
-    def paint_chest(self, canvas: _Canvas, depth: np.ndarray, dome: np.ndarray) -> None:
-        x, y, z = canvas.points
+    def paint_chest(self, depth: np.ndarray, dome: np.ndarray) -> None:
+        x, y, z = self.points
         lung = np.maximum(np.maximum(depth + 2, dome - z), 30 - np.hypot(x, (y + 35) * np.float32(0.6)))
-        canvas.fill(_EVERYWHERE, lung - 3, self.hu["muscle"], texture=5)
-        canvas.fill(_EVERYWHERE, lung, self.rng.uniform(-880, -780), texture=40)
+        self.fill(lung - 3, self.hu["muscle"], texture=5)
+        self.fill(lung, self.rng.uniform(-880, -780), texture=40)
         heart = _Ellipsoid(self.near((-18, 34, 124), 5), self.size((60, 46, 46)), self.angles((0, 15, 20), 5))
-        box, distance = canvas.paint(heart, self.hu["muscle"] + 30, halo=5, limit=depth + 3)
-        canvas.fill(box, distance + 10, 0.5 * (self.hu["aorta"] + self.hu["cava"]))
+        box, distance = self.draw(heart, self.hu["muscle"] + 30, halo=5, limit=depth + 3)
+        self.fill(distance + 10, 0.5 * (self.hu["aorta"] + self.hu["cava"]), box=box)
 
-    def paint_bowel(self, canvas: _Canvas, inside: np.ndarray) -> None:
+    def paint_bowel(self) -> None:
         """Colon and small bowel: unlabelled, of every density the organs have."""
         rng = self.rng
         ascending = [(96, -20, -150), (98, -12, -90), (92, 2, -45), (80, 30, -30)]
@@ -354,78 +354,62 @@ class _Body:
         descending = [(-88, 30, 5), (-104, -5, -20), (-102, -18, -90), (-95, -10, -160)]
         for course, radius in ((ascending, 23), (transverse, 18), (descending, 15)):
             tube = _Tube(self.along(course, 6), self.size([radius] * len(course), 0.15, 0.15))
-            self.paint_hollow(canvas, tube, inside, gas=0.5)
+            self.paint_hollow(tube, 0.5, self.inside)
         for _ in range(rng.integers(9, 14)):
             start = np.array([rng.uniform(-75, 75), rng.uniform(0, 70), rng.uniform(-140, -15)])
-            steps = rng.normal(0, (26, 12, 15), (5, 3))
-            points = start + np.cumsum(steps, axis=0)
-            points = np.clip(points, (-95, -15, -160), (95, 78, 5))
-            tube = _Tube(points, self.size([13] * 5, 0.12, 0.1))
-            self.paint_hollow(canvas, tube, inside, gas=0.15)
+            points = start + np.cumsum(rng.normal(0, (26, 12, 15), (5, 3)), axis=0)
+            tube = _Tube(np.clip(points, (-95, -15, -160), (95, 78, 5)), self.size([13] * 5, 0.12, 0.1))
+            self.paint_hollow(tube, 0.15, self.inside)
 
-    def paint_hollow(self, canvas: _Canvas, tube: _Tube, inside: np.ndarray, gas: float) -> None:
+    def paint_hollow(self, tube: _Tube, gas: float, limit: np.ndarray | None = None) -> None:
         """A piece of bowel: wall, and as content fluid, chyme as dense as an organ, oral contrast or gas."""
         rng = self.rng
-        box, distance = canvas.paint(tube, self.hu["wall"], halo=1.5, rough=2, limit=inside)
+        box, distance = self.draw(tube, self.hu["wall"], halo=1.5, rough=2, limit=limit)
         content = rng.choice([rng.uniform(0, 30), rng.uniform(35, 120), rng.uniform(150, 350)], p=[0.35, 0.5, 0.15])
-        canvas.fill(box, distance + rng.uniform(2, 4), content, texture=rng.choice([5, 25]))
+        self.fill(distance + rng.uniform(2, 4), content, texture=rng.choice([5, 25]), box=box)
         if rng.random() < gas:
             level = rng.uniform(-0.5, 0.8)
-            canvas.fill(box, np.maximum(distance + 3, (level - canvas.bumps[box]) * 6), -850)
+            self.fill(np.maximum(distance + 3, (level - self.bumps[box]) * 6), -850, box=box)
 
-    def paint_organs(self, canvas: _Canvas, inside: np.ndarray) -> None:
-        ids = BTCV_LABELS
-        self.paint_liver(canvas, ids["liver"], inside)
-        self.paint_stomach(canvas, ids["stomach"], inside)
-        self.paint_spleen(canvas, ids["spleen"], inside)
-        right = self.paint_kidney(canvas, ids["right_kidney"], 1, (64, -38, -20))
-        left = self.paint_kidney(canvas, ids["left_kidney"], -1, (-62, -40, -8))
-        self.paint_gallbladder(canvas, ids["gallbladder"], inside)
-        self.paint_vessels(canvas, ids)
-        self.paint_pancreas(canvas, ids)
-        self.paint_adrenal(canvas, ids["right_adrenal_gland"], 1, (31, -34, right[2] + 56))
-        self.paint_adrenal(canvas, ids["left_adrenal_gland"], -1, (-33, -27, left[2] + 46))
-
-    def paint_liver(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
-        hu, look = self.hu["liver"], {"rough": 4, "texture": 7, "limit": inside}
+    def paint_liver(self) -> None:
+        hu, look = self.hu["liver"], {"rough": 4, "texture": 7, "limit": self.inside}
         centre = self.near((0, -4, 34), 6)
         centre[0] = 0.62 * self.cavity[0] + self.rng.normal(0, 4)  # along the wall
         right = _Ellipsoid(centre, self.size((60, 82, 82), 0.08), self.angles((0, 8, 8), 6))
         left = _Ellipsoid(self.near((6, 38, 58), 7), self.size((72, 34, 36), 0.14), self.angles((0, -14, 0), 8))
-        canvas.paint(left, hu, label, halo=2, **look)
-        canvas.paint(right, hu, label, **look)
+        self.draw(left, hu, "liver", halo=2, **look)
+        self.draw(right, hu, "liver", **look)
         hilum = self.near((36, 8, 40), 3)
         for end in ((92, -20, 55), (85, 25, 60), (60, -5, 78), (10, 40, 62)):
             course = [hilum, (hilum + self.near(end)) / 2 + self.rng.normal(0, 5, 3), self.near(end)]
-            canvas.paint(_Tube(course, [5, 4, 2]), self.hu["veins"], keep=True, limit=inside)
+            self.draw(_Tube(course, [5, 4, 2]), self.hu["veins"], keep=True, limit=self.inside)
         for _ in range(self.rng.integers(0, 4)):
             cyst = _Ellipsoid(self.near((75, 0, 35), 28), self.size((8, 8, 8), 0.4))
-            box, distance = canvas.paint(cyst, hu, keep=True, texture=7, limit=inside)
-            only_liver = np.maximum(distance, (0.6 - canvas.share[label][box]) * 5)
-            canvas.fill(box, only_liver, self.rng.uniform(0, 90), keep=True)
+            box, distance = self.draw(cyst, hu, keep=True, texture=7, limit=self.inside)
+            only_liver = np.maximum(distance, (0.6 - self.share["liver"][box]) * 5)
+            self.fill(only_liver, self.rng.uniform(0, 90), keep=True, box=box)
 
-    def paint_spleen(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+    def paint_spleen(self) -> None:
         centre, axes = self.near((0, -26, 36), 6), self.size((40, 53, 58), 0.13)
         centre[0] = -0.72 * self.cavity[0] + self.rng.normal(0, 4)  # along the wall
         spleen = _Ellipsoid(centre, axes, self.angles((15, 0, -15), 9))
         # Hollow towards the stomach and the kidney.
-        hollow = _Ellipsoid(centre + (42, 24, 0), axes * (0.8, 0.72, 0.9)).distance(canvas.points)
-        limit = np.maximum(inside, -hollow)
-        canvas.paint(spleen, self.hu["spleen"], label, halo=2, rough=3, limit=limit, texture=7)
+        hollow = _Ellipsoid(centre + (42, 24, 0), axes * (0.8, 0.72, 0.9)).distance(self.points)
+        limit = np.maximum(self.inside, -hollow)
+        self.draw(spleen, self.hu["spleen"], "spleen", halo=2, rough=3, limit=limit, texture=7)
 
-    def paint_stomach(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+    def paint_stomach(self) -> None:
         rng = self.rng
         course = [(-58, -12, 78), (-66, 2, 56), (-66, 26, 28), (-42, 48, 4), (-8, 50, -4), (20, 38, 4)]
         radii = self.size([34, 36, 31, 23, 18, 11], 0.16, 0.06)
         tube = _Tube(self.along(course, 4, 6), radii)
-        box, distance = canvas.paint(tube, self.hu["wall"] + 5, label, halo=2, rough=3, limit=inside)
+        box, distance = self.draw(tube, self.hu["wall"] + 5, "stomach", halo=2, rough=3, limit=self.inside)
         lumen = distance + rng.uniform(4, 7)
         content = rng.choice([rng.uniform(0, 30), rng.uniform(30, 110), rng.uniform(140, 300)], p=[0.4, 0.5, 0.1])
-        canvas.fill(box, lumen, content, texture=rng.choice([4, 20, 35]), keep=True)
+        self.fill(lumen, content, texture=rng.choice([4, 20, 35]), keep=True, box=box)
         if rng.random() < 0.7:
-            front = canvas.points[1][box]
-            level = rng.uniform(18, 52) + self.shift[1]
-            canvas.fill(box, np.maximum(lumen, np.float32(level) - front), -900, keep=True)
+            level = np.float32(rng.uniform(18, 52) + self.shift[1])
+            self.fill(np.maximum(lumen, level - self.points[1][box]), -900, keep=True, box=box)
         # The oesophagus comes down beside the aorta. It is led on into the stomach, which covers that part, so that
         # the two also meet where the diaphragm cuts the fundus off.
         top = [(-4, -12, 215), (-6, -10, 130), (-16, -6, 96)]
@@ -434,84 +418,75 @@ class _Body:
         gullet = np.concatenate([gullet + rng.normal(0, 2, 3), [tube.points[1]]])
         self.gullet = _Tube(gullet, [*radii, radii[-1]])
 
-    def paint_kidney(self, canvas: _Canvas, label: int, side: int, centre: ArrayLike) -> np.ndarray:
+    def paint_kidney(self, organ: str, side: int, centre: ArrayLike) -> np.ndarray:
         centre, axes = self.near(centre, 6), self.size((25, 24, 48), 0.11)
         kidney = _Ellipsoid(centre, axes, self.angles((12, side * -12, side * -25), 7))
-        halo = self.rng.uniform(2, 8)
-        box, distance = canvas.paint(kidney, self.hu["cortex"], label, halo=halo, rough=1.5)
-        columns = np.maximum(distance + 7, (np.abs(canvas.bumps[box]) - 1.1) * 6)
-        canvas.fill(box, columns, self.hu["medulla"], texture=6, keep=True)
+        box, distance = self.draw(kidney, self.hu["cortex"], organ, halo=self.rng.uniform(2, 8), rough=1.5)
+        columns = np.maximum(distance + 7, (np.abs(self.bumps[box]) - 1.1) * 6)
+        self.fill(columns, self.hu["medulla"], texture=6, keep=True, box=box)
         sinus = _Ellipsoid(centre + (-side * 17, 8, 0), axes * (0.62, 0.4, 0.45))
-        canvas.paint(sinus, self.hu["fat"] + 20, rough=1)
+        self.draw(sinus, self.hu["fat"] + 20, rough=1)
         pelvis = _Ellipsoid(centre + (-side * 18, 7, -4), axes * (0.35, 0.22, 0.25))
-        canvas.paint(pelvis, self.rng.uniform(5, 30))
+        self.draw(pelvis, self.rng.uniform(5, 30))
         return centre
 
-    def paint_gallbladder(self, canvas: _Canvas, label: int, inside: np.ndarray) -> None:
+    def paint_gallbladder(self) -> None:
         axes = self.size((13, 14, 28), 0.18)
         gallbladder = _Ellipsoid(self.near((48, 44, -4), 6), axes, self.angles((28, 10, 0), 14))
-        canvas.paint(gallbladder, self.rng.uniform(0, 45), label, halo=1, limit=inside, texture=3)
+        self.draw(gallbladder, self.rng.uniform(0, 45), "gallbladder", halo=1, limit=self.inside, texture=3)
 
-    def paint_vessels(self, canvas: _Canvas, ids: dict[str, int]) -> None:
+    def paint_vessels(self) -> None:
+        def course(points: ArrayLike) -> np.ndarray:
+            points = np.array(points, float)
+            points += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), points.shape)
+            return points
+
         shift = self.shift * (0.5, 0.3, 0)
-        aorta = np.array([(-8, -14, -84), (-12, -16, -40), (-12, -18, 10), (-12, -20, 70), (-18, -28, 215)], float)
-        aorta += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), aorta.shape)
-        cava = np.array(
-            [(18, -16, -100), (22, -14, -50), (24, -12, 0), (25, -6, 45), (24, 4, 92), (18, 14, 125)], float
-        )
-        cava += shift + self.rng.normal(0, 3, 3) + self.rng.normal(0, (2.5, 1.5, 0), cava.shape)
+        aorta = course([(-8, -14, -84), (-12, -16, -40), (-12, -18, 10), (-12, -20, 70), (-18, -28, 215)])
+        cava = course([(18, -16, -100), (22, -14, -50), (24, -12, 0), (25, -6, 45), (24, 4, 92), (18, 14, 125)])
         for side in (-1, 1):  # iliac vessels below the fork
             for root, key in ((aorta[0], "aorta"), (cava[0], "cava")):
                 iliac = _Tube([root, root + (side * 18, -4, -45), root + (side * 40, -8, -90)], [8, 7, 6])
-                canvas.paint(iliac, self.hu[key])
+                self.draw(iliac, self.hu[key])
         radii = self.size([10, 10, 10, 9.5, 9], 0.1, 0.05)
-        canvas.paint(
-            _Tube(cava, [10, 10.5, 11, 11, 11, 11], self.rng.uniform(1.05, 1.5)),
-            self.hu["cava"],
-            ids["inferior_vena_cava"],
-            halo=1,
-        )
-        canvas.paint(_Tube(aorta, radii + 0.7), self.hu["aorta"], ids["aorta"], halo=2)
+        flat = _Tube(cava, [10, 10.5, 11, 11, 11, 11], self.rng.uniform(1.05, 1.5))
+        self.draw(flat, self.hu["cava"], "inferior_vena_cava", halo=1)
+        self.draw(_Tube(aorta, radii + 0.7), self.hu["aorta"], "aorta", halo=2)
         mesenteric = [aorta[2], aorta[2] + (2, 24, -5), aorta[1] + (8, 36, -20), aorta[0] + (10, 42, -40)]
-        canvas.paint(_Tube(mesenteric, [4.5, 4, 4, 3]), self.hu["aorta"], halo=2)
-        canvas.paint(_Tube(aorta[1:], radii[1:] + 0.7), self.hu["aorta"], ids["aorta"])
-        outside_stomach = (canvas.share[ids["stomach"]] - 0.5) * np.float32(_EDGE)
-        canvas.paint(self.gullet, self.hu["wall"], ids["oesophagus"], limit=outside_stomach)
+        self.draw(_Tube(mesenteric, [4.5, 4, 4, 3]), self.hu["aorta"], halo=2)
+        self.draw(_Tube(aorta[1:], radii[1:] + 0.7), self.hu["aorta"], "aorta")
+        outside_stomach = (self.share["stomach"] - 0.5) * np.float32(_EDGE)
+        self.draw(self.gullet, self.hu["wall"], "oesophagus", limit=outside_stomach)
 
-    def paint_pancreas(self, canvas: _Canvas, ids: dict[str, int]) -> None:
+    def paint_pancreas(self) -> None:
         course = self.along([(32, 14, -26), (26, 20, -8), (2, 28, 4), (-24, 22, 14), (-52, 8, 30), (-76, 0, 44)], 3, 5)
         duodenum = course[[2, 0, 0]] + [(30, 8, 12), (26, -4, 0), (8, -10, -30)]
-        self.paint_hollow(canvas, _Tube(duodenum, [12, 13, 12]), np.full(canvas.shape, -99, np.float32), gas=0.2)
+        self.paint_hollow(_Tube(duodenum, [12, 13, 12]), 0.2)
         pancreas = _Tube(course, self.size([14.5, 14, 9.5, 10.5, 10.5, 8.5], 0.12, 0.08), 1.1)
-        canvas.paint(pancreas, self.hu["pancreas"], ids["pancreas"], halo=2, rough=2.5, texture=12)
+        self.draw(pancreas, self.hu["pancreas"], "pancreas", halo=2, rough=2.5, texture=12)
         behind = course[1:] + (0, -12, 2)
         confluence = behind[1] + (6, 0, -4)
         splenic = np.concatenate([[confluence], behind[2:]])
         portal = [confluence, confluence + (16, 0, 16), self.near((38, 8, 42), 2), self.near((56, 4, 48), 3)]
         mesenteric = [confluence, confluence + (2, 4, -25), confluence + (0, 12, -70)]
-        for tube, label in (
-            (_Tube(mesenteric, [6.5, 6, 5]), 0),
-            (_Tube(splenic, [6, 5.5, 5, 4.5]), ids["portal_and_splenic_veins"]),
-            (_Tube(portal, [8.5, 8.5, 8.5, 5.5]), ids["portal_and_splenic_veins"]),
-        ):
-            canvas.paint(tube, self.hu["veins"], label, halo=1)
+        self.draw(_Tube(mesenteric, [6.5, 6, 5]), self.hu["veins"], halo=1)
+        self.draw(_Tube(splenic, [6, 5.5, 5, 4.5]), self.hu["veins"], "portal_and_splenic_veins", halo=1)
+        self.draw(_Tube(portal, [8.5, 8.5, 8.5, 5.5]), self.hu["veins"], "portal_and_splenic_veins", halo=1)
 
-    def paint_adrenal(self, canvas: _Canvas, label: int, side: int, centre: ArrayLike) -> None:
+    def paint_adrenal(self, organ: str, side: int, centre: ArrayLike) -> None:
         """Two thin limbs that open backwards."""
         centre = np.asarray(centre, float) + self.rng.normal(0, 3, 3)
         spread, length = self.rng.uniform(14, 24), self.size((2.6, 10, 11.5), 0.1)
         for way in (-1, 1):
             limb = _Ellipsoid(centre + (way * 3.2, 0, 0), length, (0, 0, way * spread + side * 8))
-            canvas.paint(limb, self.hu["adrenal"], label, halo=2 if way == -1 else 0)
+            self.draw(limb, self.hu["adrenal"], organ, halo=2 if way == -1 else 0)
 
-    def paint_table(self, canvas: _Canvas, origin: np.ndarray) -> None:
-        nx, ny, _ = canvas.shape
-        x, y = np.ogrid[:nx, :ny]
-        x, y = origin[0] + x * _STEP, origin[1] + y * _STEP
-        air = canvas.hu < -900
-        table = np.abs(y - (origin[1] + 14) - (x / 60) ** 2 * 0.6)[..., None] - 1.5
+    def paint_table(self) -> None:
+        x, y = (o + i * _STEP for o, i in zip(self.origin, np.ogrid[: self.shape[0], : self.shape[1]], strict=False))
+        air = self.image < -900
+        table = np.abs(y - (self.origin[1] + 14) - (x / 60) ** 2 * 0.6)[..., None] - 1.5
         cover = np.clip(0.5 - table / _EDGE, 0, 1) * air
-        canvas.hu += cover * np.float32(900)
+        self.image += cover * np.float32(900)
 
 
 def synthetic_ct_case(seed: int | np.random.SeedSequence) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
@@ -522,15 +497,16 @@ def synthetic_ct_case(seed: int | np.random.SeedSequence) -> tuple[nib.Nifti1Ima
         0.7 to 1.0 mm in plane and 2 to 5 mm between slices; the axes are stored as one of `ORIENTATIONS`.
     """
     rng = np.random.default_rng(seed)
-    canvas, origin = _Body(rng).paint()
+    body = _Body(rng)
+    body.paint()
     in_plane, between = rng.uniform(0.7, 1.0), rng.uniform(2.0, 5.0)
     spacing = np.array([in_plane, in_plane, between]).round(4)
-    counts = ((np.array(canvas.shape) - 1) * _STEP / spacing).astype(int)
+    counts = ((np.array(body.shape) - 1) * _STEP / spacing).astype(int)
     where = [np.arange(n) * s / _STEP for n, s in zip(counts, spacing, strict=True)]
-    hu = _scan(canvas.hu, where, between, rng)
-    label = _label(canvas.share, where)
+    hu = _scan(body.image, where, between, rng)
+    label = _label(body.share, where)
     affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = origin + rng.uniform(-60, 60, 3)
+    affine[:3, 3] = body.origin + rng.uniform(-60, 60, 3)
     code = ORIENTATIONS[rng.integers(len(ORIENTATIONS))]
     return _stored(hu, affine, code), _stored(label, affine, code)
 
@@ -549,31 +525,23 @@ def _scan(hu: np.ndarray, where: Sequence[np.ndarray], thickness: float, rng: np
     return np.clip(np.rint(volume, out=volume), -1024, 3071, out=volume).astype(np.int16)
 
 
-def _label(share: dict[int, np.ndarray], where: Sequence[np.ndarray]) -> np.ndarray:
+def _label(share: dict[str, np.ndarray], where: Sequence[np.ndarray]) -> np.ndarray:
     """The label map on the native grid: the organ that has more than half of a voxel."""
     label = np.zeros([len(w) for w in where], np.uint8)
-    for value, volume in share.items():
-        box, inner = [], []
-        for axis, w in enumerate(where):
-            used = np.flatnonzero(volume.any(axis=tuple(k for k in range(3) if k != axis)))
-            start, stop = np.searchsorted(w, used[0] - 1), np.searchsorted(w, used[-1] + 1)
-            box.append(slice(start, stop))
-            inner.append(w[start:stop])
+    for organ, volume in share.items():
+        used = find_objects((volume != 0).view(np.uint8))[0]
+        box = tuple(slice(*np.searchsorted(w, (u.start - 1, u.stop))) for w, u in zip(where, used, strict=True))
         for axis in (2, 1, 0):
-            volume = _interpolate(volume, axis, inner[axis])
-        label[tuple(box)][volume > 0.5] = value
+            volume = _interpolate(volume, axis, where[axis][box[axis]])
+        label[box][volume > 0.5] = BTCV_LABELS[organ]
     return label
 
 
 def _stored(array: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image:
     """A NIfTI image whose axes run as `code` says, from an array whose axes run to the right, front and head."""
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt(("R", "A", "S")), nib.orientations.axcodes2ornt(tuple(code))
-    )
-    affine = affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
-    image = nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), affine)
-    image.set_qform(affine, 1)
-    image.set_sform(affine, 1)
+    image = nib.Nifti1Image(array, affine).as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(code)))
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
     image.header.set_xyzt_units("mm")
     return image
 
@@ -599,16 +567,12 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
     if not isinstance(cases, int) or cases < 3:
         raise DataError(f"cases: found {cases}, expected at least 3: one each for training, validation and test.")
     check_whole("seed: found", seed)
-    output_dir = Path(output_dir)
     datalist = _datalist(cases, seed)
     items = [item for split in SPLITS for item in datalist[split]]
-    claim_synthetic(output_dir, datalist, [name for item in items for name in item.values()])
-    seeds = np.random.SeedSequence(seed).spawn(cases)
-    write = partial(_write_case, output_dir)
-    run_in_processes(write, list(zip(items, seeds, strict=True)), processes, "synthetic CT", "case")
-    path = output_dir / "dataset.json"
-    write_json(path, datalist)
-    return path
+    files = [name for item in items for name in item.values()]
+    work = list(zip(items, np.random.SeedSequence(seed).spawn(cases), strict=True))
+    write = partial(_write_case, Path(output_dir))
+    return make_data_set(output_dir, {"dataset.json": datalist}, files, write, work, processes, "case")
 
 
 def _datalist(cases: int, seed: int) -> dict:

@@ -11,7 +11,7 @@ The pictures teach software, not medicine: no figure measured on them says anyth
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ..data import SPLITS
-from ..utils import atomic_path, write_json
-from .preparation import check_whole, claim_synthetic, run_in_processes
+from ..utils import atomic_path
+from .preparation import check_whole, make_data_set
 from .splits import split_patches
 
 MITOTIC_KINDS = ("plate", "ring", "anaphase")
@@ -92,22 +92,18 @@ def render_stains(
     Returns:
         RGB, (H, W, 3), uint8.
     """
-    absorbance = haematoxylin[..., None] * np.float32(profile.haematoxylin) + eosin[..., None] * np.float32(
-        profile.eosin
-    )
+    absorbance = haematoxylin[..., None] * np.float32(profile.haematoxylin)
+    absorbance = absorbance + eosin[..., None] * np.float32(profile.eosin)
     light = gaussian_filter(np.float32(10) ** -absorbance.astype(np.float32), (profile.blur, profile.blur, 0))
     pixels = np.float32(profile.white) * light ** np.float32(1 / profile.gamma)
     if profile.sharpening:
         pixels += np.float32(profile.sharpening) * (pixels - gaussian_filter(pixels, (1.5, 1.5, 0)))
     pixels += np.float32(profile.noise) * rng.standard_normal(pixels.shape, dtype=np.float32)
-    return _compress(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), profile.jpeg_quality)
-
-
-def _compress(pixels: np.ndarray, quality: int | None) -> np.ndarray:
-    if quality is None:
+    pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    if profile.jpeg_quality is None:
         return pixels
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=profile.jpeg_quality)
     return np.array(Image.open(buffer))
 
 
@@ -117,29 +113,16 @@ def _noise(rng: np.random.Generator, shape: Sequence[int], grain: float) -> np.n
     return noise * np.float32(2 * grain * np.sqrt(np.pi))
 
 
-@dataclass(frozen=True)
-class _Tissue:
-    """What a slide's tissue is like; its scenes vary around this."""
-
-    spacing: float  # px, the least distance between nuclei
-    size: float  # mean radius of a nucleus in px
-    chromatin: float  # haematoxylin of an ordinary nucleus
-    cytoplasm: float  # haematoxylin between nuclei
-    eosin: float
-    fibres: float  # how fibrous, 0 to 1
-    gaps: float  # how much of it is torn or empty, as a threshold on unit noise
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> _Tissue:
-        return cls(
-            spacing=rng.uniform(33, 44),
-            size=rng.uniform(13.5, 17),
-            chromatin=rng.uniform(0.45, 0.75),
-            cytoplasm=rng.uniform(0.04, 0.16),
-            eosin=rng.uniform(0.75, 1.05),
-            fibres=rng.uniform(0, 0.45),
-            gaps=rng.uniform(0.9, 2.3),
-        )
+# What a slide's tissue is like lies between these; its scenes vary around it.
+_TISSUE = {
+    "spacing": (33, 44),  # px, the least distance between nuclei
+    "size": (13.5, 17),  # mean radius of a nucleus in px
+    "chromatin": (0.45, 0.75),  # haematoxylin of an ordinary nucleus
+    "cytoplasm": (0.04, 0.16),  # haematoxylin between nuclei
+    "eosin": (0.75, 1.05),
+    "fibres": (0, 0.45),  # how fibrous, 0 to 1
+    "gaps": (0.9, 2.3),  # how much of it is torn or empty, as a threshold on unit noise
+}
 
 
 class _Scene:
@@ -149,7 +132,7 @@ class _Scene:
         haematoxylin, eosin: (N, N), one unit is that of a dense nucleus and of plain cytoplasm.
     """
 
-    def __init__(self, size: int, tissue: _Tissue, rng: np.random.Generator) -> None:
+    def __init__(self, size: int, tissue: Mapping[str, float], rng: np.random.Generator) -> None:
         self.rng, self.tissue = rng, tissue
         self.shape = (size + 2 * _MARGIN,) * 2
         self.axis = np.arange(self.shape[0], dtype=np.float32) - _MARGIN
@@ -157,10 +140,10 @@ class _Scene:
         angle, period = rng.uniform(0, np.pi), rng.uniform(8, 15)
         along = self.axis * np.float32(np.cos(angle)) + self.axis[:, None] * np.float32(np.sin(angle))
         fibres = np.sin(along * np.float32(2 * np.pi / period) + 2 * coarse)
-        amount = tissue.fibres * np.clip(0.5 + 0.7 * _noise(rng, self.shape, 14), 0, 1)
-        self.eosin = tissue.eosin * (1 + 0.2 * coarse + 0.16 * fine + 0.4 * amount * fibres)
-        self.haematoxylin = tissue.cytoplasm * (1 + 0.4 * coarse + 0.35 * fine)
-        gap = 1 / (1 + np.exp(-7 * (_noise(rng, self.shape, 12) - np.float32(tissue.gaps))))
+        amount = tissue["fibres"] * np.clip(0.5 + 0.7 * _noise(rng, self.shape, 14), 0, 1)
+        self.eosin = tissue["eosin"] * (1 + 0.2 * coarse + 0.16 * fine + 0.4 * amount * fibres)
+        self.haematoxylin = tissue["cytoplasm"] * (1 + 0.4 * coarse + 0.35 * fine)
+        gap = 1 / (1 + np.exp(-7 * (_noise(rng, self.shape, 12) - np.float32(tissue["gaps"]))))
         self.eosin *= 1 - 0.93 * gap
         self.haematoxylin *= 1 - gap
 
@@ -185,20 +168,19 @@ class _Scene:
     def nucleus(self, x: float, y: float) -> None:
         """An ordinary nucleus: a pale, grained inside, a darker rim, one or two nucleoli."""
         rng, tissue = self.rng, self.tissue
-        radius = tissue.size * rng.uniform(0.8, 1.2)
+        radius = tissue["size"] * rng.uniform(0.8, 1.2)
         stretch = rng.uniform(1, 1.35)
         box, u, v = self.around(x, y, 1.6 * radius + 4)
         distance = _blob(rng, u, v, radius * stretch**0.5, radius / stretch**0.5, 0.05)
         inside = _soft(distance, 1.0)
-        level = tissue.chromatin * rng.uniform(0.75, 1.3)
+        level = tissue["chromatin"] * rng.uniform(0.75, 1.3)
         grain = _noise(rng, u.shape, 1.5)
         rim = np.exp(-(((distance + 1.5) / 1.3) ** 2))
         chromatin = level * (1 + 0.25 * grain + 0.6 * rim)
         for _ in range(rng.integers(0, 3)):
             a, b = rng.uniform(-0.4, 0.4, 2) * radius
-            chromatin += (
-                0.9 * level * np.exp(-((u - a) ** 2 + (v - b) ** 2) / np.float32(2 * rng.uniform(1.3, 2.2) ** 2))
-            )
+            width = np.float32(2 * rng.uniform(1.3, 2.2) ** 2)
+            chromatin += 0.9 * level * np.exp(-((u - a) ** 2 + (v - b) ** 2) / width)
         self.lay(box, inside, chromatin, self.eosin[box] * np.float32(0.5))
 
     def figure(self, kind: str, x: float, y: float) -> None:
@@ -210,46 +192,43 @@ class _Scene:
         # Dividing cells are mostly pale and dying ones mostly red, but far from always.
         tint = rng.normal(0.8, 0.17) if mitotic else rng.normal(0.93, 0.17)
         grain = 1 + 0.12 * _noise(rng, u.shape, 1.6)
-        self.lay(box, 0.8 * cell, self.tissue.cytoplasm * grain, self.tissue.eosin * max(tint, 0.4) * grain)
-        cover, level = getattr(self, f"_{kind}")(u, v)
+        self.lay(box, 0.8 * cell, self.tissue["cytoplasm"] * grain, self.tissue["eosin"] * max(tint, 0.4) * grain)
+        cover = getattr(self, f"_{kind}")(u, v)
+        # The kinds overlap widely: darkness alone says little.
+        level = float(np.clip(rng.normal(_CONDENSED if mitotic else _SHRUNKEN, 0.3), 1.0, 2.8))
+        if kind == "out_of_focus":
+            level *= 1.1
         focus = max(rng.normal(2.4, 0.6), 1.2) if kind == "out_of_focus" else abs(rng.normal(0, 0.8))
         grain = 1 + 0.10 * _noise(rng, u.shape, 2.0)
-        self.lay(box, gaussian_filter(cover, focus), level * grain, 0.6 * self.tissue.eosin)
+        self.lay(box, gaussian_filter(cover, focus), level * grain, 0.6 * self.tissue["eosin"])
 
-    def _level(self, mean: float) -> float:
-        """Haematoxylin of dense chromatin. The kinds overlap widely: darkness alone says little."""
-        return float(np.clip(self.rng.normal(mean, 0.3), 1.0, 2.8))
+    def chromatin(self, distance: np.ndarray, low: float, high: float, edge: float) -> np.ndarray:
+        """The cover of a shape with ragged edges: the arms of chromosomes reach out, a nuclear membrane is smooth."""
+        amount, grain = np.float32(self.rng.uniform(low, high)), self.rng.uniform(1.4, 2.2)
+        return _soft(distance + amount * _noise(self.rng, distance.shape, grain), edge)
 
-    def _rough(self, distance: np.ndarray, amount: float) -> np.ndarray:
-        """Ragged edges: chromosome arms reach out of a mitotic figure, a nuclear membrane is smooth."""
-        return distance + np.float32(amount) * _noise(self.rng, distance.shape, self.rng.uniform(1.4, 2.2))
-
-    def _plate(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
+    def _plate(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         rng = self.rng
         length, width = rng.uniform(9, 16), rng.uniform(3.2, 5.8)
-        distance = _bar(u, v - rng.normal(0, 0.008) * u**2, length, width)
-        return _soft(self._rough(distance, rng.uniform(0.5, 1.8)), 0.8), self._level(_CONDENSED)
+        return self.chromatin(_bar(u, v - rng.normal(0, 0.008) * u**2, length, width), 0.5, 1.8, 0.8)
 
-    def _ring(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
+    def _ring(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         rng = self.rng
         radius, half = rng.uniform(6.5, 10), rng.uniform(2.5, 4)
-        middle = np.hypot(u, v * np.float32(rng.uniform(1, 1.3)))
-        distance = np.abs(middle - np.float32(radius)) - np.float32(half)
+        middle = np.hypot(u, v * np.float32(rng.uniform(1, 1.3))) - np.float32(radius)
         hole = rng.uniform(0.35, 0.95)  # how empty the middle looks: the plate is more or less tilted
-        disc = (1 - hole) * _soft(middle - np.float32(radius), 0.8)
-        return np.maximum(_soft(self._rough(distance, rng.uniform(0.5, 1.6)), 0.8), disc), self._level(_CONDENSED)
+        ring = self.chromatin(np.abs(middle) - np.float32(half), 0.5, 1.6, 0.8)
+        return np.maximum(ring, (1 - hole) * _soft(middle, 0.8))
 
-    def _anaphase(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
+    def _anaphase(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         rng = self.rng
-        apart, length, width = rng.uniform(5, 9.5), rng.uniform(7, 12), rng.uniform(2.4, 4)
+        apart, length, width = np.float32(rng.uniform(5, 9.5)), rng.uniform(7, 12), rng.uniform(2.4, 4)
         bend = rng.uniform(0, 0.02) * u**2
-        distance = np.minimum(
-            _bar(u, v - np.float32(apart) + bend, length, width),
-            _bar(u, v + np.float32(apart) - bend, length * rng.uniform(0.85, 1.15), width),
-        )
-        return _soft(self._rough(distance, rng.uniform(0.5, 1.4)), 0.8), self._level(_CONDENSED)
+        upper = _bar(u, v - apart + bend, length, width)
+        lower = _bar(u, v + apart - bend, length * rng.uniform(0.85, 1.15), width)
+        return self.chromatin(np.minimum(upper, lower), 0.5, 1.4, 0.8)
 
-    def _pyknotic(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
+    def _pyknotic(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         rng = self.rng
         radius, stretch = rng.uniform(6.5, 12), rng.uniform(1, 1.25)
         distance = _blob(rng, u, v, radius * stretch**0.5, radius / stretch**0.5, 0.05)
@@ -257,25 +236,22 @@ class _Scene:
             angle, far = rng.uniform(0, 2 * np.pi), radius + rng.uniform(2, 6)
             a, b = np.float32(far * np.cos(angle)), np.float32(far * np.sin(angle))
             distance = np.minimum(distance, np.hypot(u - a, v - b) - np.float32(rng.uniform(2, 4)))
-        cover = _soft(self._rough(distance, rng.uniform(0, 0.7)), 0.9)
-        pale = rng.uniform(0, 0.5) * _soft(np.hypot(u, v) - np.float32(0.5 * radius), 2.0)
-        return cover * (1 - pale), self._level(_SHRUNKEN)
+        cover = self.chromatin(distance, 0, 0.7, 0.9)
+        return cover * (1 - rng.uniform(0, 0.5) * _soft(np.hypot(u, v) - np.float32(0.5 * radius), 2.0))
 
-    def _elongated(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
+    def _elongated(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         rng = self.rng
         length, width = rng.uniform(11, 19), rng.uniform(3.6, 6.2)
-        distance = _blob(rng, u, v - rng.normal(0, 0.006) * u**2, length, width, 0.04)
-        return _soft(self._rough(distance, rng.uniform(0, 0.7)), 0.9), self._level(_SHRUNKEN)
+        return self.chromatin(_blob(rng, u, v - rng.normal(0, 0.006) * u**2, length, width, 0.04), 0, 0.7, 0.9)
 
-    def _out_of_focus(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
-        rng = self.rng
-        length = rng.uniform(8, 15)
-        distance = _blob(rng, u, v, length, max(length * rng.uniform(0.4, 1), 4.5), 0.08)
-        return _soft(self._rough(distance, rng.uniform(0, 1.2)), 1.0), 1.1 * self._level(_SHRUNKEN)
+    def _out_of_focus(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        length = self.rng.uniform(8, 15)
+        width = max(length * self.rng.uniform(0.4, 1), 4.5)
+        return self.chromatin(_blob(self.rng, u, v, length, width, 0.08), 0, 1.2, 1.0)
 
     def scatter(self, size: int, taken: Sequence[tuple[float, float]]) -> None:
         """Ordinary nuclei wherever there is room."""
-        spacing, low, high = self.tissue.spacing, -_MARGIN, size + _MARGIN
+        spacing, low, high = self.tissue["spacing"], -_MARGIN, size + _MARGIN
         chances = self.rng.uniform(low, high, (int(6 * ((high - low) / spacing) ** 2), 2))
         points = np.concatenate([np.reshape(taken, (-1, 2)), np.empty_like(chances)])
         apart = np.where(np.arange(len(points)) < len(taken), 34, spacing)  # figures keep their cells to themselves
@@ -337,7 +313,7 @@ def _draw(
     size: int,
     figures: Sequence[tuple[str, float, float]],
     profile: ScannerProfile,
-    tissue: _Tissue,
+    tissue: Mapping[str, float],
     rng: np.random.Generator,
 ) -> np.ndarray:
     scene = _Scene(size, tissue, rng)
@@ -350,7 +326,8 @@ def _draw(
 def _write_slide(output_dir: Path, slide: _Slide) -> None:
     seed, *key = slide.seed
     rng = _generator(seed, *key)
-    profile, tissue = _vary(SCANNER_PROFILES[slide.scanner], rng), _Tissue.draw(rng)
+    profile = _vary(SCANNER_PROFILES[slide.scanner], rng)
+    tissue = {name: rng.uniform(*between) for name, between in _TISSUE.items()}
     for i, (name, kind) in enumerate(slide.patches):
         rng = _generator(seed, *key, 0, i, 1)
         x, y = (PATCH_SIZE - 1) / 2 + rng.uniform(-_JITTER, _JITTER, 2)
@@ -432,48 +409,34 @@ def make_synthetic_histology(
     Raises:
         DataError: a wrong number, or a folder that holds something else or cannot be written to.
     """
-    for name, value, least in (
-        ("slides", slides, 3),
-        ("patches_per_slide", patches_per_slide, 2),
-        ("tiles_per_slide", tiles_per_slide, 0),
-        ("seed", seed, 0),
-    ):
-        check_whole(f"{name}: found", value, least)
-    output_dir = Path(output_dir)
+    check_whole("slides: found", slides, 3)
+    check_whole("patches_per_slide: found", patches_per_slide, 2)
+    check_whole("tiles_per_slide: found", tiles_per_slide)
+    check_whole("seed: found", seed)
     plan = _plan(slides, patches_per_slide, tiles_per_slide, seed)
     description = (
         f"Made-up H&E of four scanners to try the software on: {slides} slides each with {patches_per_slide} patches "
         f"and {tiles_per_slide} tiles, seed {seed}. Not for real slides."
     )
-    head = {
-        "name": "synthetic_histology",
-        "description": description,
-        "synthetic": True,
-        "seed": seed,
-        "labels": {"0": "non_mitotic", "1": "mitotic"},
-    }
+    head = {"name": "synthetic_histology", "description": description, "synthetic": True, "seed": seed}
+    head |= {"labels": {"0": "non_mitotic", "1": "mitotic"}}
     patches, tiles = _datalists(plan, seed, label_all)
-    datalist = head | patches
+    lists = {"tiles.json": head | {"box_mode": "xyxy"} | tiles} if tiles_per_slide else {}
     files = [name for slide in plan for name, _ in (*slide.patches, *slide.tiles)]
-    claim_synthetic(output_dir, datalist, [*files, "tiles.json"])
-    run_in_processes(partial(_write_slide, output_dir), plan, processes, "synthetic histology", "slide")
-    if tiles_per_slide:
-        write_json(output_dir / "tiles.json", head | {"box_mode": "xyxy"} | tiles)
-    write_json(output_dir / "dataset.json", datalist)
-    return output_dir / "dataset.json"
+    write = partial(_write_slide, Path(output_dir))
+    lists["dataset.json"] = head | patches
+    return make_data_set(output_dir, lists, [*files, "tiles.json"], write, plan, processes, "slide")
 
 
 def _datalists(plan: Sequence[_Slide], seed: int, label_all: bool) -> tuple[dict[str, list], dict[str, list]]:
     """The lists of patches and of tiles, split by slide in the same way."""
-    patches, tiles = [], []
+    patches, tiles, half = [], [], BOX_SIZE // 2
     for slide in plan:
         where = {"domain": slide.scanner, "slide": f"{slide.scanner}_{slide.seed[2]:02d}"}
         for name, kind in slide.patches:
             patches.append({"image": name, "label": int(kind in MITOTIC_KINDS), **where, "kind": kind})
         for name, figures in slide.tiles:
-            boxes = [
-                [x - BOX_SIZE // 2, y - BOX_SIZE // 2, x + BOX_SIZE // 2, y + BOX_SIZE // 2] for _, x, y in figures
-            ]
+            boxes = [[x - half, y - half, x + half, y + half] for _, x, y in figures]
             labels = [int(kind in MITOTIC_KINDS) for kind, _, _ in figures]
             tiles.append({"image": name, "box": boxes, "label": labels, **where})
     split = split_patches(patches, seed=seed)
