@@ -11,7 +11,7 @@ from typing import Any
 import fire
 from experiments.runs import run_bundle
 
-from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import BTCV_LABELS
 from shared.utils import write_json
 
 BUNDLES = ("abdominal_unetr_cbs", "abdominal_lambda3d_cbs")

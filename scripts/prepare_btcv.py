@@ -5,8 +5,8 @@ from __future__ import annotations
 import fire
 from fire.decorators import SetParseFn
 
-from shared.datasets.btcv import BTCV_LABELS, find_btcv, unpack_btcv
-from shared.datasets.ct_cases import check_ct_cases, write_ct_datalist
+from shared.datasets.btcv import find_btcv, unpack_btcv
+from shared.datasets.ct_cases import BTCV_LABELS, check_ct_cases, write_ct_datalist
 from shared.datasets.preparation import option_names, resolve_folders, worker_count
 from shared.datasets.splits import split_cases
 from shared.utils import flag, show_errors_briefly

@@ -5,8 +5,7 @@ from __future__ import annotations
 import fire
 from fire.decorators import SetParseFn
 
-from shared.datasets.btcv import BTCV_LABELS
-from shared.datasets.ct_cases import write_ct_datalist
+from shared.datasets.ct_cases import BTCV_LABELS, write_ct_datalist
 from shared.datasets.preparation import option_names, resolve_folders, worker_count
 from shared.datasets.totalsegmentator import find_totalsegmentator, merge_totalsegmentator, split_totalsegmentator
 from shared.utils import DataError, flag, show_errors_briefly

@@ -18,8 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, load_datalist
-from shared.datasets.btcv import BTCV_LABELS
-from shared.datasets.ct_cases import PAPER_VOXEL_SHARES
+from shared.datasets.ct_cases import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.losses import label_voxel_counts
 from shared.metrics.bootstrap import draw, percentiles
 from shared.reports.provenance import MADE_UP_CASES

@@ -96,7 +96,7 @@ def _check_colours(path: str, page: Any) -> None:
 
 def _picture_header(path: str) -> Header:
     try:
-        with _no_limit(), Image.open(path) as opened:
+        with no_limit(), Image.open(path) as opened:
             size, dots = opened.size, opened.info.get("dpi", (0, 0))
     except (OSError, SyntaxError, ValueError) as e:  # what Pillow's readers raise
         raise DataError(
@@ -135,7 +135,7 @@ _pillow = threading.RLock()  # of its limit, which belongs to the process, and o
 
 
 @contextmanager
-def _no_limit() -> Iterator[None]:
+def no_limit() -> Iterator[None]:
     """Pillow objects to images above a limit, for fear of decompression bombs; one of our own is checked here."""
     with _pillow:
         limit = Image.MAX_IMAGE_PIXELS
@@ -194,7 +194,7 @@ def _picture(path: str, stamp: tuple[int, int], size: tuple[int, int]) -> opensl
                 _pictures and 4 * (pixels + sum(math.prod(p.dimensions) for p in _pictures.values())) > _PICTURE_CACHE
             ):
                 del _pictures[next(iter(_pictures))]
-            with _no_limit():
+            with no_limit():
                 found = openslide.ImageSlide(read_rgb(path))
         _pictures[path, stamp] = found
         return found

@@ -13,25 +13,8 @@ from pathlib import Path
 from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, atomic_path
-from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
-from .preparation import repeated
-
-BTCV_LABELS: dict[str, int] = {
-    "spleen": 1,
-    "right_kidney": 2,
-    "left_kidney": 3,
-    "gallbladder": 4,
-    "oesophagus": 5,
-    "liver": 6,
-    "stomach": 7,
-    "aorta": 8,
-    "inferior_vena_cava": 9,
-    "portal_and_splenic_veins": 10,
-    "pancreas": 11,
-    "right_adrenal_gland": 12,
-    "left_adrenal_gland": 13,
-}
+from .preparation import refuse, repeated
 
 # Folders of images and of their label maps, below the folder that the user gives.
 _ARRANGEMENTS = (
@@ -49,10 +32,6 @@ def find_btcv(data_dir: str | os.PathLike, exclude: Collection[str] = ()) -> lis
 
     The files are in `img` and `label` in `RawData/Training`, or in `imagesTr` and `labelsTr`. Files go together by the
     number that ends their names, nnU-Net's channel `_0000` left aside. Images for testing have no labels and no part.
-
-    Args:
-        data_dir: the folder above them.
-        exclude: names of cases to be left out.
 
     Raises:
         DataError: no such folders are there, an image has no label map or a label map no image, two of them have the
@@ -75,8 +54,7 @@ def _by_number(folder: Path) -> dict[str, Path]:
     paths = sorted(folder.glob("[!.]*.nii.gz"))
     found = [re.search(r"(\d+)(?:_0000)?\.nii\.gz$", path.name) for path in paths]
     strange = [path.name for path, match in zip(paths, found, strict=True) if not match]
-    if strange:
-        raise DataError(f"{folder}: {first_few(strange)} has no number. Expected names such as img0001.nii.gz.")
+    refuse(folder, strange, "{few} has no number. Expected names such as img0001.nii.gz.")
     numbers = [match[1] for match in found if match]
     twice = repeated(numbers)
     if twice:
@@ -102,11 +80,7 @@ def unpack_btcv(data_dir: str | os.PathLike, output_dir: str | os.PathLike, num_
     """The folder for `find_btcv`: `data_dir` where it holds no `RawData.zip`, or all labelled cases of it in `RawData`.
 
     Else the archive's labelled cases are unpacked into `output_dir`; files that are there in full size are kept.
-
-    Args:
-        data_dir: a folder, or the archive itself.
-        output_dir: a folder.
-        num_workers: files unpacked at a time.
+    `data_dir` may be the archive itself.
 
     Raises:
         DataError: when the archive is no zip file, holds no BTCV, or is damaged.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..data import PatchEntry
 from ..utils import DataError
 from ..utils.text import first_few
-from .preparation import open_table
+from .preparation import open_table, refuse
 
 CAMELYON17_LABELS = {"normal": 0, "tumour": 1}
 """A patch is a tumour patch when its middle 32 × 32 pixels hold any tumour."""
@@ -71,8 +71,7 @@ def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) ->
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     with open_table(path, "Give the folder that WILDS makes, camelyon17_v1.0.") as table:
         missing = [column for column in _COLUMNS if column not in (table.fieldnames or [])]
-        if missing:
-            raise DataError(f"{path}: has no column {missing[0]!r}. Expected the columns {', '.join(_COLUMNS)}.")
+        refuse(path, missing, f"has no column {{0!r}}. Expected the columns {', '.join(_COLUMNS)}.")
         yield from tqdm(table, desc="reading metadata", unit="patch")
 
 

@@ -21,22 +21,28 @@ from ..data import SPLITS, write_datalist
 from ..data.geometry import check_grid, check_nifti_header
 from ..utils import DataError, DiskFullError, fault_list, text_table, write_csv
 from ..utils.text import first_few
+from .preparation import refuse
 
-PAPER_VOXEL_SHARES: dict[str, float] = {
-    "spleen": 9.1,
-    "right_kidney": 5.1,
-    "left_kidney": 5.1,
-    "gallbladder": 0.9,
-    "oesophagus": 0.5,
-    "liver": 55.2,
-    "stomach": 14.1,
-    "aorta": 3.1,
-    "inferior_vena_cava": 2.8,
-    "portal_and_splenic_veins": 1.1,
-    "pancreas": 2.8,
-    "right_adrenal_gland": 0.1,
-    "left_adrenal_gland": 0.1,
+BTCV_LABELS: dict[str, int] = {
+    "spleen": 1,
+    "right_kidney": 2,
+    "left_kidney": 3,
+    "gallbladder": 4,
+    "oesophagus": 5,
+    "liver": 6,
+    "stomach": 7,
+    "aorta": 8,
+    "inferior_vena_cava": 9,
+    "portal_and_splenic_veins": 10,
+    "pancreas": 11,
+    "right_adrenal_gland": 12,
+    "left_adrenal_gland": 13,
 }
+"""The organs of the abdominal data sets, as the challenge BTCV numbers them."""
+
+PAPER_VOXEL_SHARES = dict(
+    zip(BTCV_LABELS, (9.1, 5.1, 5.1, 0.9, 0.5, 55.2, 14.1, 3.1, 2.8, 1.1, 2.8, 0.1, 0.1), strict=True)
+)
 """Share of each organ among the labelled voxels in %, as reported by Willoughby & Voiculescu, arXiv 2406.08217."""
 
 _TOLERANCE = 1e-3  # of affines: millimetres, or millimetres a voxel
@@ -87,17 +93,12 @@ def match_cases(
             is not there.
     """
     known = images.keys() | labels.keys()
-    unknown = sorted(set(exclude) - known)
-    if unknown:
-        called = f"Its {len(known)} cases are called as {first_few(sorted(known), 3)}"
-        raise DataError(f"{source}: has no case {first_few(unknown)}. {called}. Correct --exclude.")
+    message = "has no case {few}. Its {all} cases are called as {called}. Correct --exclude."
+    unknown, called = sorted(set(exclude) - known), first_few(sorted(known), 3)
+    refuse(source, unknown, message, all=len(known), called=called)
     names = sorted(known - set(exclude))
-    faults = {}
-    for name in names:
-        if name not in labels:
-            faults[name] = f"{images[name]}: has no {kinds[1]}. Unpack it again."
-        elif name not in images:
-            faults[name] = f"{labels[name]}: has no {kinds[0]}. Unpack it again."
+    alone = [name for name in names if name not in images or name not in labels]
+    faults = {n: f"{images.get(n) or labels[n]}: has no {kinds[n in images]}. Unpack it again." for n in alone}
     refuse_cases(source, faults, len(names))
     return [CtCase(name, images[name], labels[name]) for name in names]
 
@@ -160,13 +161,12 @@ def count_label_voxels(path: str | os.PathLike, voxels: np.ndarray, labels: Mapp
             ids = part.astype(np.uint8)
         if not np.array_equal(ids, part):
             strange = [f"{value:g}" for value in np.unique(part[ids != part])]
-            raise DataError(f"{path}: holds the values {first_few(strange)}. Expected labels: whole numbers, 0 to 255.")
+            refuse(path, strange, "holds the values {few}. Expected labels: whole numbers, 0 to 255.")
         counts += np.bincount(ids.ravel(), minlength=256)
     found = {int(i): int(counts[i]) for i in np.flatnonzero(counts) if i != 0}
-    strange = [str(i) for i in found if i not in labels.values()]
-    if strange:
-        expected = ", ".join(f"{i} {name}" for name, i in sorted(labels.items(), key=lambda label: label[1]))
-        raise DataError(f"{path}: holds the label {first_few(strange)}. Expected 0 background, {expected}.")
+    expected = ", ".join(f"{i} {name}" for name, i in sorted(labels.items(), key=lambda label: label[1]))
+    strange = [i for i in found if i not in labels.values()]
+    refuse(path, strange, "holds the label {few}. Expected 0 background, {expected}.", expected=expected)
     return found
 
 
@@ -181,16 +181,9 @@ def check_ct_case(case: CtCase, labels: Mapping[str, int]) -> CtCase:
 
 
 def check_ct_cases(
-    source: str | os.PathLike,
-    splits: Mapping[str, Sequence[CtCase]],
-    labels: Mapping[str, int],
-    num_workers: int = 4,
+    source: str | os.PathLike, splits: Mapping[str, Sequence[CtCase]], labels: Mapping[str, int], num_workers: int = 4
 ) -> dict[str, list[CtCase]]:
-    """`check_ct_case` for the cases of all splits, several at a time.
-
-    Raises:
-        DataError: with all faults, see `refuse_cases`.
-    """
+    """`check_ct_case` for the cases of all splits, several at a time; a `DataError` tells all faults."""
     cases = [case for part in splits.values() for case in part]
     checked = iter(map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking"))
     return {split: [next(checked) for _ in part] for split, part in splits.items()}
@@ -203,11 +196,7 @@ def map_cases(
     num_workers: int,
     description: str,
 ) -> list[Result]:
-    """Apply a function to all cases, several at a time, with progress.
-
-    Raises:
-        DataError: after all of them, with the cases' own, see `refuse_cases`.
-    """
+    """Apply a function to all cases, several at a time, with progress; after them a `DataError` tells all of theirs."""
 
     def attempt(case: CtCase) -> Result | DataError:
         try:
@@ -226,11 +215,8 @@ def map_cases(
 
 
 def count_organs(labels: Mapping[str, int], splits: Mapping[str, Sequence[CtCase]]) -> list[dict[str, Any]]:
-    """A row for each label: in how many cases of each split it occurs, and its share of the labelled voxels.
-
-    Returns:
-        dicts with `organ`, `id`, a number of cases for each split, `voxels`, `share_percent`, and `paper_percent`, the
-        paper's share of that organ, or None.
+    """A row for each label: `organ`, `id`, in how many cases of each split it occurs, `voxels`, their share of all
+    labelled ones as `share_percent`, and the paper's as `paper_percent`, or None.
     """
     cases = [case for part in splits.values() for case in part]
     total = sum(sum(case.voxels.values()) for case in cases)
@@ -272,7 +258,6 @@ def write_ct_datalist(
         labels: name → id.
         splits: checked cases; a split without cases is left out.
         left_out: cases that are in `cases.csv` only.
-        overwrite: replace another datalist.
 
     Returns:
         for people to read: `organs.csv` as a table, and how many cases each split has.

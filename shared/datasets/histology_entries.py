@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm.contrib.concurrent import thread_map
@@ -17,33 +17,30 @@ Entry = PatchEntry | RegionEntry
 def count_patches(splits: Mapping[str, Sequence[PatchEntry]]) -> list[dict[str, Any]]:
     """A row for each domain and split: `domain`, `split`, `slides`, `negative`, `positive`."""
 
-    def count(patches: Sequence[PatchEntry]) -> dict[str, int]:
+    rows = []
+    for row, patches in _parts(splits):
         positive = sum(patch["label"] for patch in patches)
-        return {"slides": len({p["slide"] for p in patches}), "negative": len(patches) - positive, "positive": positive}
-
-    return _count(splits, count)
+        row |= {"slides": len({p["slide"] for p in patches}), "negative": len(patches) - positive, "positive": positive}
+        rows.append(row)
+    return rows
 
 
 def count_regions(splits: Mapping[str, Sequence[RegionEntry]]) -> list[dict[str, Any]]:
     """A row for each domain and split: `domain`, `split`, `regions`, `empty`, `non_mitotic`, `mitotic`."""
 
-    def count(regions: Sequence[RegionEntry]) -> dict[str, int]:
+    rows = []
+    for row, regions in _parts(splits):
         labels = [label for region in regions for label in region["label"]]
-        empty = sum(not region["label"] for region in regions)
-        counts = {"regions": len(regions), "empty": empty}
-        return counts | {"non_mitotic": labels.count(0), "mitotic": labels.count(1)}
-
-    return _count(splits, count)
+        row |= {"regions": len(regions), "empty": sum(not region["label"] for region in regions)}
+        rows.append(row | {"non_mitotic": labels.count(0), "mitotic": labels.count(1)})
+    return rows
 
 
-def _count(
-    splits: Mapping[str, Sequence[Entry]], count: Callable[[Sequence[Any]], dict[str, int]]
-) -> list[dict[str, Any]]:
-    return [
-        {"domain": domain, "split": split, **count([entry for entry in entries if entry["domain"] == domain])}
-        for domain in domain_names(entry for entries in splits.values() for entry in entries)
-        for split, entries in splits.items()
-    ]
+def _parts(splits: Mapping[str, Sequence[Any]]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """For each domain and split the beginning of a row, and the entries."""
+    for domain in domain_names(entry for entries in splits.values() for entry in entries):
+        for split, entries in splits.items():
+            yield {"domain": domain, "split": split}, [entry for entry in entries if entry["domain"] == domain]
 
 
 def check_image_files(
@@ -53,17 +50,11 @@ def check_image_files(
     size: tuple[int, int] | None = None,
     remedy: str = "Check --image_dir, and copy broken files again.",
 ) -> None:
-    """Read every image, which has to be 8-bit RGB, see `read_rgb`.
-
-    Args:
-        source: what lists the images; it begins the message.
-        images: paths.
-        num_workers: files opened at a time.
-        size: the width and height that each has; None where any will do.
-        remedy: what to do, at the end of the message.
+    """Read every image, which has to be 8-bit RGB, see `read_rgb`, and of that width and height, if any are given.
 
     Raises:
-        DataError: when some are missing, unreadable or of another size; the first five are named.
+        DataError: when some are missing, unreadable or of another size. It begins with the `source` of the list, says
+            what to do (`remedy`), and names the first five.
     """
 
     def fault(image: str) -> str | None:
@@ -75,11 +66,10 @@ def check_image_files(
             return f"{image}: has {found[0]} × {found[1]} pixels, expected {size[0]} × {size[1]}."
         return None
 
-    faults = thread_map(fault, images, max_workers=num_workers, desc="checking images", unit="file")
-    found = [text for text in faults if text]
-    if found:
-        summary = f"{source}: {len(found)} of {len(images)} images cannot be used. {remedy}"
-        raise DataError(summary + fault_list(found, 5))
+    found = thread_map(fault, images, max_workers=num_workers, desc="checking images", unit="file")
+    if faults := [text for text in found if text]:
+        summary = f"{source}: {len(faults)} of {len(images)} images cannot be used. {remedy}"
+        raise DataError(summary + fault_list(faults, 5))
 
 
 def write_histology_datalist(
@@ -92,11 +82,7 @@ def write_histology_datalist(
 ) -> None:
     """Write a datalist of patches or regions that are not synthetic, as `write_datalist` does.
 
-    Args:
-        path: a .json file, which the images' paths are relative to.
-        name, labels, facts: of the data set: its name, label name → id, and what else the datalist says of it.
-        splits: name of the list → its entries.
-        overwrite: replace another datalist.
+    It holds the data set's `name`, its `labels` (name → id), the other `facts` and the entries of each of the `splits`.
     """
     content = {"name": name, "labels": {str(i): label for label, i in labels.items()}, "synthetic": False}
     write_datalist(path, content | dict(facts or {}) | dict(splits), overwrite)

@@ -22,7 +22,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, flag, read_json_object
 from ..utils.text import first_few
-from .preparation import open_table, repeated
+from .preparation import open_table, refuse, repeated
 
 MIDOG_LABELS = {"non_mitotic": 0, "mitotic": 1}
 """Classes of the patches. A negative is a hard one: a cell that someone took for a mitotic figure."""
@@ -179,22 +179,18 @@ def _read_figures(path: Path, content: Mapping[str, Any]) -> dict[Any, list[Mido
     """The annotations of each image id."""
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     unknown = [name for name in names.values() if name.lower() not in _CATEGORIES]
-    if unknown:
-        raise DataError(
-            f"{path}: the category {unknown[0]!r} is not known. Expected {', '.join(map(repr, _CATEGORIES))}: whether "
-            "its cells are mitotic figures cannot be guessed. Rename it, or take its annotations out of the file."
-        )
+    message = (
+        "the category {0!r} is not known. Expected {known}: whether its cells are mitotic figures cannot be guessed. "
+        "Rename it, or take its annotations out of the file."
+    )
+    refuse(path, unknown, message, known=", ".join(map(repr, _CATEGORIES)))
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     lost = [a for a in content["annotations"] if a["image_id"] not in sizes or a["category_id"] not in names]
-    if lost:
-        raise DataError(
-            f"{path}: annotation {lost[0]['id']} is of the image {lost[0]['image_id']} and the category "
-            f"{lost[0]['category_id']}, one of which the file does not list ({len(lost)} such). Copy the file again."
-        )
+    message = "annotation {0[id]} is of the image {0[image_id]} and the category {0[category_id]}, one of which "
+    refuse(path, lost, message + "the file does not list ({count} such). Copy the file again.")
     _check_boxes(path, content["annotations"], sizes)
     twice = repeated(a["id"] for a in content["annotations"])
-    if twice:
-        raise DataError(f"{path}: has more than one annotation with the id {twice[0]}. Number them one by one.")
+    refuse(path, twice, "has more than one annotation with the id {0}. Number them one by one.")
     figures = defaultdict(list)
     for a in content["annotations"]:
         x1, y1, x2, y2 = a["bbox"]
@@ -258,11 +254,9 @@ def _read_images(
 ) -> list[MidogImage]:
     names = [str(entry["file_name"]) for entry in entries]
     for what, values in (("image id", (e["id"] for e in entries)), ("file name", (Path(n).stem for n in names))):
-        twice = repeated(values)
-        if twice:
-            raise DataError(f"{path}: lists the {what} {twice[0]} more than once. List each image once.")
-    if any(Path(name).name != name for name in names):
-        raise DataError(f"{path}: a file name holds a folder. Expected names alone, as in 001.tiff.")
+        refuse(path, repeated(values), f"lists the {what} {{0}} more than once. List each image once.")
+    deep = [name for name in names if Path(name).name != name]
+    refuse(path, deep, "a file name holds a folder, {0}. Expected names alone, as in 001.tiff.")
     if table and not set(table) & set(names):
         raise DataError(f"{path}: the table of scanners names none of its images, as {names[0]}. Check --scanners.")
     images = []
@@ -285,13 +279,12 @@ def _part_of(parts: Sequence[_Part], file_name: str) -> _Part | None:
 
 def _check_scanners(path: Path, images: Sequence[MidogImage], dataset: str) -> None:
     unknown = [image.file_name for image in images if not image.fields["scanner"]]
-    if unknown:
-        read = f"as {MIDOG_NAMES[dataset]}" if dataset else "as none of the known data sets"
-        raise DataError(
-            f"{path}: read {read}, the scanner of {len(unknown)} of its {len(images)} images is not known: "
-            f"{first_few(unknown, 20)}. Set --dataset to one of {', '.join(_PARTS)} if the file is one of these, or "
-            "give a CSV table with the columns file_name and scanner with --scanners."
-        )
+    message = (
+        f"read as {MIDOG_NAMES.get(dataset, 'none of the known data sets')}, the scanner of {{count}} of its "
+        f"{len(images)} images is not known: {{names}}. Set --dataset to one of {', '.join(_PARTS)} if the file is one "
+        "of these, or give a CSV table with the columns file_name and scanner with --scanners."
+    )
+    refuse(path, unknown, message, names=first_few(unknown, 20))
 
 
 def _check_parts(path: Path, images: Sequence[MidogImage], dataset: str) -> None:
@@ -342,15 +335,13 @@ def find_midog(
         )
     if not any(image.figures for image in here):
         raise DataError(f"{folder}: of the images that are listed only such without annotations are at hand.")
-    faults = thread_map(
-        partial(_header_fault, folder), here, max_workers=num_workers, desc="checking headers", unit="image"
+    look = partial(_header_fault, folder)
+    faults = thread_map(look, here, max_workers=num_workers, desc="checking headers", unit="image")
+    message = (
+        "{count} of {all} images are not what the annotations describe: {few}. Download them again, and see that the "
+        "images and --annotations are of the same data set."
     )
-    found = [text for text in faults if text]
-    if found:
-        raise DataError(
-            f"{folder}: {len(found)} of {len(here)} images are not what the annotations describe: {first_few(found)}. "
-            "Download them again, and see that the images and --annotations are of the same data set."
-        )
+    refuse(folder, [text for text in faults if text], message, all=len(here))
     return here
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 from scipy.ndimage import gaussian_filter, minimum_filter
 from tqdm.contrib.concurrent import thread_map
 
+from ..data.region_files import no_limit
 from ..utils import DataError, atomic_path
 from .histology_entries import Entry
 from .midog import BOX_SIDE, MidogImage
@@ -42,7 +42,6 @@ def crop_midog(
         domain: fields for `midog_domain`.
         size: side of the crops in pixels. Beyond the edges the image is reflected.
         unlabelled_per_image: crops around dark nuclei of each image that was not annotated, at most.
-        num_workers: images cropped at a time.
 
     Returns:
         entries of a datalist for the crops of images that were not annotated, without a label.
@@ -52,7 +51,7 @@ def crop_midog(
     """
     crop = partial(_crop_image, Path(image_dir), Path(output_dir) / "patches", size, unlabelled_per_image)
     # Threads, because Pillow decodes and encodes without holding Python's lock.
-    with _largest_image(images):
+    with no_limit():  # the sizes are known and checked
         names = thread_map(crop, images, max_workers=num_workers, desc="cropping", unit="image")
     unlabelled = []
     for image, found in zip(images, names, strict=True):
@@ -61,18 +60,6 @@ def crop_midog(
             entry = midog_entry(image, domain, {"image": f"patches/{image.stem}/{name}"})
             unlabelled.append(entry | {"x": float(x), "y": float(y)})
     return unlabelled
-
-
-@contextmanager
-def _largest_image(images: Sequence[MidogImage]) -> Iterator[None]:
-    """Pillow objects to images above a limit, for fear of decompression bombs. The sizes are known and checked here."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None:
-        Image.MAX_IMAGE_PIXELS = max([limit, *(image.size[0] * image.size[1] for image in images)])
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _crop_image(image_dir: Path, patches: Path, size: int, unlabelled: int, image: MidogImage) -> list[str]:

@@ -67,19 +67,13 @@ def midog_regions(
     domain: Sequence[str] = ("scanner",),
     num_workers: int = 4,
 ) -> list[RegionEntry]:
-    """An entry of a datalist for each image. The TIFF files stay where they are.
-
-    Args:
-        images: as `find_midog` gives them.
-        image_dir: where the TIFF files are.
-        output_dir: of the datalist; paths are relative to it.
-        domain: fields for `midog_domain`.
-        num_workers: headers read at a time.
+    """An entry of a datalist for each image of `find_midog`. The TIFF files stay where they are.
 
     Returns:
-        Entries for `load_regions`: `image`, `box` (cut off at the image's edges) and `label`, `domain`, `slide`,
-        `width`, `height`, `mpp` where the file states it, every field of the source, and `figures`, what the source
-        holds of each box, its `bbox` included. Those of images that nobody annotated have none of the three.
+        Entries for `load_regions`: `image` (relative to `output_dir`), `box` (cut off at the image's edges) and
+        `label`, `domain`, `slide`, `width`, `height`, `mpp` where the file states it, every field of the source, and
+        `figures`, what the source holds of each box, its `bbox` included. Those of images that nobody annotated have
+        none of the three.
 
     Raises:
         DataError: an image's domain is not known, or a file cannot be read.
@@ -135,10 +129,7 @@ def claim_folder(
 ) -> None:
     """Make the output folder, or go on in one of the same preparation, which `preparation.json` in it tells.
 
-    Args:
-        output_dir: the folder.
-        annotations, settings: what its content depends on, apart from the split.
-        images: those that it may hold crops of.
+    What it holds depends on the annotations and the settings, apart from the split; there may be crops of `images`.
 
     Raises:
         DataError: when the folder holds anything else, or the result of other settings.

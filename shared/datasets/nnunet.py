@@ -11,7 +11,7 @@ from typing import Any
 from ..utils import DataError, read_json_object
 from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
-from .preparation import repeated
+from .preparation import refuse, repeated
 from .splits import split_cases
 
 _FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "spleen": 1, ...}, ...}'
@@ -22,10 +22,6 @@ def read_nnunet(
     data_dir: str | os.PathLike, exclude: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, int], list[CtCase], list[CtCase]]:
     """A raw data set: `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or `NAME.nii.gz`) and `labelsTr/NAME.nii.gz`.
-
-    Args:
-        data_dir: the folder of the data set.
-        exclude: names of cases to be left out.
 
     Returns:
         what a datalist says of the data set (`name` and `modality`), its labels as name → id without the background,
@@ -63,10 +59,7 @@ def _cases(
     count = len(images.keys() | labels.keys())
     test_images, test_labels = _find(folder, "Ts", ending)
     twice = sorted(labels.keys() & test_labels.keys())
-    if twice:
-        raise DataError(
-            f"{folder}: {first_few(twice)} are in labelsTr and in labelsTs. Expected names of one case each."
-        )
+    refuse(folder, twice, "{few} are in labelsTr and in labelsTs. Expected names of one case each.")
     images |= {name: image for name, image in test_images.items() if name in test_labels}  # the others are no cases
     cases = match_cases(folder, images, labels | test_labels, exclude)
     if content.get("numTraining", count) != count:
@@ -138,8 +131,6 @@ def split_nnunet(
         cases: with labels.
         test: cases for testing, with labels; may be empty.
         splits: `splits_final.json`, a list of folds `{"train": [...], "val": [...]}`.
-        fold: which of them.
-        seed: of the choice.
         exclude: names of cases that folds may have and `cases` lacks.
 
     Returns:
@@ -173,8 +164,7 @@ def _read_fold(
             '{"train": [...], "val": [...]}, and --fold counted from 0.'
         ) from e
     missing = [name for name in train + val if name not in cases]
-    if missing:
-        raise DataError(f"{path}: {len(missing)} of the cases of fold {fold} are not there: {first_few(missing)}.")
+    refuse(path, missing, f"{{count}} of the cases of fold {fold} are not there: {{few}}.")
     twice = sorted(repeated(train + val))
     if twice or not train or not val:
         found = f"{first_few(twice)} twice" if twice else "no case"

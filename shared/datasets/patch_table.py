@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data import PatchEntry, domain_names, scanner_name
 from ..utils import DataError
 from .histology_entries import check_image_files
-from .preparation import open_table, repeated
+from .preparation import open_table, refuse, repeated
 
 _REMEDY = "Give the path of a CSV file with a header."
 
@@ -34,7 +34,6 @@ def read_patch_table(
         positive: what the label column holds for the class 1.
         negative: the same for the class 0; None where the column holds one other value alone.
         image_column, label_column, domain_column, slide_column: where the table has these.
-        num_workers: files opened at a time.
 
     Returns:
         A dict a row, in the table's order: `image` (absolute path), `label` (0 or 1), `domain` (by `scanner_name`),
@@ -55,8 +54,7 @@ def read_patch_table(
         known = {"label": classes[row[label_column]], "domain": scanner_name(row[domain_column])}
         patches.append({"image": image, **known, "slide": row[slide_column], **others})
     twice = repeated(patch["image"] for patch in patches)
-    if twice:
-        raise DataError(f"{path}: lists {twice[0]} more than once ({len(twice)} such files). List each patch once.")
+    refuse(path, twice, "lists {0} more than once ({count} such files). List each patch once.")
     check_image_files(path, [patch["image"] for patch in patches], num_workers)
     return patches
 
@@ -73,8 +71,7 @@ def _read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, str]]:
                 f"with --{what}_column."
             )
         empty = [i for i, row in enumerate(rows, start=2) if not row[column].strip()]
-        if empty:
-            raise DataError(f"{path}: the column {column!r} is empty in line {empty[0]} ({len(empty)} such lines).")
+        refuse(path, empty, "the column {column!r} is empty in line {0} ({count} such lines).", column=column)
     return rows
 
 

@@ -23,11 +23,7 @@ NEW_FOLDER = "Choose a new folder with --output_dir, or delete this one first."
 
 
 def check_whole(what: str, value: object, least: int = 0) -> None:
-    """See that a number is a whole one of `least` or above. `what` begins the message, as in "--seed is".
-
-    Raises:
-        DataError: when it is not.
-    """
+    """Raise a `DataError` unless a number is a whole one of `least` or above. `what` begins it, as in "--seed is"."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise DataError(f"{what} {value}, expected a whole number of {least} or above.")
 
@@ -70,12 +66,21 @@ def resolve_folders(
     return found, target
 
 
+def refuse(source: str | os.PathLike, found: Sequence[Any], message: str, /, **values: object) -> None:
+    """Raise a `DataError` that begins with `source`, if anything is `found` that should not be there.
+
+    In the message `{0}` stands for the first of it, `{few}` for the first five, `{count}` for their number.
+    """
+    if found:
+        few = first_few([str(one) for one in found])
+        raise DataError(f"{source}: {message.format(found[0], few=few, count=len(found), **values)}")
+
+
 def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
     """Raise a `DataError` if an output folder is a file, or holds what is `strange` to it and not to be mixed with."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: found a file, expected a folder. {NEW_FOLDER}")
-    if strange:
-        raise DataError(f"{folder}: already holds {first_few(strange)}, expected an empty folder. {NEW_FOLDER}")
+    refuse(folder, strange, "already holds {few}, expected an empty folder. " + NEW_FOLDER)
 
 
 @contextmanager
@@ -107,16 +112,9 @@ def make_data_set(
 ) -> Path:
     """Write a synthetic data set, into a new folder or one that holds nothing but this very data set.
 
-    Args:
-        output_dir: the folder.
-        lists: name → content of its datalists, of which `dataset.json` is the last and says that all is there.
-        files: names of all that it may hold beside `dataset.json`.
-        write: a function of a module; called with each of `items` it writes some of the files.
-        processes: how many are at it at the same time; by default one for each core.
-        unit: what an item is called in the progress.
-
-    Returns:
-        the path of `dataset.json`.
+    `write`, a function of a module, is called with each of the `items` (one is a `unit` of the progress), in as many
+    processes, by default one for each core. Then the datalists are written (`lists`, name → content), `dataset.json`,
+    whose path is returned, as the last. Beside it the folder may hold these `files` alone.
 
     Raises:
         DataError: when the folder holds anything else, or the number of processes is not a whole one of 1 or above.

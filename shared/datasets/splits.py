@@ -82,7 +82,6 @@ def split_patches(
     both sides, and the scores are those of slides that training has seen.
 
     Args:
-        patches: as `read_patch_table` gives them.
         unit: `"slide"` or `"patch"`.
         test_share: share of the slides (or patches) of each domain for testing.
         validation_share: share of the rest for validation.

@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 
 from ..data import SPLITS
 from ..utils import DataError, atomic_path
-from .btcv import BTCV_LABELS
+from .ct_cases import BTCV_LABELS
 from .preparation import check_whole, make_data_set
 
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "RAI", "ASL")

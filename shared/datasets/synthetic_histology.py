@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -295,50 +295,38 @@ def _vary(profile: ScannerProfile, rng: np.random.Generator) -> ScannerProfile:
     return replace(profile, haematoxylin=haematoxylin, eosin=eosin)
 
 
-@dataclass(frozen=True)
-class _Slide:
+class _Slide(NamedTuple):
     """One slide's work: what to draw into which file."""
 
     scanner: str
     seed: tuple[int, int, int]
-    patches: tuple[tuple[str, str], ...]  # file, kind
-    tiles: tuple[tuple[str, tuple[tuple[str, int, int], ...]], ...]  # file, (kind, x, y) of each figure
+    patches: list[tuple[str, str]]  # file, kind
+    tiles: list[tuple[str, list[tuple[str, int, int]]]]  # file, (kind, x, y) of each figure
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _draw(
-    size: int,
-    figures: Sequence[tuple[str, float, float]],
-    profile: ScannerProfile,
-    tissue: Mapping[str, float],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    scene = _Scene(size, tissue, rng)
-    scene.scatter(size, [(x, y) for _, x, y in figures])
-    for kind, x, y in figures:
-        scene.figure(kind, x, y)
-    return render_stains(*scene.crop(), profile, rng)
-
-
 def _write_slide(output_dir: Path, slide: _Slide) -> None:
-    seed, *key = slide.seed
-    rng = _generator(seed, *key)
+    def draw(name: str, size: int, figures: Sequence[tuple[str, float, float]], rng: np.random.Generator) -> None:
+        scene = _Scene(size, tissue, rng)
+        scene.scatter(size, [(x, y) for _, x, y in figures])
+        for kind, x, y in figures:
+            scene.figure(kind, x, y)
+        pixels = render_stains(*scene.crop(), profile, rng)
+        with atomic_path(output_dir / name) as temporary:
+            Image.fromarray(pixels).save(temporary, compress_level=1)  # noise hardly compresses at any level
+
+    rng = _generator(*slide.seed)
     profile = _vary(SCANNER_PROFILES[slide.scanner], rng)
     tissue = {name: rng.uniform(*between) for name, between in _TISSUE.items()}
     for i, (name, kind) in enumerate(slide.patches):
-        rng = _generator(seed, *key, 0, i, 1)
+        rng = _generator(*slide.seed, 0, i, 1)
         x, y = (PATCH_SIZE - 1) / 2 + rng.uniform(-_JITTER, _JITTER, 2)
-        _save(output_dir / name, _draw(PATCH_SIZE, [(kind, x, y)], profile, tissue, rng))
+        draw(name, PATCH_SIZE, [(kind, x, y)], rng)
     for i, (name, figures) in enumerate(slide.tiles):
-        _save(output_dir / name, _draw(TILE_SIZE, figures, profile, tissue, _generator(seed, *key, 1, i, 1)))
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, compress_level=1)  # noise hardly compresses at any level
+        draw(name, TILE_SIZE, figures, _generator(*slide.seed, 1, i, 1))
 
 
 def _plan_kind(mitotic: bool, rng: np.random.Generator) -> str:
@@ -346,7 +334,7 @@ def _plan_kind(mitotic: bool, rng: np.random.Generator) -> str:
     return str(rng.choice(kinds, p=_KIND_WEIGHTS[kinds]))
 
 
-def _plan_tile(rng: np.random.Generator) -> tuple[tuple[str, int, int], ...]:
+def _plan_tile(rng: np.random.Generator) -> list[tuple[str, int, int]]:
     """Where a tile's figures and imposters lie; one tile in four holds no mitotic figure."""
     mitotic = 0 if rng.random() < 0.25 else int(rng.integers(1, 5))
     kinds = [_plan_kind(k < mitotic, rng) for k in range(mitotic + int(rng.integers(2, 7)))]
@@ -355,7 +343,7 @@ def _plan_tile(rng: np.random.Generator) -> tuple[tuple[str, int, int], ...]:
         x, y = (int(c) for c in rng.integers(BOX_SIZE // 2 - 5, TILE_SIZE - BOX_SIZE // 2 + 6, 2))
         if all(np.hypot(x - a, y - b) > 1.4 * BOX_SIZE for a, b in places):
             places.append((x, y))
-    return tuple((kind, x, y) for kind, (x, y) in zip(kinds, places, strict=True))
+    return [(kind, x, y) for kind, (x, y) in zip(kinds, places, strict=True)]
 
 
 def _plan(slides: int, patches_per_slide: int, tiles_per_slide: int, seed: int) -> list[_Slide]:
@@ -364,15 +352,11 @@ def _plan(slides: int, patches_per_slide: int, tiles_per_slide: int, seed: int) 
     plan = []
     for s, scanner in enumerate(SCANNER_PROFILES):
         for n in range(slides):
-            folder = f"{scanner}/slide_{n:02d}"
-            patches = tuple(
-                (f"patches/{folder}/patch_{i:03d}.png", _plan_kind(bool(mitotic[i]), _generator(seed, s, n, 0, i, 0)))
-                for i in range(patches_per_slide)
-            )
-            tiles = tuple(
-                (f"tiles/{folder}/tile_{i:02d}.png", _plan_tile(_generator(seed, s, n, 1, i, 0)))
-                for i in range(tiles_per_slide)
-            )
+            place = f"{scanner}/slide_{n:02d}"
+            kinds = [_plan_kind(bool(m), _generator(seed, s, n, 0, i, 0)) for i, m in enumerate(mitotic)]
+            figures = [_plan_tile(_generator(seed, s, n, 1, i, 0)) for i in range(tiles_per_slide)]
+            patches = [(f"patches/{place}/patch_{i:03d}.png", kind) for i, kind in enumerate(kinds)]
+            tiles = [(f"tiles/{place}/tile_{i:02d}.png", those) for i, those in enumerate(figures)]
             plan.append(_Slide(scanner, (seed, s, n), patches, tiles))
     return plan
 
@@ -450,9 +434,8 @@ def _datalists(plan: Sequence[_Slide], seed: int, label_all: bool) -> tuple[dict
 
 def _hide_labels(datalist: dict[str, list[dict[str, Any]]], scanner: str) -> None:
     """Move a scanner's items to the list `unlabelled`, without what tells the answer."""
-    found = sorted((i for s in SPLITS for i in datalist[s] if i["domain"] == scanner), key=lambda item: item["image"])
+    hidden = [item for key in SPLITS for item in datalist[key] if item["domain"] == scanner]
     for key in SPLITS:
         datalist[key] = [item for item in datalist[key] if item["domain"] != scanner]
-    datalist["unlabelled"] = [
-        {"image": item["image"], "labelled": False, "domain": item["domain"], "slide": item["slide"]} for item in found
-    ]
+    told = [{"image": i["image"], "labelled": False, "domain": scanner, "slide": i["slide"]} for i in hidden]
+    datalist["unlabelled"] = sorted(told, key=lambda item: item["image"])

@@ -18,9 +18,8 @@ import nibabel as nib
 import numpy as np
 
 from ..utils import DataError, atomic_path
-from ..utils.text import first_few
-from .btcv import BTCV_LABELS
 from .ct_cases import (
+    BTCV_LABELS,
     PAPER_VOXEL_SHARES,
     CtCase,
     check_ct_case,
@@ -29,26 +28,20 @@ from .ct_cases import (
     open_nifti,
     read_on_grid,
 )
-from .preparation import open_table
+from .preparation import open_table, refuse
 from .splits import split_cases
 
 logger = logging.getLogger(__name__)
 
-TOTALSEGMENTATOR_ORGANS = {
-    "spleen": "spleen",
-    "kidney_right": "right_kidney",
-    "kidney_left": "left_kidney",
-    "gallbladder": "gallbladder",
-    "esophagus": "oesophagus",
-    "liver": "liver",
-    "stomach": "stomach",
-    "aorta": "aorta",
-    "inferior_vena_cava": "inferior_vena_cava",
-    "portal_vein_and_splenic_vein": "portal_and_splenic_veins",
-    "pancreas": "pancreas",
-    "adrenal_gland_right": "right_adrenal_gland",
-    "adrenal_gland_left": "left_adrenal_gland",
+_OTHER_NAMES = {
+    "right_kidney": "kidney_right",
+    "left_kidney": "kidney_left",
+    "oesophagus": "esophagus",
+    "portal_and_splenic_veins": "portal_vein_and_splenic_vein",
+    "right_adrenal_gland": "adrenal_gland_right",
+    "left_adrenal_gland": "adrenal_gland_left",
 }
+TOTALSEGMENTATOR_ORGANS = {_OTHER_NAMES.get(organ, organ): organ for organ in BTCV_LABELS}
 """Name of the mask's file → name of the organ in `BTCV_LABELS`."""
 
 # From the largest organ to the smallest, those of the same share by number: what comes later lies on top.
@@ -61,11 +54,6 @@ def find_totalsegmentator(
     data_dir: str | os.PathLike, output_dir: str | os.PathLike, exclude: Collection[str] = ()
 ) -> list[CtCase]:
     """The cases of a download, with the label maps that `merge_totalsegmentator` is to write.
-
-    Args:
-        data_dir: with a folder for each case.
-        output_dir: for the label maps.
-        exclude: names of cases to be left out.
 
     Raises:
         DataError: when the folder holds no case, a case has no CT or no masks, or one to be left out is not there.
@@ -115,14 +103,8 @@ def merge_totalsegmentator(
 
     A label map that was made of the very same files is not made again.
 
-    Args:
-        data_dir: it begins the messages.
-        cases: as `find_totalsegmentator` gives them.
-        num_workers: cases worked on at a time.
-        overwrite: replace label maps that were made of other files.
-
     Returns:
-        the cases with `voxels` and `overlap`.
+        the cases, which `find_totalsegmentator` gave, with `voxels` and `overlap`.
 
     Raises:
         DataError: before any is written, when a label map is there that was made of other files and `overwrite` is
@@ -153,11 +135,9 @@ def _check_sources(data_dir: str | os.PathLike, cases: Sequence[CtCase], num_wor
     """See that the label maps that are there were made of these files, before any of them is replaced."""
     foreign = map_cases(data_dir, _is_foreign, cases, num_workers, "earlier label maps")
     names = [case.label.name for case, is_foreign in zip(cases, foreign, strict=True) if is_foreign]
-    if names:
-        raise DataError(
-            f"{cases[0].label.parent}: {len(names)} label maps were made of other files than {data_dir} now holds: "
-            f"{first_few(names)}. Choose another --output_dir, or replace them with --overwrite."
-        )
+    message = "{count} label maps were made of other files than {source} now holds: {few}. "
+    remedy = "Choose another --output_dir, or replace them with --overwrite."
+    refuse(cases[0].label.parent, names, message + remedy, source=data_dir)
 
 
 def _is_foreign(case: CtCase) -> bool:
@@ -174,9 +154,8 @@ def _mask_paths(image: str | os.PathLike) -> list[Path]:
     folder = Path(image).parent / "segmentations"
     paths = [folder / f"{name}.nii.gz" for name, _ in _PAINTED]
     missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        # The data set has a file for an absent organ too, an empty mask.
-        raise DataError(f"{folder}: lacks {len(missing)} of the 13 masks: {first_few(missing)}. Unpack it again.")
+    # The data set has a file for an absent organ too, an empty mask.
+    refuse(folder, missing, "lacks {count} of the 13 masks: {few}. Unpack it again.")
     return paths
 
 
@@ -220,10 +199,8 @@ def split_totalsegmentator(
         logger.warning("%s: %d of its %d cases have no folder here: a part of the data set?", path, gone, len(known))
     ordered = sorted(cases, key=lambda case: case.name)
     splits = {split: [c for c in ordered if known[c.name] == part] for part, split in _SPLITS.items()}
-    for part, remedy in (
-        ("val", "A fifth of its training cases is for validation."),
-        ("test", "There is no test split."),
-    ):
+    remedies = {"val": "A fifth of its training cases is for validation.", "test": "There is no test split."}
+    for part, remedy in remedies.items():
         if not splits[_SPLITS[part]]:
             count = sum(found == part for found in known.values())
             logger.warning("%s: none of its %d cases of the split %s is used. %s", path, count, part, remedy)
@@ -243,9 +220,7 @@ def _read_meta(path: Path, cases: Sequence[CtCase]) -> dict[str, str] | None:
         return None
     found = {row["image_id"]: row["split"] for row in rows}
     missing = [case.name for case in cases if case.name not in found]
-    if missing:
-        raise DataError(f"{path}: lacks {len(missing)} of {len(cases)} cases: {first_few(missing)}. Add their split.")
+    refuse(path, missing, f"lacks {{count}} of {len(cases)} cases: {{few}}. Add their split.")
     strange = sorted({found[case.name] for case in cases} - _SPLITS.keys(), key=str)
-    if strange:
-        raise DataError(f"{path}: the split of a case is {strange[0]!r}. Expected one of {', '.join(_SPLITS)}.")
+    refuse(path, strange, f"the split of a case is {{0!r}}. Expected one of {', '.join(_SPLITS)}.")
     return found

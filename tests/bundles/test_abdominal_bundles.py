@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import BTCV_LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
 UNETR, LAMBDA3D = (ROOT / "bundles" / name / "configs" for name in ("abdominal_unetr_cbs", "abdominal_lambda3d_cbs"))

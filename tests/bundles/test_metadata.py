@@ -11,7 +11,7 @@ from bundle_tools.checks import SCHEMA
 from jsonschema import Draft201909Validator
 from monai.bundle import verify_metadata
 
-from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import BTCV_LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFICIAL_SCHEMA = ROOT / "../shared/data/schema/meta_schema_20240725.json"

@@ -19,7 +19,7 @@ from package_bundles import main
 from safetensors.torch import save_file
 from web_folder import served
 
-from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import BTCV_LABELS
 from shared.datasets.synthetic_histology import make_synthetic_histology
 
 ROOT = Path(__file__).resolve().parents[2]

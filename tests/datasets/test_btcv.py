@@ -15,7 +15,8 @@ import pytest
 from commands import run
 
 from shared.data import load_datalist
-from shared.datasets.btcv import BTCV_LABELS, find_btcv, unpack_btcv
+from shared.datasets.btcv import find_btcv, unpack_btcv
+from shared.datasets.ct_cases import BTCV_LABELS
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shared.data import load_datalist
-from shared.datasets.btcv import BTCV_LABELS
 from shared.datasets.ct_cases import (
+    BTCV_LABELS,
     PAPER_VOXEL_SHARES,
     CtCase,
     check_ct_case,

@@ -11,8 +11,7 @@ import pytest
 from commands import run
 from scipy.spatial import cKDTree
 
-from shared.datasets.btcv import BTCV_LABELS
-from shared.datasets.ct_cases import PAPER_VOXEL_SHARES
+from shared.datasets.ct_cases import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.datasets.synthetic_ct import ORIENTATIONS, make_synthetic_ct, synthetic_ct_case
 from shared.utils import DataError
 

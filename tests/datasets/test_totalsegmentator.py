@@ -13,8 +13,7 @@ import pytest
 from commands import run
 
 from shared.data import load_datalist
-from shared.datasets.btcv import BTCV_LABELS
-from shared.datasets.ct_cases import CtCase
+from shared.datasets.ct_cases import BTCV_LABELS, CtCase
 from shared.datasets.totalsegmentator import (
     TOTALSEGMENTATOR_ORGANS,
     find_totalsegmentator,

@@ -29,7 +29,7 @@ from experiments.organ_table import (
 from experiments.runs import BUNDLES
 from matplotlib.image import imread
 
-from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import BTCV_LABELS
 from shared.utils import DataError, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from monai.bundle import ConfigParser, download, download_large_files, get_bundl
 from package_bundles import main
 from web_folder import served
 
-from shared.datasets.btcv import BTCV_LABELS
+from shared.datasets.ct_cases import BTCV_LABELS
 from shared.networks.retinanet import FrozenBatchNorm2d
 from shared.utils import DataError, write_json
 
