@@ -160,6 +160,19 @@ def test_layers_need_torch_alone() -> None:
     assert not {"monai", "ignite", "itk", "nibabel", "scipy", "skimage", "matplotlib", "openslide"}.intersection(loaded)
 
 
+def test_what_stands_on_top_of_scripts_is_a_command_and_nothing_below() -> None:
+    """A shell script, or a program that runs what is given on its command line."""
+    main = 'if __name__ == "__main__":'
+    top = [path for path in (ROOT / "scripts").iterdir() if path.suffix == ".py"]
+    assert [path.name for path in top if main not in path.read_text()] == []
+    below = [path for path in modules("scripts") if path not in top and main in path.read_text()]
+    # Each is a process of its own that a command starts.
+    assert {path.relative_to(ROOT / "scripts").as_posix() for path in below} <= {
+        "bundle_tools/probe.py",
+        "monai_label/serve.py",
+    }
+
+
 def pinned(requirements: str) -> set[str]:
     return set(re.findall(r"^([\w.-]+)==", (ROOT / requirements).read_text(), flags=re.MULTILINE))
 

@@ -109,22 +109,24 @@ class Lambda3D(nn.Module):
 
         self.patch_embedding = nn.Conv3d(in_channels, hidden_size, tuple(self.patch_size), tuple(self.patch_size))
         self.dropout = nn.Dropout(dropout_rate)
+        layer = (hidden_size, num_heads, mlp_dim, dim_k, dim_u, receptive_field)
         self.blocks = nn.ModuleList(
-            LambdaBlock(
-                hidden_size,
-                num_heads,
-                mlp_dim,
-                dim_k,
-                dim_u,
-                receptive_field,
-                dropout_rate,
-                drop_path_rate * i / (num_layers - 1),
-            )
-            for i in range(num_layers)
+            LambdaBlock(*layer, dropout_rate, drop_path_rate * i / (num_layers - 1)) for i in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
 
-        f = feature_size
+        self._add_decoder(in_channels, out_channels, hidden_size, feature_size, strides, norm_name)
+        for module in list(self.modules()):
+            if isinstance(module, _Checkpointing):
+                module.use_checkpoint = use_checkpoint
+            for name, child in module.named_children():
+                if isinstance(child, nn.InstanceNorm3d) and not child.track_running_stats:
+                    module.add_module(name, _InstanceNorm(child.num_features, child.eps, affine=child.affine))
+
+    def _add_decoder(
+        self, in_channels: int, out_channels: int, hidden_size: int, f: int, strides: list[Stride], norm_name: Norm
+    ) -> None:
+        """UNETR's, with the encoders of its skips; f: channels at full resolution."""
         block = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": True}
         self.encoder1 = _BasicBlock(in_channels=in_channels, out_channels=f, stride=1, **block)
         self.encoder2 = _SkipBlock(hidden_size, 2 * f, strides[:3], norm_name)
@@ -136,12 +138,6 @@ class Lambda3D(nn.Module):
             for deep, shallow, stride in zip(channels[:-1], channels[1:], strides, strict=True)
         )
         self.out = UnetOutBlock(3, f, out_channels)
-        for module in list(self.modules()):
-            if isinstance(module, _Checkpointing):
-                module.use_checkpoint = use_checkpoint
-            for name, child in module.named_children():
-                if isinstance(child, nn.InstanceNorm3d) and not child.track_running_stats:
-                    module.add_module(name, _InstanceNorm(child.num_features, child.eps, affine=child.affine))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5:

@@ -15,7 +15,7 @@ from PIL import Image
 from shared.datasets.histology_entries import count_patches
 from shared.datasets.patch_table import read_patch_table
 from shared.datasets.splits import split_patches
-from shared.utils import DataError, text_table
+from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = ROOT / "../shared/data/histology/mitosis_vs_nucleus"
@@ -97,11 +97,6 @@ def test_a_table_with_semicolons(tmp_path: Path) -> None:
     found = read_patch_table(table, tmp_path, "mitotic")
     table.write_text(table.read_text().replace(",", ";"))
     assert read_patch_table(table, tmp_path, "mitotic") == found
-
-
-def test_table_as_text() -> None:
-    assert text_table([{"name": "a b", "n": 1}, {"name": "c", "n": 100}]) == "name    n\na b     1\nc     100"
-    assert text_table([]) == ""
 
 
 def prepare(*arguments: object, python: str = PYTHON) -> CompletedProcess[str]:
