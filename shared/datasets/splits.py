@@ -69,32 +69,21 @@ def split_regions(regions: Sequence[RegionEntry], seed: int = 0) -> dict[str, li
     return splits
 
 
-def split_patches(
-    patches: Sequence[OneEntry],
-    unit: str = "slide",
-    test_share: float = 0.2,
-    validation_share: float = 0.2,
-    seed: int = 0,
-) -> dict[str, list[OneEntry]]:
-    """Deal out patches to `training`, `validation` and `test`, within each domain on its own.
+def split_patches(patches: Sequence[OneEntry], unit: str = "slide", seed: int = 0) -> dict[str, list[OneEntry]]:
+    """Deal out patches, within each domain on its own: a fifth to `test`, of the rest a fifth to `validation`.
 
     By slide, no slide is in two splits. By patch, as in the paper, patches of one slide, even neighbours, stand on
     both sides, and the scores are those of slides that training has seen.
 
     Args:
         unit: `"slide"` or `"patch"`.
-        test_share: share of the slides (or patches) of each domain for testing.
-        validation_share: share of the rest for validation.
         seed: another one gives another split; the same gives the same, whatever the order of the patches.
 
     Raises:
-        ValueError: when a share is out of its range.
         DataError: when the unit is neither, or a domain has fewer than three slides (patches).
     """
     if unit not in ("slide", "patch"):
         raise DataError(f'unit must be "slide" or "patch", got {unit!r}')
-    if not (0 < test_share < 1 and 0 < validation_share < 1):
-        raise ValueError(f"the shares must be between 0 and 1, got {test_share} and {validation_share}")
     splits: dict[str, list[OneEntry]] = {split: [] for split in SPLITS}
     generator = torch.Generator().manual_seed(seed)
     for domain, units in _by_domain(patches, "slide" if unit == "slide" else "image"):
@@ -104,8 +93,8 @@ def split_patches(
                 f"The domain {domain} has {count} {unit}(s), expected 3 or more: one each for training, "
                 'validation and test. Leave it out of the table, or split by patch (unit="patch").'
             )
-        test = min(max(1, round(test_share * count)), count - 2)
-        validation = min(max(1, round(validation_share * (count - test))), count - test - 1)
+        test = min(max(1, round(0.2 * count)), count - 2)
+        validation = min(max(1, round(0.2 * (count - test))), count - test - 1)
         for split, chosen in _deal_out(units, test, validation, generator).items():
             splits[split] += [patch for one in chosen for patch in one]
     return splits

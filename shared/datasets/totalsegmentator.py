@@ -110,9 +110,12 @@ def merge_totalsegmentator(
         DataError: before any is written, when a label map is there that was made of other files and `overwrite` is
             false; after all other cases are done, with the faults.
     """
-    earlier = [] if overwrite else [case for case in cases if case.label.is_file()]
-    if earlier:
-        _check_sources(data_dir, earlier, num_workers)
+    if earlier := [case for case in cases if case.label.is_file() and not overwrite]:
+        foreign = map_cases(data_dir, _is_foreign, earlier, num_workers, "earlier label maps")
+        names = [case.label.name for case, is_foreign in zip(earlier, foreign, strict=True) if is_foreign]
+        message = "{count} label maps were made of other files than {source} now holds: {few}. "
+        remedy = "Choose another --output_dir, or replace them with --overwrite."
+        refuse(earlier[0].label.parent, names, message + remedy, source=data_dir)
     return map_cases(data_dir, _merge_case, cases, num_workers, "label maps")
 
 
@@ -129,15 +132,6 @@ def _merge_case(case: CtCase) -> CtCase:
         with atomic_path(case.label) as temporary:
             nib.save(nib.Nifti1Image(labels, ct.affine, header), temporary)
     return replace(check_ct_case(case, BTCV_LABELS), overlap=overlap)
-
-
-def _check_sources(data_dir: str | os.PathLike, cases: Sequence[CtCase], num_workers: int) -> None:
-    """See that the label maps that are there were made of these files, before any of them is replaced."""
-    foreign = map_cases(data_dir, _is_foreign, cases, num_workers, "earlier label maps")
-    names = [case.label.name for case, is_foreign in zip(cases, foreign, strict=True) if is_foreign]
-    message = "{count} label maps were made of other files than {source} now holds: {few}. "
-    remedy = "Choose another --output_dir, or replace them with --overwrite."
-    refuse(cases[0].label.parent, names, message + remedy, source=data_dir)
 
 
 def _is_foreign(case: CtCase) -> bool:

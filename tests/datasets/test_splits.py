@@ -49,8 +49,6 @@ def test_three_slides_are_the_least() -> None:
         split_patches(patches(slides=2))
     with pytest.raises(ValueError, match="unit must be"):
         split_patches(patches(), unit="tile")
-    with pytest.raises(ValueError, match="the shares must be between 0 and 1"):
-        split_patches(patches(), test_share=1.0)
 
 
 def test_slides_without_figures_are_dealt_out_in_the_same_shares() -> None:
