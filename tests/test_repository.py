@@ -16,7 +16,7 @@ from bundle_tools.checks import MACHINE_PATH
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (".ci", "bundles/*/configs", "bundles/*/docs", "scripts", "shared", "tests")
+FOLDERS = (".ci", "bundles/*/configs", "bundles/*/docs", "docs", "scripts", "shared", "tests")
 TEXT = {"", ".conf", ".json", ".md", ".py", ".sh", ".toml", ".txt"}
 
 
