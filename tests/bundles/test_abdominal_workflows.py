@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import workflows
-from commands import PYTHON, run
+from commands import run
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from workflows import BUNDLES, command, config_files, rows, torchrun
@@ -215,7 +215,7 @@ def test_two_ranks_train_and_stay_equal(tmp_path: Path, data: Path) -> None:
     options = {"config_file": config_files(UNETR, names), "labels": LABELS}
     options |= {"dataset_dir": str(data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "num_workers": 0}
     options |= {"max_epochs": 2, "val_interval": 1, "num_samples": 1, "cache_dir": str(tmp_path / "cache")}
-    result = torchrun(2, tmp_path / "worker.py", json.dumps(options), python=sys.executable)
+    result = torchrun(2, tmp_path / "worker.py", json.dumps(options))
     assert result.returncode == 0, result.stderr[-3000:]
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
@@ -230,7 +230,7 @@ def test_sigterm_leaves_a_checkpoint_to_resume_from(tmp_path: Path, data: Path) 
     options |= {"max_epochs": 500, "num_samples": 1}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [PYTHON, *command(TRAIN, labels=LABELS, **options)], cwd=UNETR, stdout=log, stderr=log
+            [sys.executable, *command(TRAIN, labels=LABELS, **options)], cwd=UNETR, stdout=log, stderr=log
         )
         try:
             deadline = time.monotonic() + 120

@@ -197,7 +197,7 @@ def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_voxel_classifier_does_not_solve_the_task(tmp_path: Path) -> None:
     """The difficulty is fixed here: intensity and place alone must not tell the organs apart."""
-    make_synthetic_ct(tmp_path / "ct", cases=12, seed=0)
+    make_synthetic_ct(tmp_path / "ct", cases=12, seed=0, processes=1)
     options = ["--data_dir", tmp_path / "ct", "--output", tmp_path / "scores.json"]
     run(ROOT / "scripts/benchmark.py", "voxel_classifier", *options, python=sys.executable).check_returncode()
     scores = json.loads((tmp_path / "scores.json").read_text())

@@ -4,7 +4,6 @@ import copy
 import inspect
 import logging
 import math
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import two_ranks
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from ignite.metrics import Average, Metric
@@ -20,12 +20,11 @@ from monai.handlers import CheckpointLoader, CheckpointSaver, ValidationHandler,
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, GeneralizedDiceFocalLoss, GeneralizedDiceLoss
 from monai.transforms import Compose
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 
 from shared.handlers import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from shared.losses import ClassWeightedLoss, class_weight_buffers
 from shared.metrics import ClassDice, MeanClassDice
-from shared.utils import DataError, leave_process_group
+from shared.utils import DataError
 
 RULES = [ThresholdClassFreezing, PlateauClassFreezing, ClassBoostStrategy]
 NAN = math.nan
@@ -625,15 +624,7 @@ def test_resumes_from_monais_checkpoint(rule_on: str, tmp_path: Path) -> None:
 # --- two ranks -------------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def two_ranks(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def update_on_a_rank(rank: int, folder: str) -> None:
     loss = DiceLoss(weight=[1.0] * 3)
     rule = ClassBoostStrategy(loss, num_classes=3, window=0)
     local = torch.Generator().manual_seed(rank)
@@ -647,12 +638,11 @@ def two_ranks(rank: int, port: int, folder: str) -> None:
         dice.update([torch.where(label > 0, label, 2), label])
     saved = {"weights": loss.class_weight, "firings": rule.firings, "dice": dice.compute(), "rows": rule.rows()}
     torch.save(saved, Path(folder) / f"{rank}.pt")
-    leave_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_hold_the_same_weights(tmp_path: Path) -> None:
-    spawn(two_ranks, args=(free_port(), str(tmp_path)), nprocs=2)
+    two_ranks(__file__, "toy.update_on_a_rank(rank, folder)", tmp_path)
     zero, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone = ClassBoostStrategy(num_classes=3, window=0)
     local = torch.Generator().manual_seed(0)

@@ -38,7 +38,9 @@ IMPORTED = (
     "torch.distributed.launcher.api",
     "torch.utils.tensorboard",
 )
-READ_AT_START = re.compile("PYTHON(?!PATH$|DONTWRITEBYTECODE$)|LC_|LANG|TZ$|LD_|MALLOC_|OMP_|MKL_|MPL")
+SET_IN_A_FORK = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MALLOC_MMAP_THRESHOLD_")
+READ_AT_START = re.compile(f"(?!({'|'.join(SET_IN_A_FORK)})$)(PYTHON|LC_|LANG|TZ$|LD_|MALLOC_|OMP_|MKL_|MPL)")
+M_MMAP_THRESHOLD = -3  # of malloc.h
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -229,6 +231,8 @@ def take_over(files: list[int]) -> list[str]:
     os.environ.clear()
     os.environ.update(command["environment"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    if threshold := os.environ.get("MALLOC_MMAP_THRESHOLD_"):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, int(threshold))
     tempfile.tempdir = None
     random.seed()
     sys.modules["numpy"].random.seed()
@@ -290,6 +294,7 @@ def end_after(command: Callable[[], None]) -> NoReturn:
 if __name__ == "__main__":
     import atexit
     import builtins
+    import ctypes
     import random
     import runpy
     import shutil

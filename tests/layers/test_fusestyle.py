@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import copy
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import two_ranks
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.layers import FuseStyle, fuse_style, reference_indices
-from shared.utils import leave_process_group
 
 REFERENCES = ("dot", "random", "euclidean", "kl")
 SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
@@ -316,15 +314,7 @@ def test_compiles_with_at_most_one_graph_break(reference: str) -> None:
     torch._dynamo.reset()
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def train_on_a_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def train_on_a_rank(rank: int, folder: str) -> None:
     net = network("dot", p=0.5).train()
     before = [p.detach().clone() for p in net.parameters()]
     calls: list[list[Tensor]] = []
@@ -338,12 +328,11 @@ def train_on_a_rank(rank: int, port: int, folder: str) -> None:
         parallel(torch.randn(4, 2, 9, 9)).square().mean().backward()
         optimizer.step()
     torch.save({"before": before, "after": [p.detach() for p in net.parameters()], "calls": calls}, f"{folder}/{rank}")
-    leave_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_mix_each_its_own_batch_and_stay_equal(tmp_path: Path) -> None:
-    spawn(train_on_a_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    two_ranks(__file__, "toy.train_on_a_rank(rank, folder)", tmp_path)
     zero, one = (torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2))
     for before, after, other in zip(zero["before"], zero["after"], one["after"], strict=True):
         assert torch.equal(after, other)

@@ -18,7 +18,7 @@ def demo(*options: object, python: str = PYTHON) -> CompletedProcess[str]:
 def test_a_short_demo_goes_all_the_way(tmp_path: Path) -> None:
     """The other abdominal bundle's is the same in another folder; `test_verify_bundles.py` runs its commands."""
     folder = tmp_path / "demo"
-    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4, python=sys.executable)
+    result = demo("--output_dir", folder, "--cases", 4, "--epochs", 4)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     table = result.stdout[result.stdout.index("voxel classifier ") :]
     assert "left_adrenal_gland" in table
@@ -57,7 +57,7 @@ def test_a_short_demo_of_the_detector(tmp_path: Path) -> None:
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    result = demo("--output_dir", tmp_path)
+    result = demo("--output_dir", tmp_path, python=sys.executable)
     assert result.returncode == 1
     assert "Choose another --output_dir" in result.stderr
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -62,7 +62,9 @@ def test_every_method_names_variants_that_exist() -> None:
 def test_a_run_is_scored_on_all_scanners_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     planned = [("synthetic", "none", "CS", 0)]
-    make_synthetic_histology(tmp_path / "data" / "synthetic_0", slides=3, patches_per_slide=8, tiles_per_slide=0)
+    make_synthetic_histology(
+        tmp_path / "data" / "synthetic_0", slides=3, patches_per_slide=8, tiles_per_slide=0, processes=1
+    )
     trainings = benchmark.plan_trainings(planned, None, tmp_path, 1)
     dropped = ("last.pt", "best.pt", "model.pt")
     (first,), failures = run_trainings(trainings, benchmark.train_and_score, 60, 1, 1, dropped)

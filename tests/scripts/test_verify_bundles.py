@@ -482,6 +482,12 @@ def test_a_name_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
         find_bundle(str(tmp_path))
 
 
+def test_the_command_says_what_is_wrong_in_a_line() -> None:
+    result = run(ROOT / "scripts" / "verify_bundles.py", "none", python=sys.executable)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("Error: none: expected the folder of a bundle")
+
+
 @pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -503,7 +509,7 @@ def test_packed_bundles_run_their_own_code_each(packed: Path, tmp_path: Path) ->
     output = tmp_path / "found.json"
     options = ["--run_commands", "false", "--jobs", "2", "--output", output]
     command = [ROOT / "scripts" / "verify_bundles.py", packed, other, *options]
-    result = run(*command, cwd=tmp_path, python=sys.executable)
+    result = run(*command, cwd=tmp_path)
     found = json.loads(output.read_text(encoding="utf-8"))
     assert {name: r["faults"] for name, r in found[packed.name].items() if r["faults"]} == {}
     assert found[packed.name]["weights"]["note"] == "untrained"
