@@ -49,6 +49,7 @@ COMMANDS = {
     "options": ["-E", "-c", "import sys; print(sys.flags)"],
     "input": ["-c", "print(input(), input())"],
     "umask": ["-c", "import os; print(os.umask(0))"],
+    "cores": ["-c", "import os; print(os.sched_getaffinity(0))"],
     "handlers": ["-c", "import signal; print([signal.getsignal(s) for s in sorted(signal.valid_signals())])"],
     "children": ["-c", "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1); 1 / 0'])"],
     "spawned": ["some/spawn.py"],
@@ -93,6 +94,7 @@ def own_lines(text: str) -> list[str]:
 def test_a_forked_command_does_what_a_process_does(folder: Path, name: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(folder / "added"), "SOMETHING": "ü"}
     options = {"cwd": folder, "env": environment, "input": "a\nb\n", "umask": 0o27}
+    options["preexec_fn"] = lambda: os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
     forked = run(*COMMANDS[name], **options)
     real = run(*COMMANDS[name], python=sys.executable, **options)
     assert forked.returncode == real.returncode, forked.stderr

@@ -25,7 +25,7 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
         "--rounds",
         "1",
     ]
-    options += ["--milliseconds", "1", "--num_workers", "1", "--backbone", "resnet18", "--device", "cpu"]
+    options += ["--milliseconds", "1", "--num_workers", "1", "--backbone", "resnet10", "--device", "cpu"]
     done = run(ROOT / "scripts" / "benchmark.py", "detection", *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "cost.json").read_text())
