@@ -210,7 +210,7 @@ class ClassReweighting(ABC):
 
         Metrics of a MONAI engine must be attached before the rule, as its constructor does. With a plain ignite
         engine the order does not matter. At the end of a trainer's run `report` is called; an evaluator cannot know
-        which of its runs is the last: call `report` after training.
+        which of its runs is the last: call `report` after training, as `TrainingReport` does.
 
         Raises:
             DataError: when the loss cannot take the weights; when a MONAI engine has no metric of that name (another
