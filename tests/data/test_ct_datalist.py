@@ -129,22 +129,6 @@ def test_at_most_five_missing_files_are_named(tmp_path: Path) -> None:
     assert str(error.value).count("gone") == 5
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no such file.* Check `dataset_dir` and `datalist`"),
-        ("{", "not readable as JSON"),
-        ("[1]", "holds a JSON list"),
-    ],
-)
-def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
-    path = tmp_path / "dataset.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(DataError, match=message):
-        load_datalist(path, "test")
-
-
 @pytest.mark.parametrize(("fold", "folds"), [(0, 1), (3, 3), (-1, 3), (0, 10)])
 def test_impossible_folds(tmp_path: Path, fold: int, folds: int) -> None:
     with pytest.raises(DataError, match=rf"fold {fold} of {folds} cannot be made of the 9 .* from 2 to 9"):

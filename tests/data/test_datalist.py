@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.data import dataset_info, write_datalist
+from shared.data import dataset_info, load_datalist, write_datalist
 from shared.utils import DataError
 
 
@@ -23,6 +25,7 @@ def test_info(tmp_path: Path) -> None:
     assert info == {"name": tmp_path.name, "synthetic": True, "split": "validation", "fold": 0, "folds": 3}
 
 
+@pytest.mark.parametrize("read", [dataset_info, partial(load_datalist, split="test")])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -31,12 +34,12 @@ def test_info(tmp_path: Path) -> None:
         ("[1]", "holds a JSON list"),
     ],
 )
-def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
+def test_bad_files(tmp_path: Path, content: str | None, message: str, read: Callable[[Path], Any]) -> None:
     path = tmp_path / "dataset.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=message):
-        dataset_info(path)
+        read(path)
 
 
 def test_datalist_with_a_line_for_each_entry(tmp_path: Path) -> None:

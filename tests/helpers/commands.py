@@ -1,20 +1,21 @@
 """How a test runs a command.
 
-    done = run("scripts/make_synthetic.py", "--task", "ct", cwd=ROOT)      # a script, or
+    done = run(ROOT / "scripts" / "make_synthetic.py", "ct", "--output_dir", folder)      # a script, or a module:
     done = run("-m", "monai.bundle", "run", "--config_file", files, cwd=bundle)
     assert done.returncode == 0, done.stderr
 
-    subprocess.Popen([PYTHON, ...])                     # what `run` does not offer
-    monkeypatch.setattr(sys, "executable", PYTHON)      # where the code under test starts commands itself
+    subprocess.Popen([PYTHON, ...])                 # what `run` does not offer
+    @pytest.mark.usefixtures("forked")              # where the code under test starts commands itself
+    run(..., python=sys.executable)                 # in a Python of its own
 
-`PYTHON` is a Python whose third-party packages are imported already (`fork_server.py` says what it can do): a command
-takes a second less the time that it needs for its work, and not five to seven. A test that is about the start itself,
-as which modules an import needs, locale or PYTHON* variables, uses `sys.executable`; and each command that the
-documentation shows is run once so.
+`PYTHON` has the third-party packages imported already (`fork_server.py` says what it can do): beside its own work a
+command takes a tenth of a second, and not five. A test that is about the start itself, as which modules an import
+needs, locale or PYTHON* variables, takes a Python of its own, and so does one test of each script.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,14 @@ PYTHON = os.environ.get("TEST_PYTHON", sys.executable)  # set by conftest.py
 def run(*arguments: object, python: str = PYTHON, **options: Any) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS`, with what it printed as text. The options are those of `subprocess.run`."""
     return subprocess.run([python, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+def benchmark(name: str, folder: Path, **options: object) -> tuple[dict[str, Any], str]:
+    """The result of `scripts/benchmark.py NAME`, and what it printed."""
+    flags = [f"--{key}={value}" for key, value in (options | {"output": folder / "cost.json"}).items()]
+    done = run(Path(__file__).parents[2] / "scripts" / "benchmark.py", name, *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "cost.json").read_text()), done.stdout
 
 
 # What `two_ranks` runs. `toy` is the test file.

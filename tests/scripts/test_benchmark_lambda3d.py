@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from commands import run
+from commands import benchmark
 from experiments.benchmark_lambda3d import Step
 from torch import nn
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_floor_is_the_longer_of_arithmetic_and_traffic() -> None:
@@ -22,24 +19,10 @@ def test_the_floor_is_the_longer_of_arithmetic_and_traffic() -> None:
 
 @pytest.mark.slow
 def test_networks_and_layers_are_timed_against_each_other(tmp_path: Path) -> None:
-    options = [
-        "--output",
-        tmp_path / "cost.json",
-        "--size",
-        "32",
-        "--feature_size",
-        "8",
-        "--hidden_size",
-        "48",
-        "--grids",
-        "2,4",
-        "--rounds",
-        "2",
-    ]
-    options += ["--device", "cpu", "--tflops", "1000", "--gigabytes", "100000"]
-    done = run(ROOT / "scripts" / "benchmark.py", "lambda3d", *options)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "cost.json").read_text())["float32"]
+    sizes = {"size": 32, "feature_size": 8, "hidden_size": 48, "grids": "2,4"}
+    options = {"rounds": 2, "device": "cpu", "tflops": 1000, "gigabytes": 100000}
+    result, printed = benchmark("lambda3d", tmp_path, **sizes, **options)
+    found = result["float32"]
     seconds = found["seconds"]
     networks, layers = ["unetr", "lambda3d", "lambda3d_mlp", "flash"], ["lambda_layer", "sa_block"]
     assert list(seconds) == networks + [f"{layer}_{grid}" for grid in (2, 4) for layer in layers]
@@ -49,4 +32,4 @@ def test_networks_and_layers_are_timed_against_each_other(tmp_path: Path) -> Non
     assert found["time a token lambda_layer_2 / lambda_layer_2"]["median"] == 1
     assert all(0.3 < found[f"memory {name} / unetr"]["median"] < 3 for name in networks[1:])
     assert all(0 < found[f"share of the floor {name}"]["median"] < 1 for name in seconds)
-    assert "time lambda3d / unetr" in done.stdout
+    assert "time lambda3d / unetr" in printed
