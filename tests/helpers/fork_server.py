@@ -75,12 +75,11 @@ class ForkServer:
             listener.listen(64)
             fds = (listener.fileno(), theirs.fileno())
             command = [sys.executable, __file__, self._folder, *map(str, fds)]
-            own = {
-                name: value for name, value in os.environ.items() if name != "PYTHONPATH"
-            }  # each command has its own
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            environment.pop("PYTHONPATH", None)  # each command has its own
             self._process = subprocess.Popen(
                 command,
-                env=own | {"OMP_NUM_THREADS": "1"},
+                env=environment,
                 pass_fds=fds,
                 start_new_session=True,  # Ctrl-C reaches the clients, which pass it on
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
@@ -198,13 +197,19 @@ def serve(listener: socket.socket, lifeline: socket.socket) -> list[int] | None:
             woken.recv(4096)
             for pid, status in ended():
                 if pid in running:
-                    with running.pop(pid) as connection:
+                    with running.pop(pid) as connection, suppress(ConnectionError):  # the client may be gone
                         connection.send(status.to_bytes(4, "big"))
         if listener in ready:
             if "torch" not in sys.modules:
                 import_packages()
             connection = listener.accept()[0]
-            files = socket.recv_fds(connection, 1, 4)[1]
+            try:
+                files = socket.recv_fds(connection, 1, 4)[1]
+            except ConnectionError:
+                files = []
+            if not files:  # the client is gone
+                connection.close()
+                continue
             check_threads()
             pid = os.fork()
             if not pid:
@@ -303,6 +308,7 @@ if __name__ == "__main__":
     import shutil
     import tempfile
     import threading
+    from contextlib import suppress
     from select import select
     from types import ModuleType
 

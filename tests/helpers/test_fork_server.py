@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -139,6 +140,16 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_clients_that_go_leave_the_server_to_the_others() -> None:
+    with socket.socket(socket.AF_UNIX) as connection:  # before it says what it wants
+        connection.connect(str(Path(PYTHON).with_name("socket")))
+    for pause in (0, 0.02, 0.05, 0.1):  # while the command starts, runs, ends
+        with subprocess.Popen([PYTHON, "-c", ""]) as process:
+            time.sleep(pause)
+            process.kill()
+    assert run("-c", "print(1)").stdout == "1\n"
 
 
 OWNER = """
