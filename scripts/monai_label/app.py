@@ -19,6 +19,15 @@ from typing import Any
 
 import torch
 from fastapi import HTTPException
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:
+    # Its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it.
+    _operators = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 from monai.bundle import ConfigParser
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -31,14 +40,6 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import get_bundle_models
 from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
-
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # Its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it.
-    _operators = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 COLOURS = ((40, 120, 255), (0, 170, 0))  # of class 0 and 1, RGB
 WRITERS = {"asap": create_asap_annotations_xml, "dsa": create_dsa_annotations_json}  # for QuPath; for the archive
