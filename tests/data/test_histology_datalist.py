@@ -456,9 +456,8 @@ def test_names_of_the_classes_of_regions(tmp_path: Path) -> None:
 
 
 def test_synthetic_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "shared.datasets.synthetic_histology._draw", lambda size, *_: np.zeros((size, size, 3), np.uint8)
-    )
+    blank = "shared.datasets.synthetic_histology.render_stains"
+    monkeypatch.setattr(blank, lambda haematoxylin, *_: np.zeros((*haematoxylin.shape, 3), np.uint8))
     make_synthetic_histology(tmp_path, 3, 2, 1, label_all=False, processes=1)
     path = tmp_path / "tiles.json"
     assert region_labels(path) == {"non_mitotic": 0, "mitotic": 1}
