@@ -4,11 +4,11 @@
 
     python -m monai.bundle run ...      python scripts/demo.py ...      python -c "import shared" ...
 
-It is a small program, the client: it hands its arguments, folder, environment, umask, cores, stdin, stdout and stderr
-to the server. What the server forks runs the command as Python does: `sys.argv`, `sys.path`, the main module;
-SystemExit, uncaught exceptions, atexit and the exit status are Python's own. The client passes signals on and ends as
-the command has ended, by the same signal if by one; a command whose client was killed is killed. So `subprocess` does
-all the rest.
+It is a small program, the client: it hands its arguments, folder, environment, umask, cores, ignored signals, stdin,
+stdout and stderr to the server. What the server forks runs the command as Python does: `sys.argv`, `sys.path`, the main
+module; SystemExit, uncaught exceptions, atexit and the exit status are Python's own. The client passes signals on and
+ends as the command has ended, by the same signal if by one; a command whose client was killed is killed. So
+`subprocess` does all the rest.
 
 In a Python of its own runs what a fork cannot do: options of Python other than -u, and environments that differ from
 the server's in what is read when a program starts (`READ_AT_START`). Four differences remain: modules of others are
@@ -122,11 +122,12 @@ def call(folder: str, arguments: list[str]) -> NoReturn:
         os.execv(sys.executable, [sys.executable, *arguments])
     command = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "umask": os.umask(0o77)}
     command["cores"] = [*os.sched_getaffinity(0)]
+    command["ignored"] = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     with socket.socket(socket.AF_UNIX) as connection, open(os.memfd_create("command"), "w") as file:
         json.dump(command, file)
         file.flush()
         connection.connect(f"{folder}/socket")
-        for number in PASSED_ON:
+        for number in set(PASSED_ON).difference(command["ignored"]):
             signal.signal(number, lambda number, _: connection.send(bytes([number])))
         socket.send_fds(connection, [b"+"], [0, 1, 2, file.fileno()])
         status = read(connection)
@@ -233,6 +234,9 @@ def take_over(files: list[int]) -> list[str]:
         os.close(file)
     # the objects stay: handlers of loggers hold them
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty() or command["arguments"][0] == "-u")
+    for number in PASSED_ON:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in command["ignored"] else default)
     os.umask(command["umask"])
     os.sched_setaffinity(0, command["cores"])
     os.chdir(command["folder"])

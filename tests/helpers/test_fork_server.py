@@ -91,11 +91,21 @@ def own_lines(text: str) -> list[str]:
     return kept
 
 
+def on_one_core_without_hangups() -> None:
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def with_signals() -> None:
+    """A shell that starts the tests in the background may have set SIGINT to be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_forked_command_does_what_a_process_does(folder: Path, name: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(folder / "added"), "SOMETHING": "ü"}
     options = {"cwd": folder, "env": environment, "input": "a\nb\n", "umask": 0o27}
-    options["preexec_fn"] = lambda: os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+    options["preexec_fn"] = on_one_core_without_hangups
     forked = run(*COMMANDS[name], **options)
     real = run(*COMMANDS[name], python=sys.executable, **options)
     assert forked.returncode == real.returncode, forked.stderr
@@ -127,7 +137,8 @@ def test_each_command_has_its_own_state() -> None:
 def test_signals_reach_the_command(tmp_path: Path, number: int, handled: bool) -> None:
     handler = f"signal.signal({int(number)}, lambda *_: sys.exit(7)); " * (handled and number != signal.SIGKILL)
     code = f"import os, signal, sys, time; {handler}print(os.getpid(), flush=True); time.sleep(100)"
-    with subprocess.Popen([PYTHON, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "preexec_fn": with_signals}
+    with subprocess.Popen([PYTHON, "-c", code], **pipes) as process:
         pid = int(process.stdout.readline())
         assert pid != process.pid
         process.send_signal(number)
