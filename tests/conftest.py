@@ -12,6 +12,7 @@ pytest.register_assert_rewrite("commands", "workflows")
 def pytest_configure(config: pytest.Config) -> None:
     """In the process that starts the others, so that the server is none of an xdist worker's children."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors gain nothing from more
+    os.environ.setdefault("MPLBACKEND", "agg")  # no display is needed
     if not hasattr(config, "workerinput"):
         server = ForkServer()
         config.add_cleanup(server.close)

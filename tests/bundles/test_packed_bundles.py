@@ -94,7 +94,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("poison")
     (folder / "shared.py").write_text("raise ImportError('the repository is not here')\n")
     # the files that torch's export leaves behind go with the folder
-    return os.environ | {"PYTHONPATH": str(folder), "TMPDIR": str(folder), "MPLBACKEND": "agg"}
+    return os.environ | {"PYTHONPATH": str(folder), "TMPDIR": str(folder)}
 
 
 def run(folder: Path, environment: dict[str, str], *arguments: str) -> str:
