@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from fork_server import ForkServer
+from experiments.fork_server import ForkServer
 
 pytest.register_assert_rewrite("commands", "workflows")
 

@@ -169,6 +169,7 @@ def test_what_stands_on_top_of_scripts_is_a_command_and_nothing_below() -> None:
     # Each is a process of its own that a command starts.
     assert {path.relative_to(ROOT / "scripts").as_posix() for path in below} <= {
         "bundle_tools/probe.py",
+        "experiments/fork_server.py",
         "monai_label/serve.py",
     }
 

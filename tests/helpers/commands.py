@@ -8,9 +8,9 @@
     @pytest.mark.usefixtures("forked")              # where the code under test starts commands itself
     run(..., python=sys.executable)                 # in a Python of its own
 
-`PYTHON` has the third-party packages imported already (`fork_server.py` says what it can do): beside its own work a
-command takes a tenth of a second, and not five. A test that is about the start itself, as which modules an import
-needs, locale or PYTHON* variables, takes a Python of its own, and so does one test of each script.
+`PYTHON` has the third-party packages imported already (`scripts/experiments/fork_server.py` says what it can do):
+beside its own work a command takes a tenth of a second, and not five. A test that is about the start itself, as which
+modules an import needs, locale or PYTHON* variables, takes a Python of its own, and so does one test of each script.
 """
 
 from __future__ import annotations

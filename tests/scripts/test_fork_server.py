@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from commands import PYTHON, run
-from fork_server import check_threads
+from experiments import fork_server
+from experiments.fork_server import check_threads
 
 pytestmark = pytest.mark.skipif(sys.executable == PYTHON, reason="commands are forked on Linux alone")
 
@@ -181,7 +182,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.parametrize("end", ["closed", "killed"])
 def test_nothing_is_left_once_the_test_run_ends(end: str) -> None:
-    owner = run("-c", OWNER.format(folder=str(Path(__file__).parent)), end, python=sys.executable)
+    owner = run("-c", OWNER.format(folder=str(Path(fork_server.__file__).parent)), end, python=sys.executable)
     assert owner.returncode == (-signal.SIGKILL if end == "killed" else 0), owner.stderr
     folder, *pids = owner.stdout.split()
     assert len(pids) == 1 + (end == "killed")

@@ -1,6 +1,6 @@
 """Commands in processes that need not import the third-party packages: a server has done so and forks for each.
 
-`ForkServer().python` stands for `sys.executable`, in tests and for what the commands start themselves:
+`ForkServer().python` stands for `sys.executable`, in tests, in trials and for what the commands start themselves:
 
     python -m monai.bundle run ...      python scripts/demo.py ...      python -c "import shared" ...
 
