@@ -1,9 +1,10 @@
 """What every room needs: errors that name the file at fault, output files that are whole or absent, the ranks of a
-distributed run, lists and tables as text.
+distributed run, lists and tables as text, the settings of the bundles and the command line that gives them.
 
 May import: no other room.
 """
 
+from .bundle_run import check_command_line
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
 from .files import append_csv, atomic_path, name_full_disk, read_json_object, writable_folder, write_csv, write_json
 from .process_group import gather_list, join_process_group, leave_process_group

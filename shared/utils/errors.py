@@ -4,14 +4,21 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, ENOMEM, ENOSPC
+from pathlib import Path
 from types import TracebackType
 
 logger = logging.getLogger(__name__)
 
 # What gloo, NCCL and the store say where the process at the other end of a connection is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+# What a system without memory makes torch, its data loaders and its threads say.
+NO_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread", "Cannot allocate memory")
+WORKER_ENDED = ("DataLoader worker", "process in the process pool was terminated abruptly")
+LESS_MEMORY = "Lower --num_workers, --batch_size or --sw_batch_size, as far as there are such, or choose --cache disk."
 
 FREE_SPACE = (
     "Free space, or choose another folder, and run the command again; a training goes on from its last checkpoint with "
@@ -71,6 +78,45 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The exception from which all others in a chain stem; one that was only being handled is no reason."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+    return error
+
+
+def no_memory_message(error: BaseException) -> str | None:
+    """What to say where memory was not enough, also for a process that the system has ended for that; else None."""
+    error = innermost(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM or any(s in text for s in NO_MEMORY):
+        what = "the GPU's memory" if "CUDA" in text else "memory"
+        return f"{what} is not enough ({last_line(error)}). {LESS_MEMORY}"
+    if any(sign in text for sign in WORKER_ENDED) and "Caught" not in text:
+        return f"a process that loads data has ended, probably for want of memory ({last_line(error)}). {LESS_MEMORY}"
+    return None
+
+
+def last_line(error: BaseException) -> str:
+    """An exception as the last line of its traceback says it, of a data loader's worker that of its own traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if any("Original Traceback" in line for line in lines):
+        return lines[-1]
+    return f"{type(error).__name__}: {' '.join(map(str.strip, lines))[:1000]}" if lines else type(error).__name__
+
+
+def unforeseen_message(error: BaseException) -> str:
+    """The innermost exception of a chain, where it was raised, and how to see the whole of it."""
+    error = innermost(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    else:
+        said = last_line(error)
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in place)
+    return f"{said}{where}. With SHOW_TRACEBACK=1 in the environment, the whole traceback is shown."
+
+
 def lost_rank_message(error: BaseException) -> str | None:
     """What to say where a rank of a distributed run stops only because another one has, or was told to stop.
 
@@ -92,25 +138,27 @@ def lost_rank_message(error: BaseException) -> str | None:
 
 
 def show_errors_briefly() -> None:
-    """Let the program end with one readable line, and not a traceback, where the cause is known.
+    """Let the program end with one readable line, and not a traceback (set `SHOW_TRACEBACK=1` to see that too).
 
-    * A `DataError`, however deep below MONAI's and ignite's own exceptions, is printed as its message alone
-      (set `SHOW_TRACEBACK=1` to see all of it); the exit status is 1.
-    * A full disk is named as the reason.
+    * A `DataError`, however deep below MONAI's and ignite's own exceptions, is printed as its message alone; the exit
+      status is 1.
+    * A full disk and a lack of memory are named as the reason.
+    * Of what nobody foresaw the innermost exception is printed, and where it was raised.
     * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
     * A rank of a distributed run says so where it stops because another one has ended.
 
     Call it in a program, for instance in the `initialize` section of a bundle, not in a library.
     """
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         message = data_error_message(error) or lost_rank_message(error)
         if isinstance(error, KeyboardInterrupt):
             message = lost_rank_message(error) or f"interrupted {error}".rstrip()
         if message is None and is_disk_full(error):  # of a file that another library writes
             message = f"the disk is full. {FREE_SPACE}"
-        if message is None or os.environ.get("SHOW_TRACEBACK") == "1":
-            sys.__excepthook__(kind, error, traceback)
+        message = message or no_memory_message(error) or unforeseen_message(error)
+        if os.environ.get("SHOW_TRACEBACK") == "1":
+            sys.__excepthook__(kind, error, trace)
         else:
             print(f"\nError: {message}", file=sys.stderr)
 

@@ -24,17 +24,19 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`. True is none."""
+    """A whole number from `least` to `most`, a multiple of `step`. True is none."""
 
     least: int | None = None
     most: int | None = None
+    step: int = 1
 
     @property
     def expected(self) -> str:
-        return "a whole number" + _limits(self.least, self.most)
+        return (f"a multiple of {self.step}" if self.step > 1 else "a whole number") + _limits(self.least, self.most)
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and _within(value, self.least, self.most)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and value % self.step == 0 and _within(value, self.least, self.most)
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,8 @@ def _literal(text: str) -> Any:
 
 def _limits(least: float | None, most: float | None) -> str:
     if most is None:
-        return "" if least is None else f" of {least:g} or above"
-    return f" of {most:g} or below" if least is None else f" from {least:g} to {most:g}"
+        return "" if least is None else f" of {least} or above"
+    return f" of {most} or below" if least is None else f" from {least} to {most}"
 
 
 def _within(value: float, least: float | None, most: float | None) -> bool:

@@ -1,0 +1,148 @@
+"""Every setting of the bundles that people set: what it may be and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .values import Choice, Flag, Kind, Number, OrNone, Several, Table, Text, Whole
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that this machine has, by the name that torch gives it, or as torch's object."""
+
+    expected: str = "cpu, or cuda or cuda:N for a GPU that this machine has"
+
+    def accepts(self, value: Any) -> bool:
+        try:
+            device = torch.device(value)
+        except (RuntimeError, TypeError):
+            return False
+        return device.type != "cuda" or (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count())
+
+
+@dataclass(frozen=True)
+class Ids:
+    """An id above 0, or a list of such."""
+
+    expected: str = "an id above 0, or a list of such"
+
+    def accepts(self, value: Any) -> bool:
+        return Whole(1).accepts(value) or Several(Whole(1), distinct=True).accepts(value)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """A path, or a list of paths; "" stands for none given."""
+
+    expected: str = "a path, or a list of paths"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) or Several(PATH).accepts(value)
+
+
+TILES = ("mitotic", "non_mitotic", "empty", "unlabelled")
+PATH, FLAG, SHARE = Text("a path"), Flag(), Number(0, 1)
+PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
+DOMAINS = OrNone(Several(Text("the name of a domain"), distinct=True), "all")
+
+SETTINGS: dict[str, tuple[Kind, str]] = {
+    # where things are
+    "bundle_root": (PATH, "the bundle's folder"),
+    "dataset_dir": (Paths(), "folder of the data"),
+    "datalist": (PATH, "JSON file that lists the data"),
+    "input": (Paths(), "what to work on: file, folder, pattern, datalist, or a list of these"),
+    "output_dir": (PATH, "folder for results"),
+    "ckpt_dir": (PATH, "folder for checkpoints"),
+    "ckpt_path": (PATH, "weights to evaluate or to use"),
+    "pretrained": (OrNone(PATH, "random ones"), "file of weights to start from"),
+    "threshold_path": (PATH, "file of the threshold that training chose"),
+    "cache_dir": (PATH, "folder for preprocessed cases"),
+    # how a run goes
+    "device": (Device(), "where the network runs"),
+    "stitching_device": (Device(), "where windows are put together"),
+    "amp": (FLAG, "mixed precision"),
+    "seed": (Whole(0, 2**32 - 1), "of all random draws"),
+    "num_workers": (Whole(0), "processes that load data; 0: the run itself does"),
+    "cache": (Choice(("disk", "memory", "none")), "where preprocessed cases or patches are kept"),
+    "cache_workers": (Whole(1), "how many fill the cache at a time"),
+    "keep_going": (FLAG, "go on with the others where a case fails"),
+    "resume": (FLAG, "go on after the last epoch that was saved"),
+    "overwrite": (FLAG, "replace the checkpoints of an earlier run"),
+    "save_interval": (Whole(1), "epochs from one checkpoint to the next"),
+    # what is learnt
+    "labels": (Table(Whole(), "names and ids, as {'spleen': 1, 'liver': 2}"), "name and id, 1 to N, of each class"),
+    "label_ids": (OrNone(Table(Ids(), "names and ids"), "those of labels"), "name and id or ids in the label files"),
+    "fold": (OrNone(Whole(0), "no cross-validation"), "which part of cross-validation validates"),
+    "folds": (OrNone(Whole(2), "no cross-validation"), "parts of cross-validation"),
+    "train_domains": (DOMAINS, "domains to train on"),
+    "balance_domains": (FLAG, "as many patches of each domain in every batch"),
+    "spacing": (Several(Number(above=0), 3), "size of a voxel for the network, mm"),
+    "intensity_range": (Several(Number(), 2), "HU that become 0 and 1"),
+    "roi_size": (Several(Whole(16, step=16), 3), "crops and windows, voxels"),
+    "crop_size": (PIXELS, "what is cut from the middle of an image, pixels"),
+    "patch_size": (PIXELS, "what that is resampled to, pixels"),
+    "tile_size": (PIXELS, "side of a tile, pixels"),
+    "val_tile_size": (PIXELS, "side of a tile in validation and evaluation, pixels"),
+    "tile_overlap": (Whole(0), "overlap of tiles, pixels"),
+    "tiles_per_epoch": (OrNone(Whole(1), "by the number of figures"), "tiles in an epoch"),
+    "empty_tiles_per_region": (Whole(0), "tiles without figures that a region adds to an epoch"),
+    "tile_shares": (
+        Table(SHARE, "a share from 0 to 1 of " + ", ".join(TILES), TILES),
+        "what tiles are drawn around",
+    ),
+    "mpp": (OrNone(Number(above=0), "as the file says"), "size of a pixel, µm"),
+    "override_mpp": (FLAG, "mpp goes before what the file says"),
+    "network_mpp": (Number(above=0), "size of a pixel for the network, µm"),
+    "image_mean": (RGB, "taken off red, green and blue in [0, 1]"),
+    "image_std": (Several(Number(above=0), 3), "by which they are then divided"),
+    # the schedule
+    "max_epochs": (Whole(1), "epochs"),
+    "val_interval": (Whole(1), "epochs from one validation to the next"),
+    "warmup_epochs": (Whole(0), "epochs in which the learning rate rises"),
+    "learning_rate": (Number(above=0, most=10), "the greatest"),
+    "lr_factor": (Number(above=0, most=1), "of the learning rate where progress ends"),
+    "lr_patience": (Whole(0), "validations without progress before that"),
+    "batch_size": (Whole(1), "cases, patches or tiles in a batch"),
+    "num_samples": (Whole(1), "crops of a case in a batch"),
+    "clip_norm": (OrNone(Number(above=0), "no limit"), "greatest norm of the gradients"),
+    "flip_prob": (SHARE, "probability of a flip along an axis"),
+    "rotate_prob": (SHARE, "probability of a rotation"),
+    # the network
+    "network_overlay": (Text("a path", empty=True), "the overlay that sets the network; set by overlays"),
+    "freeze": (OrNone(Text("a regular expression"), "nothing"), "names of parameters that stay as they are"),
+    "sw_batch_size": (Whole(1), "windows at a time"),
+    "sw_overlap": (Number(0, 0.99), "share of a window that it has in common with the next"),
+    "fusestyle_places": (Several(Whole(1, 4), distinct=True, empty=True), "stages behind which FuseStyle goes"),
+    "fusestyle_p": (SHARE, "probability that a batch is mixed"),
+    "fusestyle_alpha": (Number(above=0), "of the Beta distribution of weights"),
+    "fusestyle_reference": (Choice(("dot", "random", "euclidean", "kl")), "how the partner is chosen"),
+    "norm": (Choice(("frozen", "batch", "group")), "norm of the backbone"),
+    "anchor_levels": (Several(Whole(2, 7), distinct=True), "of the pyramid; level n has the stride 2^n"),
+    # re-weighting
+    "reweight_on": (Choice(("validation", "training")), "whose Dice drives the rule"),
+    "reweighting_metric": (NAME, "that Dice among the metrics"),
+    "reweighting_trigger": (Choice(("decline", "stagnation")), "what fires the rule"),
+    "reweighting_window": (Whole(1), "evaluations that it looks back, δ"),
+    "reweighting_tolerance": (Number(0), "least change of the Dice, ε"),
+    # evaluation and results
+    "evaluate_split": (NAME, "list of the datalist to score"),
+    "test_domains": (DOMAINS, "domains to score"),
+    "whole_unseen": (FLAG, "all lists of a domain that was not trained on"),
+    "adapt_batch_norm": (FLAG, "batch norm takes its statistics from the images at hand"),
+    "tolerance": (Number(0), "of the surface distance, mm"),
+    "bootstrap": (Whole(1), "resamplings for the intervals"),
+    "threshold": (SHARE, "score from which it counts"),
+    "score_threshold": (SHARE, "score below which detections are dropped"),
+    "top_k": (Whole(1), "detections of a tile, at most"),
+    "suppress_radius": (Number(0), "detections nearer to a better one are dropped, pixels"),
+    "match_radius": (Number(above=0), "a detection this near to a figure finds it, pixels"),
+    "matching": (Choice(("one_to_one", "many_to_one")), "how detections and figures go together"),
+    "min_tissue": (SHARE, "share of tissue from which a tile is searched"),
+    "count_area_mm2": (Number(above=0), "area of the mitotic count, mm²"),
+    "count_aspect": (Number(above=0), "width by height of that area"),
+    "count_min_tissue": (SHARE, "share of tissue that it should hold"),
+}
