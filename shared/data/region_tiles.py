@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import torch
 from torch.utils.data import Dataset
 
+from ..utils import DataError
 from .entries import RegionEntry
 from .inputs import case_name
 from .regions import Region, open_region
@@ -45,16 +46,24 @@ class Tile(NamedTuple):
     core: tuple[float, float, float, float]
 
 
+def check_overlap(tile: int, overlap: int) -> None:
+    """Raise a `DataError` unless tiles of this side can overlap by so much, both in pixels."""
+    if not 0 <= overlap < tile:
+        raise DataError(f"tile_overlap is {overlap}, expected a whole number from 0 to {tile - 1}, tiles have {tile}.")
+
+
 def tile_origins(length: int, tile: int, overlap: int) -> list[int]:
     """Where tiles begin, so that they cover all pixels of a line and overlap by `overlap` at least.
 
     The last one ends with the line, unless the line is shorter than a tile: then there is one, at 0.
 
     Raises:
-        ValueError: when the length or the tile is not positive, or the overlap not from 0 to below the tile.
+        ValueError: when the length is not positive.
+        DataError: when the overlap is not from 0 to below the tile.
     """
-    if length < 1 or not 0 <= overlap < tile:
-        raise ValueError(f"length must be positive and 0 <= overlap < tile, got {length}, {overlap} and {tile}.")
+    check_overlap(tile, overlap)
+    if length < 1:
+        raise ValueError(f"length must be positive, got {length}.")
     last = max(length - tile, 0)
     return [*range(0, last, tile - overlap), last]
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data import MPP_TOLERANCE, Region, RegionTiles, TileData, collate_regions
+from ..data.region_tiles import check_overlap
 from ..metrics import Detections
 from ..networks import PyramidAnchors
 from ..utils import DataError
@@ -84,11 +85,11 @@ class RegionInferer(Inferer):
         progress: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= overlap < tile_size or batch_size < 1 or mpp <= 0 or min(mpp_tolerance, suppress_radius) < 0:
+        check_overlap(tile_size, overlap)
+        if batch_size < 1 or mpp <= 0 or min(mpp_tolerance, suppress_radius) < 0:
             raise ValueError(
-                f"expected 0 <= overlap < tile_size, got {overlap} and {tile_size}; batch_size and mpp above 0, got "
-                f"{batch_size} and {mpp}; mpp_tolerance and suppress_radius of 0 or more, got {mpp_tolerance} and "
-                f"{suppress_radius}."
+                f"expected batch_size and mpp above 0, got {batch_size} and {mpp}; mpp_tolerance and suppress_radius "
+                f"of 0 or more, got {mpp_tolerance} and {suppress_radius}."
             )
         self.anchors = anchors
         self.tile_size = tile_size

@@ -82,7 +82,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "balance_domains": (FLAG, "as many patches of each domain in every batch"),
     "spacing": (Several(Number(above=0), 3), "size of a voxel for the network, mm"),
     "intensity_range": (Several(Number(), 2), "HU that become 0 and 1"),
-    "roi_size": (Several(Whole(16, step=16), 3), "crops and windows, voxels"),
+    "roi_size": (Several(Whole(16, step=8), 3), "crops and windows, voxels"),
     "crop_size": (PIXELS, "what is cut from the middle of an image, pixels"),
     "patch_size": (PIXELS, "what that is resampled to, pixels"),
     "tile_size": (PIXELS, "side of a tile, pixels"),

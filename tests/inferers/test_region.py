@@ -293,8 +293,14 @@ def test_numbers_of_the_network_that_are_not_finite_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"overlap": 512}, {"batch_size": 0}, {"mpp": 0}, {"mpp_tolerance": -1}, {"suppress_radius": -1}]
+    ("changes", "said"),
+    [
+        ({"overlap": 512}, "tile_overlap is 512, expected a whole number from 0 to 511"),
+        ({"overlap": -1}, "tile_overlap is -1"),
+        *(({name: value}, "expected batch_size and mpp above 0") for name, value in (("batch_size", 0), ("mpp", 0))),
+        *(({name: -1}, "of 0 or more") for name in ("mpp_tolerance", "suppress_radius")),
+    ],
 )
-def test_bad_arguments(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected 0 <= overlap < tile_size"):
+def test_bad_arguments(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         RegionInferer(ANCHORS, **changes)

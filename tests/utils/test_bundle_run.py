@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import fire
 import pytest
 from bundle_tools.bundle import Bundle
 from commands import run
@@ -235,3 +237,21 @@ def test_outside_of_monai_bundle_nothing_is_checked() -> None:
     code = "import sys; sys.argv += ['run', '--max_epoch', '3']; from shared.utils import check_command_line as c; c()"
     done = run("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_what_the_card_says_of_settings_holds(bundle: str) -> None:
+    """`--name value` in its text: a setting of this bundle, and a value that it may have."""
+    tree = Bundle(ROOT / "bundles" / bundle)
+    known = {key for names in tree.combinations() for key in tree.merged(names)}
+    text = re.sub(r"```.*?```", "", tree.card, flags=re.DOTALL)
+    spans = re.findall(r"`(--[^`]+)`", text)
+    said = [part.partition(" ")[::2] for span in spans for part in span.removeprefix("--").split(" --")]
+    assert len(said) > 10
+    for name, value in said:
+        if name in SETTINGS:
+            assert name in known
+            if value and not re.match(r"FILE|file|…|models/", value):
+                check_values({name: fire.parser.DefaultParseValue(value.strip('"'))})
+        else:
+            assert difflib.get_close_matches(name, SETTINGS, cutoff=0.8) == []
