@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fire
+from command_line import run_command
 from experiments.benchmark_detection import benchmark_detection
 from experiments.benchmark_fusestyle import benchmark_fusestyle
 from experiments.benchmark_lambda3d import benchmark_lambda3d
 from experiments.voxel_classifier import voxel_classifier
 
-from shared.utils import show_errors_briefly
-
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(
+    run_command(
         {
             "detection": benchmark_detection,
             "fusestyle": benchmark_fusestyle,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import fire
+from command_line import run_command
 from experiments.runs import BUNDLES, ROOT, count_firings, run_bundle, run_step
+
+from shared.utils import DataError
+from shared.utils.values import Choice, Whole
 
 SHARE_OF_ONE_PERCENT = (
     *("liver", "stomach", "spleen", "right_kidney", "left_kidney"),
@@ -25,7 +27,7 @@ def fresh_folder(path: Path) -> Path:
     """An empty folder for the demo; an earlier demo's is replaced, anything else is left alone."""
     marker = path / ".demo"
     if path.exists() and any(path.iterdir()) and not marker.exists():
-        sys.exit(f"{path} holds files that no demo wrote. Choose another --output_dir.")
+        raise DataError(f"{path}: holds files that no demo wrote. Choose another --output_dir.")
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     marker.touch()
@@ -179,17 +181,21 @@ DEMOS = {
 }
 
 
-def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 0, epochs: int = 0) -> None:
+def main(
+    name: Annotated[str, Choice(tuple(DEMOS))] = "abdominal_unetr_cbs",
+    /,
+    output_dir: str = "",
+    cases: Annotated[int, Whole(3)] | None = None,
+    epochs: Annotated[int, Whole(0)] = 0,
+) -> None:
     """Make synthetic data, train a bundle on it, evaluate it, run it on unseen cases, and show the result.
 
     Args:
         name: the bundle.
         output_dir: where everything goes; demo_output/NAME by default. An earlier demo there is replaced.
-        cases: number of synthetic CTs, or of slides a scanner; 0 for the demo's own.
+        cases: number of synthetic CTs, or of slides a scanner; by default the demo's own.
         epochs: length of the training; 0 leaves it as in configs/variants/demo_schedule.json.
     """
-    if name not in DEMOS:
-        sys.exit(f"There is no demo {name!r}. Known: {', '.join(DEMOS)}.")
     start = time.monotonic()
     folder = fresh_folder(Path(output_dir).resolve() if output_dir else ROOT / "demo_output" / name)
     demo = DEMOS[name]
@@ -199,4 +205,4 @@ def main(name: str = "abdominal_unetr_cbs", output_dir: str = "", cases: int = 0
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-import fire
+from command_line import AtATime, Seed, run_command
 
 from shared.data import SPLITS
 from shared.datasets.histology_entries import count_patches
 from shared.datasets.synthetic_ct import make_synthetic_ct
 from shared.datasets.synthetic_histology import make_synthetic_histology
-from shared.utils import flag, show_errors_briefly, text_table
+from shared.utils import text_table
+from shared.utils.values import Whole
 
 
-def ct(output_dir: str, cases: int = 12, seed: int = 0, processes: int | None = None) -> None:
+def ct(output_dir: str, cases: Annotated[int, Whole(3)] = 12, seed: Seed = 0, processes: AtATime = None) -> None:
     """Write made-up abdominal CTs with 13 labelled organs as a decathlon data set.
 
     OUTPUT_DIR then holds dataset.json (training, validation and test split), imagesTr, labelsTr, imagesTs and labelsTs.
@@ -21,8 +23,8 @@ def ct(output_dir: str, cases: int = 12, seed: int = 0, processes: int | None = 
 
     Args:
         output_dir: a new or empty folder.
-        cases: how many volumes, 3 at least.
-        seed: 0 or above; another seed gives other bodies.
+        cases: how many volumes.
+        seed: another one gives other bodies.
         processes: how many work at the same time; by default one for each core.
     """
     path = make_synthetic_ct(output_dir, cases, seed, processes)
@@ -31,12 +33,12 @@ def ct(output_dir: str, cases: int = 12, seed: int = 0, processes: int | None = 
 
 def histology(
     output_dir: str,
-    slides: int = 10,
-    patches_per_slide: int = 40,
-    tiles_per_slide: int = 1,
-    seed: int = 0,
+    slides: Annotated[int, Whole(3)] = 10,
+    patches_per_slide: Annotated[int, Whole(2)] = 40,
+    tiles_per_slide: Annotated[int, Whole(0)] = 1,
+    seed: Seed = 0,
     label_all: bool = True,
-    processes: int | None = None,
+    processes: AtATime = None,
 ) -> None:
     """Write made-up H&E patches and tiles with mitotic figures and imposters, as four scanners see them.
 
@@ -46,16 +48,14 @@ def histology(
 
     Args:
         output_dir: a new or empty folder.
-        slides: how many of each scanner, 3 at least.
-        patches_per_slide: how many, 2 at least; 40 % are mitotic figures.
-        tiles_per_slide: how many, 0 or above.
-        seed: 0 or above; another seed gives other slides.
+        slides: how many of each scanner.
+        patches_per_slide: how many; 40 % are mitotic figures.
+        tiles_per_slide: how many.
+        seed: another one gives other slides.
         label_all: False leaves the scanner GT450 without labels, as in MIDOG 2021.
         processes: how many work at the same time; by default one for each core.
     """
-    path = make_synthetic_histology(
-        output_dir, slides, patches_per_slide, tiles_per_slide, seed, flag("label_all", label_all), processes
-    )
+    path = make_synthetic_histology(output_dir, slides, patches_per_slide, tiles_per_slide, seed, label_all, processes)
     datalist = json.loads(path.read_text())
     print(text_table(count_patches({split: datalist[split] for split in SPLITS})))
     if "unlabelled" in datalist:
@@ -64,5 +64,4 @@ def histology(
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire({"ct": ct, "histology": histology})
+    run_command({"ct": ct, "histology": histology})

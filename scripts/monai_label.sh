@@ -20,6 +20,11 @@ requirements_name=requirements-monailabel.txt
 versions="3.11 or 3.12"
 USE_CURRENT_ENV=0
 
+fail_usage() {
+    printf '\nError: %s See monai_label.sh --help.\n' "$1" >&2
+    exit 1
+}
+
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 if [ $# = 0 ]; then
@@ -31,6 +36,10 @@ for argument in "$@"; do
         usage
         exit
         ;;
+    # the first call makes an environment, which takes minutes: what no option is, is refused before that
+    --port | --port=* | --app[_-]dir | --app[_-]dir=* | --mpp | --mpp=*) ;;
+    --set_up) [ $# = 1 ] || fail_usage "--set_up goes alone." ;;
+    --*) fail_usage "${argument%%=*}: no such option of monai_label.sh." ;;
     esac
 done
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import fire
 from bundle_tools.archive import add_to_list, manifest, read_object, refuse_to_replace, write_package, write_zip
 from bundle_tools.bundle import BUNDLES, bundle_names
 from bundle_tools.package import read_package
 from bundle_tools.zoo import lay_out_pull_request, refuse_zoo
+from command_line import run_command
 
-from shared.utils import DataError, show_errors_briefly, write_json
+from shared.utils import DataError, write_json
 
 
 def main(
@@ -39,13 +39,13 @@ def main(
             one still is listed, and written to OUTPUT_DIR/NAME_vVERSION_zoo.txt.
     """
     there = bundle_names(BUNDLES)
-    chosen = list(dict.fromkeys(map(str, names))) or there
+    chosen = list(dict.fromkeys(names)) or there
     if strange := [name for name in chosen if name not in there]:
         raise DataError(f"{', '.join(strange)}: there is no such bundle, expected {', '.join(there)}.")
     if weights and len(chosen) > 1:
         raise DataError(f"--weights are those of one bundle, {len(chosen)} were named. Name one.")
-    output, zoo = (Path(str(folder)).expanduser() for folder in (output_dir, zoo_dir))
-    packages = [read_package(BUNDLES / name, str(weights), variant, str(weights_url)) for name in chosen]
+    output, zoo = (Path(folder).expanduser() for folder in (output_dir, zoo_dir))
+    packages = [read_package(BUNDLES / name, weights, variant, weights_url) for name in chosen]
     read_object(output / "model_info.json")  # before anything is written
     for package in packages:
         refuse_to_replace(package, output / f"{package.title}.zip")
@@ -57,12 +57,11 @@ def main(
             folder = write_package(package, Path(temporary) / package.bundle.name)
             write_zip(folder, archive, package.bundle.name)
             write_json(archive.with_suffix(".json"), manifest(package, folder, archive))
-            add_to_list(output / "model_info.json", package, archive, str(base_url))
+            add_to_list(output / "model_info.json", package, archive, base_url)
             print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB). {package.note}")
             if zoo_dir:
                 lay_out_pull_request(package, folder, zoo, archive.with_name(f"{package.title}_zoo.txt"))
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

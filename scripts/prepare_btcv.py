@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import fire
-from fire.decorators import SetParseFn
+from collections.abc import Sequence
+from typing import Annotated
+
+from command_line import AtATime, Seed, run_command
 
 from shared.datasets.btcv import find_btcv, unpack_btcv
 from shared.datasets.ct_cases import BTCV_LABELS, check_ct_cases, write_ct_datalist
-from shared.datasets.preparation import option_names, resolve_folders, worker_count
+from shared.datasets.preparation import resolve_folders, worker_count
 from shared.datasets.splits import split_cases
-from shared.utils import flag, show_errors_briefly
+from shared.utils.values import Several, Text
 
 
-@SetParseFn(str, "data_dir", "output_dir", "exclude")
 def main(
     data_dir: str,
     output_dir: str,
-    seed: int = 0,
-    exclude: str = "",
+    seed: Seed = 0,
+    exclude: Annotated[Sequence[str], Several(Text(), empty=True)] = (),
     overwrite: bool = False,
-    workers: int | None = None,
+    workers: AtATime = None,
 ) -> None:
     """Check the labelled cases and write a datalist: of the 30 cases 18 for training, 6 for validation, 6 for testing.
 
@@ -36,8 +37,7 @@ def main(
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
-    workers = worker_count(workers)
-    overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
+    workers, excluded = worker_count(workers), sorted(set(exclude))
     found = unpack_btcv(source, target, workers)
     if found != source and (source / "RawData").is_dir():
         print(f"{source / 'RawData'} is not all of {source / 'RawData.zip'}, which is unpacked into {found}.")
@@ -51,5 +51,4 @@ def main(
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-import fire
 import torch
+from command_line import run_command
 
 from shared.datasets.camelyon17 import CAMELYON17_LABELS, read_camelyon17
 from shared.datasets.histology_entries import check_image_files, count_patches, write_histology_datalist
-from shared.utils import flag, show_errors_briefly, text_table
+from shared.utils import text_table
+from shared.utils.values import Whole
 
 SAMPLE = 1000
 
@@ -21,7 +23,7 @@ def main(
     check_images: bool = False,
     allow_missing: bool = False,
     overwrite: bool = False,
-    workers: int = 4,
+    workers: Annotated[int, Whole(1)] = 4,
 ) -> None:
     """Check the patches and write a datalist with the default split of WILDS.
 
@@ -37,11 +39,10 @@ def main(
         overwrite: replace another datalist of that name.
         workers: files opened at a time.
     """
-    overwrite = flag("--overwrite", overwrite)
     folder, target = Path(data_dir).resolve(), Path(output).resolve()
-    splits = read_camelyon17(folder, flag("--allow_missing", allow_missing))
+    splits = read_camelyon17(folder, allow_missing)
     images = [str(folder / patch["image"]) for patches in splits.values() for patch in patches]
-    if not flag("--check_images", check_images):
+    if not check_images:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         images = [images[i] for i in sorted(order[:SAMPLE].tolist())]
     remedy = "Unpack the archive again."
@@ -58,5 +59,4 @@ def main(
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import fire
+from command_line import AtATime, Seed, run_command
 
 from shared.data import leaked_slides
 from shared.datasets.histology_entries import count_patches, count_regions
 from shared.datasets.midog import MidogImage, find_midog, read_midog
 from shared.datasets.midog_crops import crop_midog
 from shared.datasets.midog_datalist import claim_folder, clipped_boxes, midog_patches, midog_regions, write_midog
-from shared.datasets.preparation import check_whole, resolve_folders, worker_count
-from shared.datasets.splits import split_patches, split_regions
-from shared.utils import flag, show_errors_briefly, text_table
+from shared.datasets.preparation import resolve_folders, worker_count
+from shared.datasets.splits import SPLIT_UNITS, split_patches, split_regions
+from shared.utils import text_table
+from shared.utils.values import Choice, Whole
 
 
 def patches(
     annotations: str,
     image_dir: str,
     output_dir: str,
-    size: int = 64,
+    size: Annotated[int, Whole(8)] = 64,
     domain: str = "scanner",
     dataset: str = "",
     scanners: str = "",
-    unit: str = "slide",
-    seed: int = 0,
-    unlabelled_per_image: int = 20,
+    unit: Annotated[str, Choice(SPLIT_UNITS)] = "slide",
+    seed: Seed = 0,
+    unlabelled_per_image: Annotated[int, Whole(0)] = 20,
     allow_missing: bool = False,
     overwrite: bool = False,
-    workers: int | None = None,
+    workers: AtATime = None,
 ) -> None:
     """Crop the mitotic figures (label 1) and hard negatives (label 0), and write a datalist for classification.
 
@@ -57,16 +58,13 @@ def patches(
         overwrite: replace another datalist in OUTPUT_DIR; the crops stay.
         workers: images cropped at a time, 160 MB each; by default one for each core, 8 at most.
     """
-    workers, overwrite = worker_count(workers), flag("--overwrite", overwrite)
-    check_whole("--size is", size, 8)
-    check_whole("--seed is", seed)
-    check_whole("--unlabelled_per_image is", unlabelled_per_image)
+    workers = worker_count(workers)
     _, target = resolve_folders(image_dir, output_dir, "--image_dir")
-    fields = [field.strip() for field in str(domain).split("+")]
+    fields = [field.strip() for field in domain.split("+")]
 
-    name, listed = read_midog(annotations, str(dataset), scanners)
+    name, listed = read_midog(annotations, dataset, scanners)
     wanted = [image for image in listed if image.labelled or unlabelled_per_image]
-    images = find_midog(wanted, image_dir, flag("--allow_missing", allow_missing), workers)
+    images = find_midog(wanted, image_dir, allow_missing, workers)
     labelled = midog_patches(images, fields)
     splits = split_patches(labelled, unit=unit, seed=seed)
     claim_folder(target, annotations, {"size": size, "unlabelled_per_image": unlabelled_per_image}, listed)
@@ -90,10 +88,10 @@ def tiles(
     domain: str = "scanner",
     dataset: str = "",
     scanners: str = "",
-    seed: int = 0,
+    seed: Seed = 0,
     allow_missing: bool = False,
     overwrite: bool = False,
-    workers: int | None = None,
+    workers: AtATime = None,
 ) -> None:
     """Write a datalist of whole images with boxes around mitotic figures (label 1) and hard negatives (label 0).
 
@@ -116,13 +114,12 @@ def tiles(
         overwrite: replace another datalist in OUTPUT_DIR.
         workers: headers read at a time; by default one for each core, 8 at most.
     """
-    workers, overwrite = worker_count(workers), flag("--overwrite", overwrite)
-    check_whole("--seed is", seed)
+    workers = worker_count(workers)
     _, target = resolve_folders(image_dir, output_dir, "--image_dir")
-    fields = [field.strip() for field in str(domain).split("+")]
+    fields = [field.strip() for field in domain.split("+")]
 
-    name, listed = read_midog(annotations, str(dataset), scanners)
-    images = find_midog(listed, image_dir, flag("--allow_missing", allow_missing), workers)
+    name, listed = read_midog(annotations, dataset, scanners)
+    images = find_midog(listed, image_dir, allow_missing, workers)
     regions = midog_regions(images, image_dir, target, fields, workers)
     splits = split_regions([region for region in regions if region["labelled"]], seed)
     unlabelled = [region for region in regions if not region["labelled"]]
@@ -159,5 +156,4 @@ def _print_left_out(annotations: str, images: Sequence[MidogImage], listed: Sequ
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire({"patches": patches, "tiles": tiles})
+    run_command({"patches": patches, "tiles": tiles})

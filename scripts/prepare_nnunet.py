@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import fire
-from fire.decorators import SetParseFn
+from collections.abc import Sequence
+from typing import Annotated
+
+from command_line import AtATime, Seed, run_command
 
 from shared.datasets.ct_cases import check_ct_cases, write_ct_datalist
 from shared.datasets.nnunet import read_nnunet, split_nnunet
-from shared.datasets.preparation import option_names, resolve_folders, worker_count
-from shared.utils import flag, show_errors_briefly
+from shared.datasets.preparation import resolve_folders, worker_count
+from shared.utils.values import Several, Text, Whole
 
 
-@SetParseFn(str, "data_dir", "output_dir", "splits", "exclude")
 def main(
     data_dir: str,
     output_dir: str,
     splits: str = "",
-    fold: int = 0,
-    seed: int = 0,
-    exclude: str = "",
+    fold: Annotated[int, Whole(0)] = 0,
+    seed: Seed = 0,
+    exclude: Annotated[Sequence[str], Several(Text(), empty=True)] = (),
     overwrite: bool = False,
-    workers: int | None = None,
+    workers: AtATime = None,
 ) -> None:
     """Check the cases and write a datalist with the labels of the data set's own dataset.json.
 
@@ -40,8 +41,7 @@ def main(
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
-    workers = worker_count(workers)
-    overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
+    workers, excluded = worker_count(workers), sorted(set(exclude))
     facts, labels, cases, test = read_nnunet(source, excluded)
     own = source / "splits_final.json"
     found, origin = split_nnunet(cases, test, splits or (own if own.is_file() else None), fold, seed, excluded)
@@ -58,5 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

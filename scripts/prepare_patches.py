@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-import fire
+from command_line import Seed, run_command
 
 from shared.data import leaked_slides
 from shared.datasets.histology_entries import count_patches, write_histology_datalist
 from shared.datasets.patch_table import misleading_names, read_patch_table
-from shared.datasets.splits import split_patches
-from shared.utils import flag, show_errors_briefly, text_table
+from shared.datasets.splits import SPLIT_UNITS, split_patches
+from shared.utils import text_table
+from shared.utils.values import Choice
 
 
 def main(
@@ -24,8 +26,8 @@ def main(
     label_column: str = "label",
     domain_column: str = "scanner",
     slide_column: str = "slide",
-    unit: str = "slide",
-    seed: int = 0,
+    unit: Annotated[str, Choice(SPLIT_UNITS)] = "slide",
+    seed: Seed = 0,
     name: str = "",
     overwrite: bool = False,
 ) -> None:
@@ -52,17 +54,17 @@ def main(
     """
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"domain_column": domain_column, "slide_column": slide_column}
-    patches = read_patch_table(table, image_dir, str(positive), str(negative) or None, **columns)
+    patches = read_patch_table(table, image_dir, positive, negative or None, **columns)
     for warning in misleading_names(table, domain_column, patches):
         print(warning)
     splits = split_patches(patches, unit=unit, seed=seed)
     target = Path(output).resolve()
     for patch in (patch for members in splits.values() for patch in members):
         patch["image"] = os.path.relpath(patch["image"], target.parent)
-    labels = {str(negative) or f"not {positive}": 0, str(positive): 1}
+    labels = {negative or f"not {positive}": 0, positive: 1}
     facts = {"split_unit": unit, "split_seed": seed}
     name = name or Path(table).resolve().parent.name
-    write_histology_datalist(target, name, labels, splits, facts, flag("--overwrite", overwrite))
+    write_histology_datalist(target, name, labels, splits, facts, overwrite)
     print(text_table(count_patches(splits)))
     if unit == "patch":
         slides, tested = leaked_slides(splits["training"] + splits["validation"], splits["test"])
@@ -72,5 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

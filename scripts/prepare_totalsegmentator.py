@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import fire
-from fire.decorators import SetParseFn
+from collections.abc import Sequence
+from typing import Annotated
+
+from command_line import AtATime, Seed, run_command
 
 from shared.datasets.ct_cases import BTCV_LABELS, write_ct_datalist
-from shared.datasets.preparation import option_names, resolve_folders, worker_count
+from shared.datasets.preparation import resolve_folders, worker_count
 from shared.datasets.totalsegmentator import find_totalsegmentator, merge_totalsegmentator, split_totalsegmentator
-from shared.utils import DataError, flag, show_errors_briefly
+from shared.utils.values import Several, Text, Whole
 
 
-@SetParseFn(str, "data_dir", "output_dir", "exclude")
 def main(
     data_dir: str,
     output_dir: str,
-    min_organs: int = 6,
-    seed: int = 0,
-    exclude: str = "",
+    min_organs: Annotated[int, Whole(0, 13)] = 6,
+    seed: Seed = 0,
+    exclude: Annotated[Sequence[str], Several(Text(), empty=True)] = (),
     overwrite: bool = False,
-    workers: int | None = None,
+    workers: AtATime = None,
 ) -> None:
     """Make a label map with BTCV's 13 organs for each case, and write a datalist.
 
@@ -39,11 +40,8 @@ def main(
         overwrite: replace another dataset.json in OUTPUT_DIR, and label maps that were made of other files.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
-    if min_organs not in range(14):
-        raise DataError(f"--min_organs is {min_organs}, expected a whole number from 0 to 13.")
     source, target = resolve_folders(data_dir, output_dir)
-    workers = worker_count(workers)
-    overwrite, excluded = flag("--overwrite", overwrite), option_names(exclude)
+    workers, excluded = worker_count(workers), sorted(set(exclude))
     every = merge_totalsegmentator(source, find_totalsegmentator(source, target, excluded), workers, overwrite)
     cases = [case for case in every if len(case.voxels) >= min_organs]
     left_out = [case for case in every if len(case.voxels) < min_organs]
@@ -60,5 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

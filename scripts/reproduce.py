@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fire
+from command_line import run_command
 from experiments.detection_table import detection_table
 from experiments.organ_table import organ_table
 from experiments.patch_table import patch_table
 from experiments.rule_table import compare, cost
 
-from shared.utils import show_errors_briefly
-
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(
+    run_command(
         {
             "organ_table": organ_table,
             "detection_table": detection_table,

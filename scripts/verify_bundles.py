@@ -11,16 +11,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-import fire
 from bundle_tools import card, checks, overlays
 from bundle_tools.bundle import BUNDLES, Bundle, bundle_names
 from bundle_tools.checks import Found, Result, run_check
 from bundle_tools.sample_data import task_of, write_sample
-from experiments.runs import at_least
+from command_line import run_command
 from tqdm import tqdm
 
-from shared.utils import DataError, flag, show_errors_briefly, text_table, write_json
+from shared.utils import DataError, text_table, write_json
+from shared.utils.values import Whole
 
 # In the order of the table; those of bundle_tools/probe.py, which run the bundle's code, come behind.
 CHECKS: dict[str, Callable[[Bundle], list[str]]] = {
@@ -114,7 +115,7 @@ def table(results: dict[str, Found]) -> str:
     return text_table([{"": check} | {k: cell(found.get(check)) for k, found in results.items()} for check in rows])
 
 
-def main(*bundles: str, run_commands: bool = True, output: str = "", jobs: int = 1) -> None:
+def main(*bundles: str, run_commands: bool = True, output: str = "", jobs: Annotated[int, Whole(1)] = 1) -> None:
     """Verify bundles, show a table, and end with status 1 where something is wrong, each fault in a line.
 
     It needs no network and changes nothing in the folders. A bundle takes about a minute on two cores, and a third of
@@ -126,9 +127,8 @@ def main(*bundles: str, run_commands: bool = True, output: str = "", jobs: int =
         output: a JSON file with all that was found.
         jobs: bundles at a time.
     """
-    at_least(1, jobs=jobs)
-    folders = [find_bundle(str(name)) for name in bundles or bundle_names(BUNDLES)]
-    check = partial(verify, run_commands=flag("run_commands", run_commands))
+    folders = [find_bundle(name) for name in bundles or bundle_names(BUNDLES)]
+    check = partial(verify, run_commands=run_commands)
     with ThreadPoolExecutor(jobs) as pool:
         verified = list(tqdm(pool.map(check, folders), total=len(folders), desc="verifying", unit="bundle"))
     alone = len({folder.name for folder in folders}) == len(folders)
@@ -147,5 +147,4 @@ def main(*bundles: str, run_commands: bool = True, output: str = "", jobs: int =
 
 
 if __name__ == "__main__":
-    show_errors_briefly()
-    fire.Fire(main)
+    run_command(main)

@@ -74,15 +74,15 @@ class Package(NamedTuple):
         return {name: overlay for name, overlay in kept.items() if overlay}
 
 
-def read_package(folder: Path, weights: str | Path | None = None, variant: Any = "", url: str = "") -> Package:
+def read_package(folder: Path, weights: str | Path | None = None, variant: str = "", url: str = "") -> Package:
     """What was asked for, with the record of the weights.
 
     Raises:
         DataError: when there is no such bundle, variant or file of weights, or a config cannot be read.
     """
     bundle = Bundle(folder)
-    parts = variant if isinstance(variant, list | tuple) else str(variant).split(",")  # fire makes a tuple of `a,b`
-    variants = tuple(str(part).removesuffix(".json").removeprefix("variants/") for part in parts if part)
+    parts = filter(None, map(str.strip, variant.split(",")))
+    variants = tuple(part.removesuffix(".json").removeprefix("variants/") for part in parts)
     there = [name.removeprefix("variants/") for name in bundle.names if name.startswith("variants/")]
     if bundle.faults:
         raise DataError(f"{bundle.name} cannot be packaged:{fault_list(bundle.faults)}")

@@ -6,8 +6,9 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tifffile
@@ -20,10 +21,12 @@ from shared.data import Region, RegionTiles, read_rgb
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.inferers import RegionInferer, suppress_within_radius
 from shared.networks import fusestyle_retinanet
+from shared.networks.resnet import NAMES
 from shared.utils import write_json
+from shared.utils.values import Choice, Number, Several, Whole
 
-from .runs import BUNDLES
-from .timing import chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
+from .runs import BUNDLES, AtLeastOne
+from .timing import Device, chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
 
 CONFIGS = BUNDLES / "mitosis_retinanet_fusestyle" / "configs"
 RADIUS, IOU = 25.0, 0.4  # of the suppression, in pixels; of the challenge's reference inference, for one tile
@@ -215,15 +218,15 @@ def memory(paths: list[Path], num_workers: int) -> dict[str, Any]:
 
 def benchmark_detection(
     output: str = "",
-    candidates: int = 10_000,
-    width: int = 7000,
-    height: int = 5000,
-    sides: tuple[int, int] = (2000, 8000),
-    milliseconds: float = 5.0,
-    rounds: int = 7,
-    num_workers: int | None = None,
-    backbone: str = "",
-    device: str = "",
+    candidates: AtLeastOne = 10_000,
+    width: AtLeastOne = 7000,
+    height: AtLeastOne = 5000,
+    sides: Annotated[Sequence[int], Several(Whole(1), 2)] = (2000, 8000),
+    milliseconds: Annotated[float, Number(0)] = 5.0,
+    rounds: AtLeastOne = 7,
+    num_workers: Annotated[int, Whole(0)] | None = None,
+    backbone: Annotated[str, Choice(NAMES)] = "",
+    device: Device = "",
 ) -> None:
     """Time the suppression, then inference in a made-up region with a stub for the network; then the peak memory.
 

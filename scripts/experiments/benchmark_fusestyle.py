@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from shared.layers import FuseStyle
 from shared.networks import fusestyle_resnet
+from shared.networks.resnet import NAMES
 from shared.utils import write_json
+from shared.utils.values import Choice
 
-from .timing import chosen_device, in_own_process, in_turns, peak_memory, seconds_of
+from .runs import AtLeastOne
+from .timing import Device, chosen_device, in_own_process, in_turns, peak_memory, seconds_of
 
 VARIANTS = ("plain", "random", "dot", "euclidean", "kl")
 
@@ -56,7 +59,12 @@ def memory_of_steps(variant: str, network: str, batch: int, size: int, device: s
 
 
 def benchmark_fusestyle(
-    output: str = "", network: str = "resnet50", batch: int = 64, size: int = 64, rounds: int = 15, device: str = ""
+    output: str = "",
+    network: Annotated[str, Choice(NAMES)] = "resnet50",
+    batch: AtLeastOne = 64,
+    size: AtLeastOne = 64,
+    rounds: AtLeastOne = 15,
+    device: Device = "",
 ) -> None:
     """Time a training step with each choice of the partner and without FuseStyle, taking turns in one run.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from shared.layers import LambdaLayer
 from shared.networks import Lambda3D, prepare_network
 from shared.utils import write_json
+from shared.utils.values import Number, Several, Whole
 
-from .timing import chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
+from .runs import AtLeastOne
+from .timing import Device, chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
 
 HEADS, CLASSES = 12, 14
 NETWORKS = ("unetr", "lambda3d", "lambda3d_mlp", "flash")
@@ -148,15 +150,15 @@ def ratios(times: Mapping[str, np.ndarray], memory: Mapping[str, int], grids: Se
 
 def benchmark_lambda3d(
     output: str = "",
-    size: int = 96,
-    feature_size: int = 16,
-    hidden_size: int = 768,
-    grids: tuple[int, ...] = (6, 12, 16, 24),
-    rounds: int = 7,
-    device: str = "",
-    tflops: float = 0.0,
-    tflops_half: float = 0.0,
-    gigabytes: float = 0.0,
+    size: AtLeastOne = 96,
+    feature_size: AtLeastOne = 16,
+    hidden_size: AtLeastOne = 768,
+    grids: Annotated[Sequence[int], Several(Whole(1))] = (6, 12, 16, 24),
+    rounds: AtLeastOne = 7,
+    device: Device = "",
+    tflops: Annotated[float, Number(0)] = 0.0,
+    tflops_half: Annotated[float, Number(0)] = 0.0,
+    gigabytes: Annotated[float, Number(0)] = 0.0,
 ) -> None:
     """Time training steps of the networks and of single layers, taking turns in one run; then their peak memory.
 

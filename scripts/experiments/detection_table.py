@@ -6,15 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, domain_names, load_regions
 from shared.reports.provenance import MADE_UP_SLIDES
+from shared.utils.values import Choice, Several, Text
 
-from .runs import Training, check_lengths, file_digest, known, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
 from .tables import describe, markdown_grid, mean_and_std, write_table
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -133,16 +134,16 @@ def plan_trainings(
 def detection_table(
     dataset_dir: str,
     output_dir: str,
-    train_domains: str | Sequence[str],
+    train_domains: Annotated[Sequence[str], Several(Text(), distinct=True)],
     datalist: str = "dataset.json",
-    seeds: int = 3,
-    size: str = "full",
-    minutes: float = math.inf,
-    jobs: int = 1,
-    threads: int = 1,
-    nproc_per_node: int = 1,
-    epochs: int = 0,
-    methods: str | Sequence[str] = tuple(METHODS),
+    seeds: AtLeastOne = 3,
+    size: Annotated[str, Choice(tuple(SIZES))] = "full",
+    minutes: Minutes = math.inf,
+    jobs: AtLeastOne = 1,
+    threads: AtLeastOne = 1,
+    nproc_per_node: AtLeastOne = 1,
+    epochs: Epochs = 0,
+    methods: Annotated[Sequence[str], Several(Choice(tuple(METHODS)), distinct=True)] = tuple(METHODS),
 ) -> None:
     """F1 of the detector on each scanner, with and without FuseStyle and other methods, over seeds.
 
@@ -166,16 +167,11 @@ def detection_table(
         epochs: length of a training; 0 leaves it as configured.
         methods: some of them, separated by commas.
     """
-    names = methods.split(",") if isinstance(methods, str) else list(methods)
-    scanners = [train_domains] if isinstance(train_domains, str) else list(train_domains)
-    scanners = [name.strip() for part in scanners for name in str(part).split(",")]
-    known("methods", names, list(METHODS))
-    known("size", [size], list(SIZES))
-    check_lengths(seeds, minutes, jobs, threads, nproc_per_node, epochs)
+    scanners = list(train_domains)
     path, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     load_regions(path, "training", scanners)
     domains = domain_names(load_regions(path, "test"))
-    trainings = plan_trainings(names, seeds, path, scanners, work, size, epochs, nproc_per_node)
+    trainings = plan_trainings(methods, seeds, path, scanners, work, size, epochs, nproc_per_node)
     finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
         info = dataset_info(path, "test")

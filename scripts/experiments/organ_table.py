@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,8 +22,9 @@ from shared.datasets.ct_cases import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.losses import label_voxel_counts
 from shared.metrics.bootstrap import draw, percentiles
 from shared.reports.provenance import MADE_UP_CASES
+from shared.utils.values import Choice, Several
 
-from .runs import Training, check_lengths, count_firings, known, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, count_firings, run_trainings, tell_failures
 from .tables import describe, markdown_grid, mean_and_std, write_table
 
 POOR = 0.8  # "poorly performing" below it
@@ -328,14 +329,14 @@ def caption(info: Mapping[str, Any], cases: int, seeds: int, size: str, epochs: 
 def organ_table(
     dataset_dir: str,
     output_dir: str,
-    seeds: int = 3,
-    size: str = "full",
-    minutes: float = math.inf,
-    jobs: int = 1,
-    threads: int = 1,
-    nproc_per_node: int = 1,
-    epochs: int = 0,
-    columns: str | Sequence[str] = tuple(COLUMNS),
+    seeds: AtLeastOne = 3,
+    size: Annotated[str, Choice(tuple(SIZES))] = "full",
+    minutes: Minutes = math.inf,
+    jobs: AtLeastOne = 1,
+    threads: AtLeastOne = 1,
+    nproc_per_node: AtLeastOne = 1,
+    epochs: Epochs = 0,
+    columns: Annotated[Sequence[str], Several(Choice(tuple(COLUMNS)), distinct=True)] = tuple(COLUMNS),
 ) -> None:
     """The paper's table: Dice of each organ under UNETR, 3D U-Net and Lambda3D, plain and re-weighted, over seeds.
 
@@ -356,13 +357,9 @@ def organ_table(
         epochs: length of a training; 0 leaves it as configured.
         columns: some of them, separated by commas.
     """
-    names = columns.split(",") if isinstance(columns, str) else list(columns)
-    known("columns", names, list(COLUMNS))
-    known("size", [size], list(SIZES))
-    check_lengths(seeds, minutes, jobs, threads, nproc_per_node, epochs)
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
     test = load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS)
-    trainings = plan_trainings(names, seeds, data, work, size, epochs, nproc_per_node)
+    trainings = plan_trainings(columns, seeds, data, work, size, epochs, nproc_per_node)
     finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
         info = dataset_info(data / "dataset.json", "test")

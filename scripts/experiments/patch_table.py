@@ -17,7 +17,7 @@ from shared.datasets.splits import split_patches
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import write_json
 
-from .runs import Training, file_digest, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
 from .tables import describe, markdown_grid, mean_and_std, write_table
 
 BASE = ("demo", "demo_schedule")
@@ -212,7 +212,12 @@ def picture(runs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def patch_table(
-    output_dir: str, data_dir: str = "", seeds: int = 5, epochs: int = 0, minutes: float = 60, jobs: int = 1
+    output_dir: str,
+    data_dir: str = "",
+    seeds: AtLeastOne = 5,
+    epochs: Epochs = 0,
+    minutes: Minutes = 60,
+    jobs: AtLeastOne = 1,
 ) -> None:
     """Train on two scanners, test on the third, for each way of mixing statistics; as far as the time goes.
 

@@ -18,7 +18,17 @@ from monai.bundle import ConfigWorkflow
 
 from shared.utils import write_json
 
-from .runs import BUNDLES, Training, count_firings, file_digest, run_trainings, tell_failures
+from .runs import (
+    BUNDLES,
+    AtLeastOne,
+    Epochs,
+    Minutes,
+    Training,
+    count_firings,
+    file_digest,
+    run_trainings,
+    tell_failures,
+)
 from .tables import describe, markdown_grid, mean_and_std, write_table
 
 BUNDLE = "abdominal_unetr_cbs"
@@ -142,11 +152,11 @@ def table_rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def compare(
     data_dir: str,
     output_dir: str,
-    seeds: int = 3,
-    epochs: int = 0,
-    minutes: float = 60,
-    jobs: int = 1,
-    threads: int = 1,
+    seeds: AtLeastOne = 3,
+    epochs: Epochs = 0,
+    minutes: Minutes = 60,
+    jobs: AtLeastOne = 1,
+    threads: AtLeastOne = 1,
 ) -> None:
     """Train and evaluate loss × sampling × rule over seeds on synthetic CT, as far as the time goes; resumable.
 
@@ -177,7 +187,7 @@ def compare(
     tell_failures(failures)
 
 
-def cost(data_dir: str, output_dir: str, epochs: int = 24) -> None:
+def cost(data_dir: str, output_dir: str, epochs: AtLeastOne = 24) -> None:
     """What the rule takes of a training at the demo's size and schedule: its time in the loop over that of the loop.
 
     Everything it does in an evaluation is counted: arithmetic, weights, log, TensorBoard, CSV.

@@ -16,14 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
 from shared.utils import DataError, fault_list, write_json
+from shared.utils.values import Number, Whole
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "bundles"
+# options of the tables; 0 epochs are as configured
+AtLeastOne = Annotated[int, Whole(1)]
+Epochs = Annotated[int, Whole(0)]
+Minutes = Annotated[float, Number(above=0)]
 _processes: set[subprocess.Popen] = set()  # that run now, to be ended with this one
 
 
@@ -71,27 +76,6 @@ def run_bundle(title: str, name: str, configs: Sequence[str], **options: Any) ->
     files = str([f"configs/{config}.json" for config in configs])
     command = ("-m", "monai.bundle", "run", "--config_file", files)
     run_step(title, *command, cwd=BUNDLES / name, **options)
-
-
-def at_least(least: int, **values: Any) -> None:
-    """Raise a `DataError` that names the option unless all values are whole numbers from `least` on."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DataError(f"--{name} is {value}, expected a whole number of {least} or above.")
-
-
-def known(name: str, values: Sequence[Any], choices: Sequence[str]) -> None:
-    """Raise a `DataError` that names the option unless there are values, each one of the choices."""
-    if strange := [str(value) for value in values if value not in choices] or ["empty"] * (not values):
-        raise DataError(f"--{name} is {', '.join(strange)}, expected {', '.join(choices)}.")
-
-
-def check_lengths(seeds: int, minutes: float, jobs: int, threads: int, nproc_per_node: int, epochs: int) -> None:
-    """Raise a `DataError` that names the option unless all say how much to run; 0 epochs are as configured."""
-    at_least(1, seeds=seeds, jobs=jobs, threads=threads, nproc_per_node=nproc_per_node)
-    at_least(0, epochs=epochs)
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-        raise DataError(f"--minutes is {minutes}, expected a number above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from tqdm import trange
+
+from shared.utils.values import Choice
+
+Device = Annotated[str, Choice(("cpu", "cuda"))]
 
 
 def chosen_device(device: str) -> str:

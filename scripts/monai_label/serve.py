@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
-import fire
 from bundle_tools.archive import lay_out
 from bundle_tools.bundle import BUNDLES, ROOT, Bundle, bundle_names
+from command_line import run_command
 
 from shared.networks import read_model_record
-from shared.utils import DataError, show_errors_briefly
+from shared.utils import DataError
+from shared.utils.values import Number, Whole
 
 HOST = "127.0.0.1"
 # MONAI Label sees in the name of a folder what its bundle is for. What metadata.json says of the output, and that word.
@@ -53,7 +54,7 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
         )
     files = {}
     for text in weights:
-        name, _, file = str(text).partition("=")
+        name, _, file = text.partition("=")
         if name not in known or not file:
             raise DataError(f"{text}: expected NAME=FILE, where NAME is one of {', '.join(known)}.")
         if name in files:
@@ -122,17 +123,17 @@ def check_port(port: int) -> None:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind((HOST, port))
-        except (OSError, OverflowError, TypeError) as e:
-            raise DataError(f"--port {port} cannot be used ({e}). Choose another, such as --port {8001}.") from e
+        except OSError as e:
+            raise DataError(f"--port {port} cannot be used ({e}). Choose another, such as --port 8001.") from e
 
 
-def check_mpp(mpp: float) -> None:
-    """Raise a `DataError` for anything but a positive number, and 0."""
-    if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not 0 <= mpp < math.inf:
-        raise DataError(f"--mpp is {mpp}, expected a positive number: µm a pixel, such as 0.25.")
-
-
-def main(studies: str, *weights: str, port: int = 8000, app_dir: str = "", mpp: float = 0.0) -> None:
+def main(
+    studies: str,
+    *weights: str,
+    port: Annotated[int, Whole(1, 65535)] = 8000,
+    app_dir: str = "",
+    mpp: Annotated[float, Number(0)] = 0.0,
+) -> None:
     """Serve bundles with MONAI Label.
 
     Args:
@@ -142,12 +143,10 @@ def main(studies: str, *weights: str, port: int = 8000, app_dir: str = "", mpp: 
         app_dir: where the packed bundles go, and what is trained here; runs/monai_label by default.
         mpp: µm a pixel of slides and regions that do not say it; 0: they are refused.
     """
-    show_errors_briefly()
     files = read_weights(weights)
-    place = check_studies(str(studies))
+    place = check_studies(studies)
     check_port(port)
-    check_mpp(mpp)
-    app = Path(str(app_dir)).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
+    app = Path(app_dir).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
     app.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(__file__).with_name("app.py"), app / "main.py")
     names = [deploy(name, file, app / "model") for name, file in files.items()]
@@ -163,4 +162,4 @@ def main(studies: str, *weights: str, port: int = 8000, app_dir: str = "", mpp: 
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main, "monai_label.sh")

@@ -18,31 +18,14 @@ from tqdm import tqdm
 
 from ..utils import DataError, write_json
 from ..utils.text import first_few
+from ..utils.values import OrNone, Whole, check_value
 
 NEW_FOLDER = "Choose a new folder with --output_dir, or delete this one first."
 
 
-def check_whole(what: str, value: object, least: int = 0) -> None:
-    """Raise a `DataError` unless a number is a whole one of `least` or above. `what` begins it, as in "--seed is"."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise DataError(f"{what} {value}, expected a whole number of {least} or above.")
-
-
 def worker_count(workers: int | None) -> int:
-    """How many files or cases are worked on at a time: the number given, or one for each core, 8 at most.
-
-    Raises:
-        DataError: for anything but a whole number of 1 or above.
-    """
-    if workers is None:
-        return min(_cores(), 8)
-    check_whole("--workers is", workers, 1)
-    return workers
-
-
-def option_names(option: str) -> list[str]:
-    """The names in an option, `s0864,s0865`, sorted."""
-    return sorted({name.strip() for name in option.split(",")} - {""})
+    """How many files or cases are worked on at a time: the number given, or one for each core, 8 at most."""
+    return min(_cores(), 8) if workers is None else workers
 
 
 def repeated(values: Iterable[Any]) -> list[Any]:
@@ -127,8 +110,7 @@ def make_data_set(
     path = folder / "dataset.json"
     if path.exists() and path.read_text(encoding="utf-8") != json.dumps(lists[path.name], indent=2) + "\n":
         raise DataError(f"{path}: already describes another data set, expected an empty folder. {NEW_FOLDER}")
-    if processes is not None:
-        check_whole("processes: found", processes, 1)
+    check_value("processes", processes, OrNone(Whole(1), "one for each core"))
     processes = min(processes or _cores(), len(items))
     progress = partial(tqdm, total=len(items), desc=lists[path.name]["name"], unit=unit)
     if processes == 1:

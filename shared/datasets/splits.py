@@ -10,8 +10,10 @@ import torch
 
 from ..data import SPLITS, PatchEntry, RegionEntry
 from ..utils import DataError
+from ..utils.values import Choice, Whole, check_value
 from .ct_cases import CtCase
-from .preparation import check_whole
+
+SPLIT_UNITS = ("slide", "patch")
 
 Item = TypeVar("Item")
 OneEntry = TypeVar("OneEntry", PatchEntry, RegionEntry)
@@ -37,7 +39,7 @@ def split_cases(
     Raises:
         DataError: when no case would remain for training, or the seed is not a whole number of 0 or above.
     """
-    check_whole("--seed is", seed)
+    check_value("seed", seed, Whole(0))
     ordered = sorted(cases, key=lambda case: case.name)
     fifth = max(1, round(0.2 * len(ordered)))
     least = 2 * fifth + 1 if test is None else fifth + 1
@@ -82,8 +84,7 @@ def split_patches(patches: Sequence[OneEntry], unit: str = "slide", seed: int = 
     Raises:
         DataError: when the unit is neither, or a domain has fewer than three slides (patches).
     """
-    if unit not in ("slide", "patch"):
-        raise DataError(f'unit must be "slide" or "patch", got {unit!r}')
+    check_value("unit", unit, Choice(SPLIT_UNITS))
     splits: dict[str, list[OneEntry]] = {split: [] for split in SPLITS}
     generator = torch.Generator().manual_seed(seed)
     for domain, units in _by_domain(patches, "slide" if unit == "slide" else "image"):

@@ -23,9 +23,10 @@ from scipy.ndimage import find_objects
 from scipy.spatial.transform import Rotation
 
 from ..data import SPLITS
-from ..utils import DataError, atomic_path
+from ..utils import atomic_path
+from ..utils.values import Whole, check_value
 from .ct_cases import BTCV_LABELS
-from .preparation import check_whole, make_data_set
+from .preparation import make_data_set
 
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "RAI", "ASL")
 """Orders and directions in which a volume's axes are stored."""
@@ -564,9 +565,8 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
     Raises:
         DataError: a wrong number, or a folder that holds something else or cannot be written to.
     """
-    if not isinstance(cases, int) or cases < 3:
-        raise DataError(f"cases: found {cases}, expected at least 3: one each for training, validation and test.")
-    check_whole("seed: found", seed)
+    check_value("cases", cases, Whole(3))  # one each for training, validation and test
+    check_value("seed", seed, Whole(0))
     datalist = _datalist(cases, seed)
     items = [item for split in SPLITS for item in datalist[split]]
     files = [name for item in items for name in item.values()]

@@ -24,7 +24,8 @@ from scipy.ndimage import gaussian_filter
 
 from ..data import SPLITS
 from ..utils import atomic_path
-from .preparation import check_whole, make_data_set
+from ..utils.values import Whole, check_value
+from .preparation import make_data_set
 from .splits import split_patches
 
 MITOTIC_KINDS = ("plate", "ring", "anaphase")
@@ -393,10 +394,10 @@ def make_synthetic_histology(
     Raises:
         DataError: a wrong number, or a folder that holds something else or cannot be written to.
     """
-    check_whole("slides: found", slides, 3)
-    check_whole("patches_per_slide: found", patches_per_slide, 2)
-    check_whole("tiles_per_slide: found", tiles_per_slide)
-    check_whole("seed: found", seed)
+    check_value("slides", slides, Whole(3))
+    check_value("patches_per_slide", patches_per_slide, Whole(2))
+    check_value("tiles_per_slide", tiles_per_slide, Whole(0))
+    check_value("seed", seed, Whole(0))
     plan = _plan(slides, patches_per_slide, tiles_per_slide, seed)
     description = (
         f"Made-up H&E of four scanners to try the software on: {slides} slides each with {patches_per_slide} patches "

@@ -221,7 +221,7 @@ def test_a_bad_case_can_be_left_out(tmp_path: Path, script: ModuleType, capsys: 
     (folder / "labelsTr/case_004.nii.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 10 cases cannot be used.*--exclude: case_004\n"):
         script.main(str(folder), str(tmp_path / "out"))
-    script.main(str(folder), str(tmp_path / "out"), exclude="case_004,case_009")
+    script.main(str(folder), str(tmp_path / "out"), exclude=["case_009", "case_004"])
     assert "2 cases were left out with --exclude." in capsys.readouterr().out
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["excluded"] == ["case_004", "case_009"]

@@ -47,7 +47,7 @@ def test_three_slides_are_the_least() -> None:
     assert {k: len(v) for k, v in splits.items()} == {"training": 6, "validation": 6, "test": 6}
     with pytest.raises(DataError, match=r"The domain CS has 2 slide\(s\), expected 3 or more"):
         split_patches(patches(slides=2))
-    with pytest.raises(ValueError, match="unit must be"):
+    with pytest.raises(ValueError, match="unit is 'tile', expected slide or patch"):
         split_patches(patches(), unit="tile")
 
 
@@ -83,5 +83,5 @@ def test_split_depends_on_names_and_seed_alone() -> None:
     with pytest.raises(DataError, match=r"Found 2 case\(s\), expected 3 or more"):
         split_cases(cases[:2])
     for wrong in ("a", -1, 0.5):
-        with pytest.raises(DataError, match=r"--seed is .*, expected a whole number of 0 or above"):
+        with pytest.raises(DataError, match=r"seed is .*, expected a whole number of 0 or above"):
             split_cases(cases, seed=wrong)

@@ -170,10 +170,10 @@ def test_the_same_data_set_may_be_written_again_but_no_other(tmp_path: Path, dat
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cases: found 2, expected at least 3"):
+    with pytest.raises(DataError, match="cases is 2, expected a whole number of 3 or above"):
         make_synthetic_ct(tmp_path, cases=2)
     for name, value, least in (("seed", -1, 0), ("seed", True, 0), ("processes", 0, 1)):
-        with pytest.raises(DataError, match=f"{name}: found {value}, expected a whole number of {least} or above"):
+        with pytest.raises(DataError, match=f"{name} is {value}, expected a whole number of {least} or above"):
             make_synthetic_ct(tmp_path, **{name: value})
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: found a file, expected a folder"):
@@ -189,9 +189,7 @@ def test_command_line_explains_itself_and_fails_in_one_line(tmp_path: Path) -> N
     assert "dataset.json" in shown.stdout + shown.stderr
     failed = run(*command, f"--output_dir={tmp_path}", "--cases=1")
     assert failed.returncode == 1
-    assert failed.stderr.strip() == (
-        "Error: cases: found 1, expected at least 3: one each for training, validation and test."
-    )
+    assert failed.stderr.strip() == ("Error: --cases is 1, expected a whole number of 3 or above.")
 
 
 @pytest.mark.slow

@@ -281,7 +281,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         ("slides", 3.5, 3),
         ("seed", True, 0),
     ):
-        with pytest.raises(DataError, match=f"{name}: found {value}, expected a whole number of {least} or above"):
+        with pytest.raises(DataError, match=f"{name} is {value}, expected a whole number of {least} or above"):
             make_synthetic_histology(tmp_path, **{name: value})
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: found a file, expected a folder"):

@@ -122,9 +122,6 @@ def test_a_data_set_from_the_archive_to_the_datalist(
 
     script.main(str(source), str(out), min_organs=5, overwrite=True)
     assert "Split by meta.csv: 4 training, 1 validation, 2 test." in capsys.readouterr().out
-    for wrong in (14, "six", 5.5):
-        with pytest.raises(DataError, match="expected a whole number from 0 to 13"):
-            script.main(str(source), str(out), min_organs=wrong)
 
 
 def test_command_line(source: Path) -> None:
@@ -205,7 +202,7 @@ def test_a_case_that_is_not_whole_is_named_and_can_be_left_out(
     assert f"{source / 's0001/segmentations'}: has no ct.nii.gz" in str(error.value)
     assert f"{source / 's0003/ct.nii.gz'}: has no segmentations" in str(error.value)
     assert not (tmp_path / "out").exists()
-    script.main(str(source), str(tmp_path / "out"), exclude="s0001,s0003")
+    script.main(str(source), str(tmp_path / "out"), exclude=["s0001", "s0003"])
     assert "2 more were left out with --exclude." in capsys.readouterr().out
     content = json.loads((tmp_path / "out/dataset.json").read_text())
     assert content["excluded"] == ["s0001", "s0003"]

@@ -70,5 +70,14 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_an_unknown_demo_lists_the_known() -> None:
     result = demo("mitosis")
     assert result.returncode == 1
-    assert "Known: abdominal_unetr_cbs, abdominal_lambda3d_cbs, mitosis_fusestyle_cls, " in result.stderr
-    assert "mitosis_retinanet_fusestyle." in result.stderr
+    known = "abdominal_unetr_cbs, abdominal_lambda3d_cbs, mitosis_fusestyle_cls or mitosis_retinanet_fusestyle"
+    assert result.stderr == f"\nError: NAME is 'mitosis', expected {known}.\n"
+
+
+@pytest.mark.parametrize("wrong", [("--epoch", 3), ("--cases", 2), ("--epochs", "many")])
+def test_a_wrong_option_leaves_the_earlier_demo(wrong: tuple[str, object], tmp_path: Path) -> None:
+    (tmp_path / ".demo").touch()
+    (tmp_path / "model.pt").touch()
+    result = demo("--output_dir", tmp_path, *wrong)
+    assert (result.returncode, result.stderr[:10]) == (1, f"\nError: {wrong[0][:2]}")
+    assert (tmp_path / "model.pt").is_file()

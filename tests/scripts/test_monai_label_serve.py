@@ -14,7 +14,7 @@ from bundle_tools.bundle import BUNDLES
 from commands import run
 from monai.bundle import ConfigParser
 from monai_label import serve as monai_label
-from monai_label.serve import TRAINED_HERE, check_mpp, check_port, check_studies, deploy, read_weights, served_name
+from monai_label.serve import TRAINED_HERE, check_port, check_studies, deploy, read_weights, served_name
 
 from shared.utils import DataError
 
@@ -138,16 +138,6 @@ def test_a_port_that_is_taken() -> None:
         with pytest.raises(DataError, match=rf"--port {port} cannot be used .*Choose another"):
             check_port(port)
     check_port(port)
-    with pytest.raises(DataError, match="--port 70000 cannot be used"):
-        check_port(70000)
-
-
-@pytest.mark.parametrize("mpp", ["abc", -0.25, True, float("inf"), float("nan")])
-def test_a_pixel_size_that_is_none(mpp: object) -> None:
-    with pytest.raises(DataError, match=r"--mpp is .*expected a positive number"):
-        check_mpp(mpp)
-    check_mpp(0.25)
-    check_mpp(0)
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["studies", "-h"], 0), ([], 1)])
@@ -158,6 +148,30 @@ def test_help_needs_no_environment(arguments: list[str], status: int, tmp_path: 
     said = result.stdout if status == 0 else result.stderr
     assert all(option in said for option in ("STUDIES NAME=WEIGHTS", "--set_up", "--port", "--app_dir", "--mpp"))
     assert "set -e" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["studies", "a=b", "--prot=8001"], "--prot: no such option of monai_label.sh."),
+        (["studies", "a=b", "--set_up"], "--set_up goes alone."),
+    ],
+)
+def test_a_wrong_option_needs_no_environment(arguments: list[str], message: str, tmp_path: Path) -> None:
+    script = shutil.copy(SCRIPTS / "monai_label.sh", tmp_path)
+    result = subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, f"\nError: {message} See monai_label.sh --help.\n")
+
+
+@pytest.mark.parametrize(
+    "option", [("--mpp", -1), ("--mpp", "nan"), ("--port", 70000), ("--port", "x"), ("--ap_dir", "x")]
+)
+def test_a_wrong_option_packs_nothing(option: tuple[str, object], weights: Path, tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    result = run("-m", "monai_label.serve", tmp_path, f"{NAME}={weights}", "--app_dir", app, *option, cwd=SCRIPTS)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"\nError: {option[0]}")
+    assert not app.exists()
 
 
 def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:

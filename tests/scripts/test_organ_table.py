@@ -12,6 +12,7 @@ import commands
 import nibabel as nib
 import numpy as np
 import pytest
+from command_line.parser import read_words
 from experiments import organ_table as module
 from experiments.organ_table import (
     COLUMNS,
@@ -178,21 +179,24 @@ def test_a_spent_budget_starts_nothing(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"seeds": 0}, "--seeds is 0, expected a whole number of 1 or above"),
-        ({"seeds": "three"}, "--seeds is three"),
-        ({"jobs": 1.5}, "--jobs is 1.5"),
-        ({"epochs": -1}, "--epochs is -1, expected a whole number of 0 or above"),
-        ({"nproc_per_node": True}, "--nproc_per_node is True"),
-        ({"minutes": 0}, "--minutes is 0, expected a number above 0"),
-        ({"size": "tiny"}, "--size is tiny, expected full, demo"),
-        ({"columns": "unetr_cbs,unetr"}, "--columns is unetr, expected unetr_plain, "),
-        ({"columns": ()}, "--columns is empty"),
-        ({"dataset_dir": "nowhere"}, "nowhere/dataset.json: no such file"),
+        ("--seeds=0", "--seeds is 0, expected a whole number of 1 or above"),
+        ("--jobs=1.5", r"--jobs is 1\.5"),
+        ("--epochs=-1", "--epochs is -1, expected a whole number of 0 or above"),
+        ("--nproc_per_node=True", "--nproc_per_node is True"),
+        ("--minutes=0", "--minutes is 0, expected a number above 0"),
+        ("--size=tiny", "--size is 'tiny', expected full or demo"),
+        ("--columns=unetr_cbs,unetr", r"--columns is \['unetr_cbs', 'unetr'\], expected a list, each unetr_plain, "),
+        ("--columns=", r"--columns is \[\]"),
     ],
 )
-def test_input_is_checked_first(tmp_path: Path, data: Path, started: list, wrong: dict[str, Any], message: str) -> None:
+def test_options_are_checked(wrong: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        organ_table(**{"dataset_dir": str(data), "output_dir": str(tmp_path / "out"), **wrong})
+        read_words(organ_table, ["data", "out", wrong], "")
+
+
+def test_input_is_checked_first(tmp_path: Path, started: list) -> None:
+    with pytest.raises(DataError, match=r"nowhere/dataset\.json: no such file"):
+        organ_table("nowhere", str(tmp_path / "out"))
     assert started == []
     assert not (tmp_path / "out").exists()
 

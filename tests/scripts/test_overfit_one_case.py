@@ -41,4 +41,4 @@ def test_one_case_is_trained_scored_and_gone_on_with(tmp_path: Path) -> None:
 def test_an_unknown_bundle_is_named(tmp_path: Path) -> None:
     result = overfit(tmp_path, bundle="lambda3d")
     assert result.returncode == 1
-    assert "--bundle is lambda3d, expected abdominal_unetr_cbs or abdominal_lambda3d_cbs." in result.stderr
+    assert "--bundle is 'lambda3d', expected abdominal_unetr_cbs or abdominal_lambda3d_cbs." in result.stderr
