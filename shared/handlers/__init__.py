@@ -10,6 +10,7 @@ from .decision_threshold import DecisionThreshold
 from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
+from .run_folders import claim_run
 from .save_detections import SaveDetections
 from .save_predictions import SavePredictions
 from .seed_epochs import SeedEpochs

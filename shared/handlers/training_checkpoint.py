@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ignite.distributed as idist
 import monai
@@ -16,11 +17,10 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..networks import ModelRecord
-from ..utils import DataError, atomic_path, flag, writable_folder, write_json
+from ..utils import DataError, atomic_path, flag, unlock_folder, writable_folder, write_json
+from .run_folders import FILES, RUN, check_ckpt_dir
 
 logger = logging.getLogger(__name__)
-
-FILES = ("last.pt", "best.pt", "model.pt", "model.json")
 
 
 class TrainingCheckpoint:
@@ -47,10 +47,15 @@ class TrainingCheckpoint:
         overwrite: start anew where the folder holds another run.
         save_interval: epochs between saves, for short epochs; the best and the last are always saved.
         companions: JSON files that belong to `model.pt` and are written with it: name → what gives the content.
+        output_dir: folder of the run's results. `run.json` there says whose they are, from the first epoch on.
+
+    Attributes:
+        run: what tells this run from all others; it stands in its checkpoints and in `output_dir`.
 
     Raises:
         DataError: at once, when `resume` finds no `last.pt`, when a new run would overwrite an earlier one, or when
             the folder cannot be written to; at the start of the run, when the checkpoint is of another set-up.
+            `claim_run` says the first two before anything is preprocessed.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class TrainingCheckpoint:
         overwrite: bool = False,
         save_interval: int = 1,
         companions: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
+        output_dir: str | os.PathLike | None = None,
     ) -> None:
         if save_interval < 1:
             raise ValueError(f"save_interval must be 1 or more, got {save_interval}")
@@ -72,24 +78,17 @@ class TrainingCheckpoint:
         self.evaluator = evaluator
         self.record = dict(record or {})
         self.companions = dict(companions or {})
-        self.resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+        self.resume = flag("resume", resume)
         self.last = self.ckpt_dir / "last.pt"
-        if self.resume and not self.last.is_file():
-            raise DataError(
-                f"{self.last}: there is no run to resume. Start one without --resume, or give its --ckpt_dir."
-            )
-        earlier = [self.ckpt_dir / name for name in FILES if (self.ckpt_dir / name).is_file()]
-        if not self.resume and not overwrite and earlier:
-            go_on = "Continue it with --resume true, keep" if self.last in earlier else "Keep"
-            raise DataError(
-                f"{earlier[0]}: an earlier run is kept here. {go_on} it by choosing another --ckpt_dir, or replace it "
-                "with --overwrite true."
-            )
+        self.output_dir = output_dir and Path(output_dir)
+        self.run = uuid4().hex
+        check_ckpt_dir(self.ckpt_dir, self.resume, flag("overwrite", overwrite))
         writable_folder(self.ckpt_dir)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.COMPLETED, self._release)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
 
     def _start(self, engine: Engine) -> None:
@@ -118,12 +117,14 @@ class TrainingCheckpoint:
         content["trainer"] = {key: getattr(engine.state, key) for key in ("epoch", "max_epochs", "epoch_length")}
         # MONAI's AUC is a NumPy scalar where two predictions tie, and torch would not load a file that holds one
         content["evaluator"] = {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
-        content["record"] = self.record
+        content |= {"record": self.record, "run": self.run}
         # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
         with atomic_path(self.last) as temporary:
             torch.save(content, temporary)
             if is_best:
                 self._save_best(temporary, epoch, {best.key_metric_name: float(best.best_metric)})
+        if self.output_dir and epoch > 0:
+            write_json(self.output_dir / RUN, {"run": self.run, "ckpt_dir": str(self.ckpt_dir.resolve())})
 
     def _save_best(self, checkpoint: Path, epoch: int, metric: Mapping[str, float]) -> None:
         with atomic_path(self.ckpt_dir / "best.pt") as temporary:
@@ -146,6 +147,7 @@ class TrainingCheckpoint:
                     "and data of the run, or start a new one from its weights with --pretrained."
                 )
         self._compare_records(content["record"])
+        self.run = content.get("run", self.run)
         for name, value in self._objects(engine).items():
             if name not in content:
                 raise DataError(
@@ -180,7 +182,12 @@ class TrainingCheckpoint:
                 "start a new one from its weights with --pretrained."
             )
 
+    def _release(self) -> None:
+        for folder in filter(None, (self.ckpt_dir, self.output_dir)):
+            unlock_folder(folder)
+
     def _explain(self, engine: Engine, error: BaseException) -> None:
+        self._release()
         if isinstance(error, KeyboardInterrupt) and idist.get_rank() == 0:
             logger.warning(
                 "interrupted in epoch %d; %s holds an epoch before it: go on with --resume true",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,12 +15,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from commands import PYTHON
+from commands import PYTHON, run
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from workflows import BUNDLES, command, config_files, message, rows, torchrun, workflow
 
-from shared.utils import write_json
+from shared.utils import lock_folder, unlock_folder, write_json
 
 SEGMENT, CLASSIFY, DETECT = "abdominal_unetr_cbs", "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
 ORGANS = {"liver": 1, "spleen": 2}
@@ -242,6 +243,22 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, data: d
     assert result.returncode == 0, result.stderr[-4000:]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
     assert [row["epoch"] for row in rows(tmp_path / "dice_per_class.csv")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("bundle", [SEGMENT, CLASSIFY, DETECT])
+def test_of_two_trainings_in_a_folder_the_second_is_held_off(
+    bundle: str, tmp_path: Path, data: dict[str, Path]
+) -> None:
+    """Before it reads any data."""
+    lock_folder(tmp_path, "--ckpt_dir")  # as the first does in its `initialize`
+    options = training(bundle, data, tmp_path) | {"datalist": tmp_path / "nowhere.json"}
+    try:
+        done = run(*command(config_files(BUNDLES / bundle, ["train"]), **options))
+    finally:
+        unlock_folder(tmp_path)
+    assert done.returncode == 1
+    assert f"Error: {tmp_path}: another run writes here (process {os.getpid()} on " in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

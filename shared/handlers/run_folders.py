@@ -1,0 +1,80 @@
+"""The folders of a training: each belongs to one run, and no other one writes to it by mistake."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+
+from ..utils import DataError, flag, lock_folder, read_json_object, writable_folder
+
+FILES = ("last.pt", "best.pt", "model.pt", "model.json")
+RUN = "run.json"  # in the folder of results: which run's they are
+PATIENCE = 60.0  # seconds in which a run that was told to stop has ended
+
+
+def claim_run(
+    ckpt_dir: str | os.PathLike, output_dir: str | os.PathLike, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Keep the folders of a training for this process, before anything is preprocessed for it.
+
+    Other trainings are held off until this one or its process ends (`TrainingCheckpoint` sees to it). What only reads
+    the checkpoints, such as an evaluation beside the training, is not. In a distributed run rank 0 does it. Call it in
+    the `initialize` section of a bundle.
+
+    Raises:
+        DataError: when another run writes to one of the folders (a resumed run waits a minute for its end), an earlier
+            run is kept there that this one would replace, or the folders cannot be written to.
+    """
+    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    if idist.get_rank() == 0:
+        if resume:
+            check_ckpt_dir(Path(ckpt_dir), resume, overwrite)  # nothing is made where there is nothing to resume
+        for folder, option in ((ckpt_dir, "--ckpt_dir"), (output_dir, "--output_dir")):
+            lock_folder(writable_folder(folder), option, PATIENCE if resume else 0)
+        check_ckpt_dir(Path(ckpt_dir), resume, overwrite)
+        check_output_dir(Path(output_dir), Path(ckpt_dir) / "last.pt", resume, overwrite)
+    idist.barrier()
+
+
+def check_ckpt_dir(ckpt_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Raise a `DataError` where there is no run to resume, or a new one would replace an earlier one.
+
+    A run that ended before its first epoch did leaves nothing that is worth keeping.
+    """
+    last = ckpt_dir / "last.pt"
+    if resume and not last.is_file():
+        raise DataError(f"{last}: there is no run to resume. Start one without --resume, or give its --ckpt_dir.")
+    earlier = [ckpt_dir / name for name in FILES if (ckpt_dir / name).is_file()]
+    if resume or overwrite or not earlier or (earlier == [last] and _part(last, "trainer").get("epoch") == 0):
+        return
+    go_on = "Continue it with --resume true, keep" if last in earlier else "Keep"
+    raise DataError(
+        f"{earlier[0]}: an earlier run is kept here. {go_on} it by choosing another --ckpt_dir, or replace it with "
+        "--overwrite true."
+    )
+
+
+def check_output_dir(output_dir: Path, last: Path, resume: bool, overwrite: bool) -> None:
+    """Raise a `DataError` where the results of another run would be replaced."""
+    path = output_dir / RUN
+    if overwrite or not path.is_file():
+        return
+    kept = read_json_object(path, "the note of the run whose results are here", "")
+    if resume and kept.get("run") in (None, _part(last, "run")):
+        return
+    raise DataError(
+        f"{output_dir}: the results of another run are kept here, whose checkpoints are in {kept.get('ckpt_dir')}. "
+        "Choose another --output_dir, or replace them with --overwrite true."
+    )
+
+
+def _part(checkpoint: Path, key: str) -> Any:
+    """A part of a checkpoint, without reading its tensors; `{}` where it cannot be read or has none."""
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(key, {})
+    except Exception:  # torch raises whatever the damage leads to; who loads it in earnest names that
+        return {}
