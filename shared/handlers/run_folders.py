@@ -17,7 +17,7 @@ PATIENCE = 60.0  # seconds in which a run that was told to stop has ended
 
 
 def claim_run(
-    ckpt_dir: str | os.PathLike, output_dir: str | os.PathLike, resume: bool = False, overwrite: bool = False
+    ckpt_dir: str | os.PathLike, output_dir: str | os.PathLike, resume: bool | str = False, overwrite: bool = False
 ) -> None:
     """Keep the folders of a training for this process, before anything is preprocessed for it.
 
@@ -29,27 +29,40 @@ def claim_run(
         DataError: when another run writes to one of the folders (a resumed run waits a minute for its end), an earlier
             run is kept there that this one would replace, or the folders cannot be written to.
     """
-    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    overwrite = flag("overwrite", overwrite)
     if idist.get_rank() == 0:
-        if resume:
-            check_ckpt_dir(Path(ckpt_dir), resume, overwrite)  # nothing is made where there is nothing to resume
+        source = resumed_file(Path(ckpt_dir), resume)  # nothing is made where there is nothing to resume
         for folder, option in ((ckpt_dir, "--ckpt_dir"), (output_dir, "--output_dir")):
-            lock_folder(writable_folder(folder), option, PATIENCE if resume else 0)
-        check_ckpt_dir(Path(ckpt_dir), resume, overwrite)
-        check_output_dir(Path(output_dir), Path(ckpt_dir) / "last.pt", resume, overwrite)
+            lock_folder(writable_folder(folder), option, PATIENCE if source else 0)
+        if not source and not overwrite:
+            check_ckpt_dir(Path(ckpt_dir))
+        if not overwrite:
+            check_output_dir(Path(output_dir), source)
     idist.barrier()
 
 
-def check_ckpt_dir(ckpt_dir: Path, resume: bool, overwrite: bool) -> None:
-    """Raise a `DataError` where there is no run to resume, or a new one would replace an earlier one.
+def resumed_file(ckpt_dir: Path, resume: bool | str) -> Path | None:
+    """The checkpoint that a run goes on from: the last or, with `"best"`, the best one. None for a new run.
+
+    Raises:
+        DataError: when it is not there, or `resume` is anything else.
+    """
+    if resume != "best" and not flag("resume", resume):
+        return None
+    source = ckpt_dir / ("best.pt" if resume == "best" else "last.pt")
+    if not source.is_file():
+        raise DataError(f"{source}: there is no run to resume. Start one without --resume, or give its --ckpt_dir.")
+    return source
+
+
+def check_ckpt_dir(ckpt_dir: Path) -> None:
+    """Raise a `DataError` where a new run would replace an earlier one.
 
     A run that ended before its first epoch did leaves nothing that is worth keeping.
     """
     last = ckpt_dir / "last.pt"
-    if resume and not last.is_file():
-        raise DataError(f"{last}: there is no run to resume. Start one without --resume, or give its --ckpt_dir.")
     earlier = [ckpt_dir / name for name in FILES if (ckpt_dir / name).is_file()]
-    if resume or overwrite or not earlier or (earlier == [last] and _part(last, "trainer").get("epoch") == 0):
+    if not earlier or (earlier == [last] and _part(last, "trainer").get("epoch") == 0):
         return
     go_on = "Continue it with --resume true, keep" if last in earlier else "Keep"
     raise DataError(
@@ -58,13 +71,13 @@ def check_ckpt_dir(ckpt_dir: Path, resume: bool, overwrite: bool) -> None:
     )
 
 
-def check_output_dir(output_dir: Path, last: Path, resume: bool, overwrite: bool) -> None:
-    """Raise a `DataError` where the results of another run would be replaced."""
+def check_output_dir(output_dir: Path, source: Path | None) -> None:
+    """Raise a `DataError` where the results are kept of another run than that of the checkpoint, if there is one."""
     path = output_dir / RUN
-    if overwrite or not path.is_file():
+    if not path.is_file():
         return
     kept = read_json_object(path, "the note of the run whose results are here", "")
-    if resume and kept.get("run") in (None, _part(last, "run")):
+    if source and _part(source, "run") in (kept.get("run"), {}):
         return
     raise DataError(
         f"{output_dir}: the results of another run are kept here, whose checkpoints are in {kept.get('ckpt_dir')}. "

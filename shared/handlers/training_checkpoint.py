@@ -17,8 +17,9 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..networks import ModelRecord
+from ..networks.archive import check_archive
 from ..utils import DataError, atomic_path, flag, unlock_folder, writable_folder, write_json
-from .run_folders import FILES, RUN, check_ckpt_dir
+from .run_folders import FILES, RUN, check_ckpt_dir, resumed_file
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class TrainingCheckpoint:
         state: what has a `state_dict`, by name; `model` is the network, which may be wrapped for distributed training.
         evaluator: the engine of the validation, whose key metric decides on the best epoch.
         record: what `model.json` says; the epoch, its key metric and the versions are added.
-        resume: continue from `last.pt`.
+        resume: continue from `last.pt`; `"best"`: from `best.pt`, giving up the epochs since.
         overwrite: start anew where the folder holds another run.
         save_interval: epochs between saves, for short epochs; the best and the last are always saved.
         companions: JSON files that belong to `model.pt` and are written with it: name → what gives the content.
@@ -64,7 +65,7 @@ class TrainingCheckpoint:
         state: Mapping[str, Any],
         evaluator: Engine,
         record: ModelRecord | None = None,
-        resume: bool = False,
+        resume: bool | str = False,
         overwrite: bool = False,
         save_interval: int = 1,
         companions: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
@@ -78,11 +79,12 @@ class TrainingCheckpoint:
         self.evaluator = evaluator
         self.record = dict(record or {})
         self.companions = dict(companions or {})
-        self.resume = flag("resume", resume)
+        self.source = resumed_file(self.ckpt_dir, resume)
         self.last = self.ckpt_dir / "last.pt"
         self.output_dir = output_dir and Path(output_dir)
         self.run = uuid4().hex
-        check_ckpt_dir(self.ckpt_dir, self.resume, flag("overwrite", overwrite))
+        if not self.source and not flag("overwrite", overwrite):
+            check_ckpt_dir(self.ckpt_dir)
         writable_folder(self.ckpt_dir)
 
     def attach(self, engine: Engine) -> None:
@@ -92,8 +94,8 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
 
     def _start(self, engine: Engine) -> None:
-        if self.resume:
-            self._load(engine)
+        if self.source:
+            self._load(engine, self.source)
             return
         idist.barrier()  # all ranks have looked for an earlier run before this one writes
         if idist.get_rank() == 0:
@@ -119,7 +121,7 @@ class TrainingCheckpoint:
         content["evaluator"] = {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
         content |= {"record": self.record, "run": self.run}
         # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
-        with atomic_path(self.last) as temporary:
+        with atomic_path(self.last, durable=True) as temporary:
             torch.save(content, temporary)
             if is_best:
                 self._save_best(temporary, epoch, {best.key_metric_name: float(best.best_metric)})
@@ -127,31 +129,34 @@ class TrainingCheckpoint:
             write_json(self.output_dir / RUN, {"run": self.run, "ckpt_dir": str(self.ckpt_dir.resolve())})
 
     def _save_best(self, checkpoint: Path, epoch: int, metric: Mapping[str, float]) -> None:
-        with atomic_path(self.ckpt_dir / "best.pt") as temporary:
+        with atomic_path(self.ckpt_dir / "best.pt", durable=True) as temporary:
             shutil.copyfile(checkpoint, temporary)
-        with atomic_path(self.ckpt_dir / "model.pt") as temporary:
+        with atomic_path(self.ckpt_dir / "model.pt", durable=True) as temporary:
             torch.save(_unwrap(self.state["model"]).state_dict(), temporary)
         versions = {"monai": monai.__version__, "torch": torch.__version__}
         write_json(self.ckpt_dir / "model.json", {**self.record, "epoch": epoch, **metric, "versions": versions})
         for name, content in self.companions.items():
             write_json(self.ckpt_dir / name, content())
 
-    def _load(self, engine: Engine) -> None:
-        content = torch.load(self.last, map_location="cpu", weights_only=True)
+    def _load(self, engine: Engine, source: Path) -> None:
+        content = _read(source)
         planned = content["trainer"]
         for key in ("max_epochs", "epoch_length"):
-            if planned[key] != getattr(engine.state, key):
+            before, now = planned[key], getattr(engine.state, key)
+            more = key == "max_epochs" and now > before == planned["epoch"]  # for a run that had come to its end
+            if before != now and not more:
                 raise DataError(
-                    f"{self.last}: this run was planned with {key} = {planned[key]}, now it is "
-                    f"{getattr(engine.state, key)}; its schedule and data order depend on it. Resume with the settings "
-                    "and data of the run, or start a new one from its weights with --pretrained."
+                    f"{source}: this run was planned with {key} = {before}, now it is {now}; its schedule and data "
+                    "order depend on it. Resume with the settings and data of the run (when it has come to its end, "
+                    "more epochs may follow), or start a new one from its weights with --pretrained."
                 )
         self._compare_records(content["record"])
         self.run = content.get("run", self.run)
+        total = getattr(self.state.get("lr_scheduler"), "t_total", None)
         for name, value in self._objects(engine).items():
             if name not in content:
                 raise DataError(
-                    f"{self.last}: holds no state of {name}. Resume with the overlays the run was started with."
+                    f"{source}: holds no state of {name}. Resume with the overlays the run was started with."
                 )
             try:
                 if isinstance(value, torch.optim.Optimizer):
@@ -161,26 +166,44 @@ class TrainingCheckpoint:
             except (RuntimeError, ValueError, KeyError) as e:
                 reason = textwrap.shorten(str(e), 300)
                 raise DataError(
-                    f"{self.last}: the state of {name} does not fit: {reason} Resume with the overlays and labels that "
+                    f"{source}: the state of {name} does not fit: {reason} Resume with the overlays and labels that "
                     "the run was started with."
                 ) from e
+        if (scheduler := self.state.get("lr_scheduler")) and hasattr(scheduler, "t_total"):
+            scheduler.t_total = total  # of a run that is longer now
+        self._scale_learning_rate(content["record"].get("learning_rate"))
         engine.state.epoch = planned["epoch"]
         engine.state.iteration = planned["epoch"] * planned["epoch_length"]
         for key, value in content["evaluator"].items():
             setattr(self.evaluator.state, key, value)
-        logger.info("resumed %s after epoch %d of %d", self.last, engine.state.epoch, engine.state.max_epochs)
+        logger.info("resumed %s after epoch %d of %d", source, engine.state.epoch, engine.state.max_epochs)
 
     def _compare_records(self, before: Mapping[str, Any]) -> None:
-        """What the run is must stay; only the data may be called otherwise, when its folder has moved."""
+        """What the run is must stay. Only the data may be called otherwise, when its folder has moved, and the learning
+        rate may be another. What an older checkpoint does not say is not compared.
+        """
         now = json.loads(json.dumps(self.record))
         before = json.loads(json.dumps(before))
-        differ = [k for k in sorted({*before, *now} - {"name"}) if before.get(k) != now.get(k)]
+        differ = [key for key in sorted((before.keys() & now) - {"name", "learning_rate"}) if before[key] != now[key]]
         if differ:
             changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differ)
             raise DataError(
-                f"{self.last}: this run was started with other settings: {changes}. Resume with those of the run, or "
+                f"{self.source}: this run was started with other settings: {changes}. Resume with those of the run, or "
                 "start a new one from its weights with --pretrained."
             )
+
+    def _scale_learning_rate(self, before: float | None) -> None:
+        """Bring the rates of a resumed run to the learning rate that is now set, where the schedule has led them."""
+        now = self.record.get("learning_rate")
+        if not before or not now or before == now:
+            return
+        factor = now / before
+        for group in self.state["optimizer"].param_groups:
+            group.update({key: group[key] * factor for key in ("lr", "initial_lr") if key in group})
+        scheduler = self.state.get("lr_scheduler")
+        for name in {"base_lrs", "_last_lr"} & vars(scheduler).keys() if scheduler else ():
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+        logger.info("the learning rate was %g, now it is %g: all rates times %.4g", before, now, factor)
 
     def _release(self) -> None:
         for folder in filter(None, (self.ckpt_dir, self.output_dir)):
@@ -189,12 +212,33 @@ class TrainingCheckpoint:
     def _explain(self, engine: Engine, error: BaseException) -> None:
         self._release()
         if isinstance(error, KeyboardInterrupt) and idist.get_rank() == 0:
+            state = engine.state
+            done = state.iteration - (state.epoch - 1) * state.epoch_length
             logger.warning(
-                "interrupted in epoch %d; %s holds an epoch before it: go on with --resume true",
-                engine.state.epoch,
-                self.last,
+                "interrupted in epoch %d, after %d of its %d iterations, which are lost; %s holds an epoch before it: "
+                "go on with --resume true",
+                *(state.epoch, done, state.epoch_length, self.last),
             )
         raise error
+
+
+def _read(source: Path) -> dict[str, Any]:
+    """The content of a checkpoint, which all ranks read when the first has seen that it is whole."""
+    other = "Go on from the best epoch with --resume best" if source.name == "last.pt" else "Start a new run"
+    remedy = f"{other}, or from the weights of another file with --pretrained."
+    if idist.get_rank() == 0:
+        check_archive(source, remedy)
+    idist.barrier()
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch and pickle raise whatever the content leads to
+        raise DataError(f"{source}: cannot be read as a checkpoint ({type(e).__name__}). {remedy}") from e
+    parts = {"trainer", "record", "evaluator", "model"}
+    if not isinstance(content, dict) or not parts <= content.keys():
+        raise DataError(
+            f"{source}: is no checkpoint of a training, whose parts are {', '.join(sorted(parts))}. {remedy}"
+        )
+    return content
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

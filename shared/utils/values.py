@@ -62,12 +62,16 @@ class Number:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or false, also as text: what `flag` takes."""
+    """True or false, also as text: what `flag` takes. Or another word."""
 
-    expected: str = "true or false"
+    other: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        return Choice(("true", "false", *self.other)).expected
 
     def accepts(self, value: Any) -> bool:
-        return str(value).lower() in ("true", "false")
+        return str(value).lower() in ("true", "false") or value in self.other
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
         ValidationHandler(interval=1, validator=evaluator),
         LrScheduleHandler(schedule, print_lr=False),
         report,
-        TrainingCheckpoint(folder, {**state, "report": report}, evaluator, record={"labels": {"left": 1}}, **options),
+        TrainingCheckpoint(
+            folder, {**state, "report": report}, evaluator, **{"record": {"labels": {"left": 1}}, **options}
+        ),
     ]
     trainer = SupervisedTrainer(
         device="cpu",
@@ -177,9 +180,83 @@ def test_resuming_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_resuming_with_other_settings(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=2, interrupt=4)
+    for epochs in (1, 3):
+        with pytest.raises(DataError, match=f"planned with max_epochs = 2, now it is {epochs}"):
+            run(tmp_path, epochs=epochs, resume=True)
+
+
+def test_a_run_that_has_come_to_its_end_may_go_on_for_longer(tmp_path: Path) -> None:
     run(tmp_path, epochs=2)
-    with pytest.raises(DataError, match="planned with max_epochs = 2, now it is 3"):
+    longer = run(tmp_path, epochs=4, resume=True)
+    assert longer["epoch"] == 4
+    # the schedule is that of four epochs, where it stands in epoch 5
+    assert longer["lr"] == pytest.approx(run(tmp_path / "whole", epochs=4)["lr"])
+    with pytest.raises(DataError, match="planned with max_epochs = 4, now it is 3"):
         run(tmp_path, epochs=3, resume=True)
+
+
+def test_resuming_from_the_best_epoch(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    best = whole["best"][1]
+    assert best < 8
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:-1000])
+    with pytest.raises(
+        DataError, match=r"last\.pt: is cut short or damaged .* Go on from the best epoch with --resume best"
+    ):
+        run(tmp_path, resume=True)
+    again = run(tmp_path, resume="best")  # the epochs since, once more
+    assert again["files"] == whole["files"]
+    assert_same([again["weights"], again["moments"]], [whole["weights"], whole["moments"]])
+    with pytest.raises(DataError, match="resume is 'worst'"):
+        run(tmp_path, resume="worst")
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "is cut short or damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "is cut short or damaged"),
+        (flip_bit, "is damaged: .* has changed since it was written"),
+        (lambda path: path.write_text("not this"), "cannot be read as a checkpoint"),
+        (lambda path: torch.save([1, 2], path), "is no checkpoint of a training"),
+        (lambda path: torch.save({"weight": torch.zeros(2)}, path), "is no checkpoint of a training"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_named(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
+    run(tmp_path, epochs=1)
+    damage(tmp_path / "last.pt")
+    with pytest.raises(DataError, match=rf"last\.pt: {said}.*--resume best"):
+        run(tmp_path, epochs=1, resume=True)
+
+
+def test_the_learning_rate_of_a_resumed_run_may_be_another(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupt=13, record={"learning_rate": 0.3})
+    rates = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"]["param_groups"][0]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupt=20, record={"learning_rate": 0.03}, resume=True)
+    changed = run(tmp_path, record={"learning_rate": 0.03}, resume=True)
+    same = run(tmp_path / "whole", record={"learning_rate": 0.3})
+    assert rates["lr"] > 0
+    assert changed["lr"] == pytest.approx(0.1 * same["lr"])
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["record"]["learning_rate"] == 0.03
+    assert last["optimizer"]["param_groups"][0]["initial_lr"] == pytest.approx(0.1 * rates["initial_lr"])
+
+
+def test_what_an_older_checkpoint_does_not_say_is_not_compared(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1, record={"name": "a", "seed": 1})
+    run(tmp_path, epochs=1, record={"name": "b", "seed": 1, "spacing": [1, 1, 1]}, resume=True)
+    with pytest.raises(DataError, match="other settings: seed was 1, now it is 2"):
+        run(tmp_path, epochs=1, record={"seed": 2}, resume=True)
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
