@@ -15,4 +15,5 @@ from .inputs import case_name, list_images, list_inputs
 from .region_tiles import RegionTiles, TileData, tile_items
 from .regions import Region, open_region
 from .samplers import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
+from .seeded_dataset import SeededDataset
 from .tissue import tissue_mask, tissue_share

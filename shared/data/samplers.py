@@ -31,6 +31,8 @@ class DomainBalancedSampler(DistributedSampler):
         num_replicas, rank: of a distributed run; those of the running one by default.
         num_samples: draws in an epoch, of all ranks together, rounded up so that domains and ranks have equal parts;
             by default as many as there are items.
+        numbered: an item that comes once more in an epoch comes as its index plus the number of items, and so on: for
+            a `SeededDataset`, which else would draw the same for it again.
 
     Raises:
         ValueError: when there is no item, or `num_samples` is less than 1.
@@ -43,6 +45,7 @@ class DomainBalancedSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
         num_samples: int | None = None,
+        numbered: bool = False,
     ) -> None:
         if not len(domains):
             raise ValueError("there is no item to draw from")
@@ -58,13 +61,16 @@ class DomainBalancedSampler(DistributedSampler):
         self.per_domain = -(-per_domain // num_replicas)  # on each rank
         self.num_samples = self.per_domain * len(self.members)
         self.total_size = self.num_samples * num_replicas
+        self.step = len(domains) if numbered else 0
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         count = self.per_domain * self.num_replicas
         columns = [self._draw(own, count, generator) for own in self.members]
-        drawn = torch.stack(columns, dim=1)[self.rank :: self.num_replicas]  # a row holds one of each domain
-        return iter(drawn.flatten().tolist())
+        drawn = torch.stack(columns, dim=1)  # a row holds one of each domain
+        if self.step:
+            drawn += self.step * _times_before(drawn)
+        return iter(drawn[self.rank :: self.num_replicas].flatten().tolist())
 
     def _draw(self, own: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """So many of a domain's items, all of them once before one comes again."""
@@ -85,6 +91,7 @@ class TileSampler(DomainBalancedSampler):
             by default as many as there are items of kinds with a share.
         seed: 0 or more.
         num_replicas, rank: of a distributed run; those of the running one by default.
+        numbered: see `DomainBalancedSampler`.
 
     Raises:
         DataError: when a share is no kind's, negative or not finite, or no item has a share.
@@ -99,6 +106,7 @@ class TileSampler(DomainBalancedSampler):
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
+        numbered: bool = False,
     ) -> None:
         shares = TILE_SHARES if shares is None else shares
         if not set(shares) <= set(TILE_KINDS) or not all(map(_is_share, shares.values())):
@@ -110,6 +118,7 @@ class TileSampler(DomainBalancedSampler):
             found = ", ".join(sorted({item["kind"] for item in items})) or "none"
             raise DataError(f"The shares {dict(shares)} leave no tile to draw. The kinds at hand are: {found}.")
         super().__init__([items[i]["domain"] for i in drawable], seed, num_replicas, rank, num_samples)
+        self.step = len(items) if numbered else 0
         self.members = [torch.tensor(drawable)[own] for own in self.members]
         self.kinds = [item["kind"] for item in items]
         self.shares = shares
@@ -127,6 +136,15 @@ class TileSampler(DomainBalancedSampler):
             for kind, n in zip(sorted(pools), counts, strict=True)
         ]
         return torch.cat(drawn)[torch.randperm(count, generator=generator)]
+
+
+def _times_before(values: Tensor) -> Tensor:
+    """How often each value of a tensor has come before it."""
+    order = torch.argsort(values.flatten(), stable=True)
+    _, counts = torch.unique(values, return_counts=True)
+    times = torch.empty_like(order)
+    times[order] = torch.cat([torch.arange(n) for n in counts.tolist()])
+    return times.view_as(values)
 
 
 def _is_share(value: object) -> bool:

@@ -8,13 +8,14 @@ from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, RandGaussianNoise, RandScaleIntensity
 
+from shared.data import SeededDataset
 from shared.handlers import SeedEpochs
 
 
 def draws(seed: int, num_workers: int, first_epoch: int = 0, disturb: Callable[[], object] | None = None) -> dict:
     """What each epoch saw: the order of the data, its random transforms, and a draw in the step."""
     transform = Compose([RandGaussianNoise(prob=1.0), RandScaleIntensity(factors=0.5, prob=0.5)])
-    dataset = Dataset([torch.full((1,), float(i)) for i in range(6)], transform)
+    dataset = SeededDataset(Dataset([torch.full((1,), float(i)) for i in range(6)], transform), seed)
     loader = DataLoader(dataset, batch_size=2, shuffle=True, num_workers=num_workers)
     seen: dict[int, list[float]] = {}
 
@@ -36,6 +37,13 @@ def test_a_resumed_run_draws_what_the_whole_one_drew(num_workers: int) -> None:
     whole = draws(seed=1, num_workers=num_workers)
     resumed = draws(seed=1, num_workers=num_workers, first_epoch=2, disturb=lambda: torch.rand(17))
     assert resumed == {epoch: whole[epoch] for epoch in (3, 4)}
+
+
+def test_a_resumed_run_may_have_other_workers() -> None:
+    whole = draws(seed=1, num_workers=0)
+    for workers in (1, 2):
+        resumed = draws(seed=1, num_workers=workers, first_epoch=2)
+        assert resumed == {epoch: whole[epoch] for epoch in (3, 4)}
 
 
 def test_epochs_and_seeds_differ() -> None:

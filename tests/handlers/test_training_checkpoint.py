@@ -17,6 +17,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandGaussianNoised
 from torch import nn
 
+from shared.data import SeededDataset
 from shared.handlers import ClassBoostStrategy, SeedEpochs, TrainingCheckpoint, TrainingReport
 from shared.handlers.training_checkpoint import load_optimizer
 from shared.metrics import ClassDice, MeanClassDice
@@ -62,7 +63,7 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
         val_handlers=[reweighting],
     )
     report = TrainingReport(folder, evaluator, NAMES, rule=reweighting)
-    dataset = Dataset(data(6), RandGaussianNoised("image", prob=1.0, std=0.3))
+    dataset = SeededDataset(Dataset(data(6), RandGaussianNoised("image", prob=1.0, std=0.3)), 5)
     state = {"model": network, "optimizer": optimizer, "lr_scheduler": schedule, "reweighting": reweighting}
     handlers = [
         SeedEpochs(5, dataset),

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from monai.data import CacheDataset, DataLoader, Dataset
+from monai.transforms import Compose, Lambda, RandGaussianNoise, RandScaleIntensity
+
+from shared.data import DomainBalancedSampler, SeededDataset, TileSampler
+
+DATA = [torch.full((1,), float(i)) for i in range(6)]
+
+
+def transform() -> Compose:
+    return Compose([Lambda(lambda x: x + 1), RandGaussianNoise(prob=1.0), RandScaleIntensity(factors=0.5, prob=0.5)])
+
+
+def values(dataset: SeededDataset, epoch: int, num_workers: int = 0, batch_size: int = 2) -> list[float]:
+    dataset.epoch = epoch
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    return [value for batch in loader for value in batch.flatten().tolist()]
+
+
+@pytest.mark.parametrize("kind", [Dataset, CacheDataset])
+def test_draws_depend_on_seed_epoch_and_index_alone(kind: type) -> None:
+    whole = [values(SeededDataset(kind(DATA, transform()), seed=4), epoch) for epoch in (1, 2)]
+    for workers, batch_size in ((1, 2), (2, 2), (2, 1), (1, 4)):
+        dataset = SeededDataset(kind(DATA, transform()), seed=4)
+        assert values(dataset, 2, workers, batch_size) == whole[1]  # without the epoch before
+    noise = [value for epoch in whole for value in epoch] + values(SeededDataset(kind(DATA, transform()), seed=5), 1)
+    assert len(set(noise)) == len(noise)
+
+
+def test_an_item_that_comes_again_draws_anew() -> None:
+    dataset = SeededDataset(Dataset(DATA, transform()))
+    assert len(dataset) == 6
+    assert dataset[2] == dataset[2]
+    assert len({dataset[i].item() for i in (2, 8, 14)}) == 3
+    assert abs(dataset[8].item() - 3) < 6  # the third item, with noise
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="got -1"):
+        SeededDataset(Dataset(DATA), -1)
+
+
+def test_numbered_draws_are_the_same_items_each_with_a_number_of_its_own() -> None:
+    domains = ["a", "a", "a", "b"]
+    items = [{"kind": "mitotic", "domain": domain} for domain in domains]
+    for sampler in (DomainBalancedSampler, TileSampler):
+        source = domains if sampler is DomainBalancedSampler else items
+        plain = [*sampler(source, num_samples=20)]
+        numbered = [*sampler(source, num_samples=20, numbered=True)]
+        assert [i % 4 for i in numbered] == plain
+        for item, times in Counter(plain).items():
+            assert [i // 4 for i in numbered if i % 4 == item] == [*range(times)]
+        of_ranks = [sampler(source, num_samples=20, numbered=True, num_replicas=2, rank=rank) for rank in (0, 1)]
+        assert sorted(i for share in of_ranks for i in share) == sorted(numbered)
