@@ -152,11 +152,11 @@ def read_unique(path: Path) -> tuple[Any, list[str]]:
         twice.extend(sorted({name for name in names if names.count(name) > 1}))
         return dict(pairs)
 
-    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=read_object), twice
+    return json.loads(path.read_bytes(), object_pairs_hook=read_object), twice
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_bytes())
 
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:

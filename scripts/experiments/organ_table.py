@@ -6,7 +6,6 @@ re-weighting fired) and `dice`: organ → case → Dice, or None where the case'
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import os
@@ -22,6 +21,7 @@ from shared.datasets.ct_cases import BTCV_LABELS, PAPER_VOXEL_SHARES
 from shared.losses import label_voxel_counts
 from shared.metrics.bootstrap import draw, percentiles
 from shared.reports.provenance import MADE_UP_CASES
+from shared.utils import read_csv
 from shared.utils.values import Choice, Several
 
 from .runs import AtLeastOne, Epochs, Minutes, Training, count_firings, run_trainings, tell_failures
@@ -276,9 +276,8 @@ def train_and_score(training: Training) -> dict[str, Any]:
     """Train and score each case of the test split."""
     trained, report = training.train(), training.evaluate()
     dice: dict[str, dict[str, float | None]] = {organ: {} for organ in BTCV_LABELS}
-    with (report / "scores.csv").open() as file:
-        for row in csv.DictReader(file):
-            dice[row["organ"]][row["case"]] = float(row["dice"]) if row["dice"] else None
+    for row in read_csv(report / "scores.csv"):
+        dice[row["organ"]][row["case"]] = float(row["dice"]) if row["dice"] else None
     known = {key: training.facts[key] for key in ("column", "seed")}
     return {**known, "firings": count_firings(training.folder / "class_weights.csv"), **trained, "dice": dice}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from scipy.stats import wilcoxon
 from shared.datasets.patch_table import read_patch_table
 from shared.datasets.splits import split_patches
 from shared.datasets.synthetic_histology import make_synthetic_histology
-from shared.utils import write_json
+from shared.utils import read_csv, write_json
 
 from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
 from .tables import describe, markdown_grid, mean_and_std, write_table
@@ -113,8 +112,7 @@ def train_and_score(training: Training) -> dict[str, Any]:
     trained, scores = training.train(), {}
     for norm, adapted in (("plain", False), ("adapted", True)):
         scoring = {"test_domains": list(SCANNERS), "whole_unseen": True, "bootstrap": 1, "adapt_batch_norm": adapted}
-        with (training.evaluate(**scoring) / "scores.csv").open() as file:
-            rows = {row["domain"]: row for row in csv.DictReader(file)}
+        rows = {row["domain"]: row for row in read_csv(training.evaluate(**scoring) / "scores.csv")}
         scores[norm] = {domain: {score: float(rows[domain][score]) for score in SCORES} for domain in SCANNERS}
     known = {key: training.facts[key] for key in ("set", "method", "held_out", "seed")}
     return {**known, "scores": scores, **trained}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from shared.utils import DataError, fault_list, write_json
+from shared.utils import DataError, fault_list, read_csv, write_json
 from shared.utils.values import Number, Whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,8 +136,7 @@ def file_digest(file: Path) -> str:
 
 def count_firings(table: Path) -> int:
     """In how many evaluations a rule fired, by its `class_weights.csv`."""
-    with table.open() as file:
-        return len({row["evaluation"] for row in csv.DictReader(file) if row["fired"] == "1"})
+    return len({row["evaluation"] for row in read_csv(table) if row["fired"] == "1"})
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -90,7 +90,7 @@ def voxel_classifier(data_dir: str, output: str) -> None:
         raise DataError(
             f"{folder}: holds no dataset.json. Make one with scripts/make_synthetic.py or prepare one first."
         )
-    datalist = json.loads((folder / "dataset.json").read_text())
+    datalist = json.loads((folder / "dataset.json").read_bytes())
     names = [name for value, name in sorted(datalist["labels"].items(), key=lambda pair: int(pair[0])) if int(value)]
     classes, rng = len(names) + 1, np.random.default_rng(0)
     training, validation, test = (read_split(folder, datalist[k]) for k in ("training", "validation", "test"))

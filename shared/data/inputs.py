@@ -59,7 +59,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_datalist(path: Path) -> dict[Path, float | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         entries = [{"image": entry} if isinstance(entry, str) else entry for entry in content["test"]]
         images = {path.parent / entry["image"]: entry.get("mpp") or content.get("mpp") for entry in entries}
     except (ValueError, KeyError, TypeError) as e:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..data import PatchEntry
 from ..utils import DataError
 from ..utils.text import first_few
-from .preparation import open_table, refuse
+from .preparation import read_table, refuse
 
 CAMELYON17_LABELS = {"normal": 0, "tumour": 1}
 """A patch is a tumour patch when its middle 32 × 32 pixels hold any tumour."""
@@ -69,10 +69,10 @@ def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) ->
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    with open_table(path, "Give the folder that WILDS makes, camelyon17_v1.0.") as table:
-        missing = [column for column in _COLUMNS if column not in (table.fieldnames or [])]
-        refuse(path, missing, f"has no column {{0!r}}. Expected the columns {', '.join(_COLUMNS)}.")
-        yield from tqdm(table, desc="reading metadata", unit="patch")
+    header, rows = read_table(path, "Give the folder that WILDS makes, camelyon17_v1.0.")
+    missing = [column for column in _COLUMNS if column not in header]
+    refuse(path, missing, f"has no column {{0!r}}. Expected the columns {', '.join(_COLUMNS)}.")
+    yield from tqdm(rows, desc="reading metadata", unit="patch")
 
 
 def _patch(path: Path, line: int, row: dict[str, str]) -> PatchEntry:

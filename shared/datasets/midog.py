@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -22,7 +23,8 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, flag, read_json_object
 from ..utils.text import first_few
-from .preparation import open_table, refuse, repeated
+from ..utils.values import Whole, check_value
+from .preparation import read_table, refuse, repeated
 
 MIDOG_LABELS = {"non_mitotic": 0, "mitotic": 1}
 """Classes of the patches. A negative is a hard one: a cell that someone took for a mitotic figure."""
@@ -184,6 +186,8 @@ def _read_figures(path: Path, content: Mapping[str, Any]) -> dict[Any, list[Mido
         "Rename it, or take its annotations out of the file."
     )
     refuse(path, unknown, message, known=", ".join(map(repr, _CATEGORIES)))
+    for image, side in product(content["images"], ("width", "height")):
+        check_value(f"{path}: the {side} of image {image['id']}", image[side], Whole(1))
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     lost = [a for a in content["annotations"] if a["image_id"] not in sizes or a["category_id"] not in names]
     message = "annotation {0[id]} is of the image {0[image_id]} and the category {0[category_id]}, one of which "
@@ -236,8 +240,7 @@ def _scanner_table(table: str | os.PathLike | None) -> dict[str, dict[str, str]]
     if not table:
         return {}
     known = (*MIDOG_FIELDS, "labelled")
-    with open_table(Path(table), "Give a CSV file with the columns file_name and scanner.") as reader:
-        rows, header = list(reader), reader.fieldnames or []
+    header, rows = read_table(Path(table), "Give a CSV file with the columns file_name and scanner.")
     if "file_name" not in header or not set(known) & set(header):
         raise DataError(
             f"{table}: has the columns {', '.join(header) or 'none'}, expected file_name and any of {', '.join(known)}."
@@ -266,7 +269,7 @@ def _read_images(
         known = part.fields() if part else {}
         found = {k: _plain(v) for k, v in entry.items() if k not in _NO_FIELDS and v not in (None, "")}
         fields = {"image_id": entry["id"], **dict.fromkeys(MIDOG_FIELDS, ""), **known, **found, **own}
-        size = (int(entry["width"]), int(entry["height"]))
+        size = (entry["width"], entry["height"])
         images.append(MidogImage(name, size, labelled, fields, tuple(figures.get(entry["id"], ()))))
     return images
 

@@ -152,7 +152,7 @@ def _read_fold(
     path: Path, fold: int, cases: Mapping[str, CtCase], exclude: Collection[str]
 ) -> tuple[list[CtCase], list[CtCase]]:
     try:
-        folds = json.loads(path.read_text(encoding="utf-8"))
+        folds = json.loads(path.read_bytes())
         if fold < 0:
             raise IndexError("below 0")
         train, val = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data import PatchEntry, domain_names, scanner_name
 from ..utils import DataError
 from .histology_entries import check_image_files
-from .preparation import open_table, refuse, repeated
+from .preparation import read_table, refuse, repeated
 
 _REMEDY = "Give the path of a CSV file with a header."
 
@@ -60,8 +60,8 @@ def read_patch_table(
 
 
 def _read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, str]]:
-    with open_table(path, _REMEDY) as table:
-        rows, header = list(table), table.fieldnames or []
+    header, found = read_table(path, _REMEDY)
+    rows = list(found)
     if not rows:
         raise DataError(f"{path}: holds no rows. Expected a header and a row for each patch.")
     for what, column in columns.items():
@@ -90,8 +90,7 @@ def _classes(path: Path, labels: Sequence[str], positive: str, negative: str | N
 
 def misleading_names(table: str | os.PathLike, domain_column: str, patches: Sequence[PatchEntry]) -> list[str]:
     """Warnings of what `read_patch_table` may have taken for the same: scanners by their names, slides by theirs."""
-    with open_table(Path(table), _REMEDY) as rows:
-        spellings = {row[domain_column].strip() for row in rows}
+    spellings = {row[domain_column].strip() for row in read_table(Path(table), _REMEDY)[1]}
     warnings = []
     for domain in domain_names(patches):
         merged = sorted(name for name in spellings if scanner_name(name) == domain)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
+from io import StringIO
+from itertools import islice, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..utils import DataError, write_json
+from ..utils import DataError, cell_text, file_in_the_way, write_json
 from ..utils.text import first_few
 from ..utils.values import OrNone, Whole, check_value
+
+logger = logging.getLogger(__name__)
 
 NEW_FOLDER = "Choose a new folder with --output_dir, or delete this one first."
 
@@ -61,27 +66,63 @@ def refuse(source: str | os.PathLike, found: Sequence[Any], message: str, /, **v
 
 def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
     """Raise a `DataError` if an output folder is a file, or holds what is `strange` to it and not to be mixed with."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: found a file, expected a folder. {NEW_FOLDER}")
+    if file := file_in_the_way(folder):
+        raise DataError(f"{file}: found a file, expected a folder. {NEW_FOLDER}")
     refuse(folder, strange, "already holds {few}, expected an empty folder. " + NEW_FOLDER)
 
 
-@contextmanager
-def open_table(path: Path, remedy: str) -> Iterator[csv.DictReader]:
-    """A CSV table, with commas or semicolons, in UTF-8; missing cells are empty.
+def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, str]]]:
+    """The columns of a table that the user gives, and its rows; missing cells are empty.
+
+    In UTF-8, in UTF-16 with its byte order mark, or, with a warning, in cp1252, as Excel in western Europe writes it;
+    with commas, semicolons or tabs.
 
     Raises:
-        DataError: when it is missing or no text; `remedy` says what to do.
+        DataError: when it is missing or no table; `remedy` says what to do.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such table. {remedy}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    text = _table_text(path, remedy)
+
+    def rows() -> Iterator[list[str]]:
         try:
-            header = file.readline()
-            file.seek(0)
-            yield csv.DictReader(file, restval="", delimiter=";" if ";" in header and "," not in header else ",")
-        except UnicodeDecodeError as e:
-            raise DataError(f"{path}: not readable as text ({e}). {remedy}") from e
+            yield from csv.reader(StringIO(text, newline=""), delimiter=max(",;\t", key=partial(_suits, text)))
+        except csv.Error as e:
+            raise DataError(f"{path}: not readable as a table ({e}). {remedy}") from e
+
+    def named(header: Sequence[str], found: Iterator[list[str]]) -> Iterator[dict[str, str]]:
+        for row in filter(None, found):
+            more = [cell for cell in row[len(header) :] if cell.strip()]
+            refuse(path, more, "a row has more cells than the header, {0!r} is one. Quote cells that hold a separator.")
+            yield dict(zip_longest(header, map(cell_text, row[: len(header)]), fillvalue=""))
+
+    found = rows()
+    header = list(map(cell_text, next(found, [])))
+    return header, named(header, found)
+
+
+def _table_text(path: Path, remedy: str) -> str:
+    data = path.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        try:
+            text = data.decode("utf-16" if wide else "utf-8-sig")
+        except UnicodeDecodeError:
+            if wide:
+                raise
+            text = data.decode("cp1252")
+            logger.warning("%s: is not in UTF-8, read as cp1252. Are names with accents right?", path)
+        if "\0" in text:
+            raise ValueError("it holds a zero byte")
+    except ValueError as e:
+        raise DataError(f"{path}: not readable as text ({e}). Expected a table in UTF-8. {remedy}") from e
+    return text
+
+
+def _suits(text: str, delimiter: str) -> tuple[bool, bool, int]:
+    """How well it separates the cells: several in the header, as many in the first row, many."""
+    counts = [len(row) for row in islice(csv.reader(StringIO(text, newline=""), delimiter=delimiter), 2)]
+    return max(counts[:1], default=0) > 1, len(set(counts)) == 1, max(counts[:1], default=0)
 
 
 def make_data_set(

@@ -28,7 +28,7 @@ from .ct_cases import (
     open_nifti,
     read_on_grid,
 )
-from .preparation import open_table, refuse
+from .preparation import read_table, refuse
 from .splits import split_cases
 
 logger = logging.getLogger(__name__)
@@ -208,11 +208,10 @@ def _read_meta(path: Path, cases: Sequence[CtCase]) -> dict[str, str] | None:
     """Name → split as the file has it, or None where nothing is said."""
     if not path.is_file():
         return None
-    with open_table(path, "Unpack it again.") as table:
-        rows = list(table)
-    if not rows or not {"image_id", "split"} <= set(rows[0]):
+    header, rows = read_table(path, "Unpack it again.")
+    found = {row["image_id"]: row["split"] for row in rows} if {"image_id", "split"} <= set(header) else {}
+    if not found:
         return None
-    found = {row["image_id"]: row["split"] for row in rows}
     missing = [case.name for case in cases if case.name not in found]
     refuse(path, missing, f"lacks {{count}} of {len(cases)} cases: {{few}}. Add their split.")
     strange = sorted({found[case.name] for case in cases} - _SPLITS.keys(), key=str)

@@ -44,7 +44,7 @@ def read_threshold(path: str | os.PathLike) -> float:
         )
         return 0.5
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except ValueError as e:
         raise DataError(
             f'{path}: not readable as JSON ({e}). Expected {{"threshold": 0.5}}, as training writes it.'

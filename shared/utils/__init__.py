@@ -6,7 +6,18 @@ May import: no other room.
 
 from .bundle_run import check_command_line
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
-from .files import append_csv, atomic_path, name_full_disk, read_json_object, writable_folder, write_csv, write_json
+from .files import (
+    append_csv,
+    atomic_path,
+    cell_text,
+    file_in_the_way,
+    name_full_disk,
+    read_csv,
+    read_json_object,
+    writable_folder,
+    write_csv,
+    write_json,
+)
 from .locks import lock_folder, unlock_folder
 from .process_group import gather_list, join_process_group, leave_process_group
 from .text import text_table

@@ -3,16 +3,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import FREE_SPACE, DataError, DiskFullError, is_disk_full
 
 FULL = 2**20  # bytes that are free on a disk where a large file has just failed to fit
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # how a cell begins that a spreadsheet would run, or one written for it
 
 
 @contextmanager
@@ -56,9 +58,10 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
     except OSError as e:
+        file = file_in_the_way(path.parent)
+        why = f", as {file} is a file" if file else f" ({e.strerror})"
         raise DataError(
-            f"{path.parent}: cannot be written to ({e.strerror}). "
-            "Choose another output folder or change its permissions."
+            f"{path.parent}: cannot be written to{why}. Choose another output folder or change its permissions."
         ) from e
     with folder as name, name_full_disk(path):
         temporary = Path(name) / path.name
@@ -79,8 +82,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def file_in_the_way(folder: Path) -> Path | None:
+    """What is no folder and stands where this folder, or one that it is to lie in, is expected."""
+    return next((p for p in (folder, *folder.parents) if os.path.exists(p) and not os.path.isdir(p)), None)
+
+
 def read_json_object(path: str | os.PathLike, expected: str, remedy: str) -> dict[str, Any]:
-    """The content of a JSON file.
+    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark.
 
     Args:
         path: of the file.
@@ -94,7 +102,7 @@ def read_json_object(path: str | os.PathLike, expected: str, remedy: str) -> dic
     if not path.is_file():
         raise DataError(f"{path}: no such file. Expected {expected}. {remedy}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except ValueError as e:
         raise DataError(f"{path}: not readable as JSON ({e}). Expected {expected}.") from e
     if not isinstance(content, dict):
@@ -109,11 +117,12 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
-    """Write rows under a header, atomically. A value of None is left blank."""
+    """Write rows under a header, atomically. A value of None is left blank.
+
+    Text that a spreadsheet would take for a formula is written with a `'` before it, which `read_csv` takes off.
+    """
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(fieldnames))
-        writer.writeheader()
-        writer.writerows(rows)
+        _write_rows(file, [dict(zip(fieldnames, fieldnames, strict=True)), *rows], fieldnames)
 
 
 def append_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
@@ -124,9 +133,36 @@ def append_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], field
     """
     try:
         with name_full_disk(path), Path(path).open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, fieldnames=list(fieldnames)).writerows(rows)
+            _write_rows(file, rows, fieldnames)
     except OSError as e:
         raise DataError(f"{path}: cannot be written to ({e.strerror}). Change its permissions.") from e
+
+
+def _write_rows(file: TextIO, rows: Sequence[Mapping[str, Any]], fieldnames: Sequence[str]) -> None:
+    writer = csv.DictWriter(file, fieldnames=list(fieldnames))
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str) or not FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def cell_text(cell: str) -> str:
+    """What `write_csv` wrote as this cell: without the `'` before what looks like a formula."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
+    """The rows of a file that `write_csv` has written, as text."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        header, *rows = [list(map(cell_text, row)) for row in csv.reader(file)]
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

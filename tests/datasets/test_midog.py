@@ -50,6 +50,10 @@ def to_coco(content: dict[str, Any]) -> None:
         (lambda c: c["images"][0].update(file_name="a/001.tiff"), "a file name holds a folder"),
         (lambda c: c["images"][0].pop("width"), r"lacks a field \('width'\)"),
         (
+            lambda c: c["images"][0].update(width="abc"),
+            r"json: the width of image \d+ is 'abc', expected a whole number of 1 or above",
+        ),
+        (
             lambda c: c["images"][0].update(file_name="201.tiff"),
             "as MIDOG 2021, the scanner of 1 of its 14 ",
         ),

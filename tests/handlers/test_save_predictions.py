@@ -20,7 +20,7 @@ from shared.engines import FaultTolerantDataset
 from shared.handlers import SavePredictions
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import LoadPatchd
-from shared.utils import DataError
+from shared.utils import DataError, read_csv
 
 NAMES = ("other", "mitotic")
 RECORD = {"name": "MIDOG", "synthetic": False}
@@ -67,6 +67,20 @@ def infer(output_dir: Path, data: list[dict[str, str]], batch_size: int = 3, **k
 def read(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     with (folder / "predictions.csv").open() as file:
         return list(csv.DictReader(file)), json.loads((folder / "predictions.json").read_text())
+
+
+def test_names_that_look_like_formulas(tmp_path: Path) -> None:
+    """In the table a spreadsheet takes them for text; our reader and the JSON have them as they are."""
+    names = ["=cmd|' .png", "+a.png", "-b.png", "@c.png", "'=d.png"]
+    data = images(tmp_path / "in", 5)
+    for entry, name in zip(data, names, strict=True):
+        file = Path(entry["file"]).rename(tmp_path / "in" / name)
+        entry |= {"case": name, "file": str(file), "image": str(file)}
+    infer(tmp_path / "out", data)
+    rows, content = read(tmp_path / "out")
+    assert [row["case"] for row in rows] == [f"'{name}" for name in names]
+    assert [row["case"] for row in read_csv(tmp_path / "out" / "predictions.csv")] == names
+    assert [row["case"] for row in content["predictions"]] == names
 
 
 def test_predictions_in_the_order_of_the_input(tmp_path: Path) -> None:

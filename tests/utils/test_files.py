@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import types
@@ -13,6 +14,7 @@ from shared.utils import (
     DiskFullError,
     append_csv,
     atomic_path,
+    read_csv,
     read_json_object,
     writable_folder,
     write_csv,
@@ -49,8 +51,11 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/output: cannot be written to .*another output folder"):
-        writable_folder(tmp_path / "file" / "output")
+    for folder in ("file", "file/output", "file/a/b"):
+        with pytest.raises(
+            DataError, match=r"cannot be written to, as .*/file is a file\. Choose another output folder"
+        ):
+            writable_folder(tmp_path / folder)
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
@@ -67,6 +72,30 @@ def test_tables(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "t.json", {"a": float("nan")})
     assert json.loads((tmp_path / "t.json").read_text()) == {"a": [1, None]}
+
+
+RISKY = ["=cmd|' /C calc'!A0", "+1+1", "-", "@SUM(A1)", "\tx", "\r=1", "'=x", "''-y", "-x,\n"]
+SAFE = ["'quoted'", "plain", "a=b", ""]
+NUMBERS = ["-1.5", "+2", "-1e-3", "-inf"]  # as text
+
+
+def test_names_that_look_like_formulas(tmp_path: Path) -> None:
+    """They are written so that a spreadsheet takes them for text, and read as they are; numbers stay numbers."""
+    path, rows = tmp_path / "t.csv", [{"=name": name, "score": -0.5} for name in RISKY + SAFE + NUMBERS]
+    write_csv(path, rows[:2], ["=name", "score"])
+    append_csv(path, rows[2:], ["=name", "score"])
+    with path.open(newline="") as file:
+        header, *found = csv.reader(file)
+    assert header == ["'=name", "score"]
+    assert [cells[0] for cells in found] == [*(f"'{name}" for name in RISKY), *SAFE, *NUMBERS]
+    assert {cells[1] for cells in found} == {"-0.5"}
+    assert read_csv(path) == [{**row, "score": "-0.5"} for row in rows]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_with_a_mark_of_its_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"name": "Köln"}', encoding=encoding)
+    assert read_json_object(tmp_path / "t.json", "", "") == {"name": "Köln"}
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
