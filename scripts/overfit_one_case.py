@@ -44,6 +44,8 @@ def main(
     if (folder / "last.pt").is_file() and not resume:
         raise DataError(f"{folder} holds an earlier run. Go on with it (--resume), or choose another --output_dir.")
     case = {"image": str(Path(image).resolve()), "label": str(Path(label).resolve())}
+    if missing := [f"--{name} {path}" for name, path in case.items() if not Path(path).exists()]:
+        raise DataError(f"{' and '.join(missing)}: there is no such file.")
     labels = {"0": "background"} | {str(i): name for name, i in BTCV_LABELS.items()}
     splits = {split: [case] for split in ("training", "validation", "test")}
     write_json(folder / "dataset.json", {"name": "one case", "labels": labels, **splits})

@@ -42,3 +42,11 @@ def test_an_unknown_bundle_is_named(tmp_path: Path) -> None:
     result = overfit(tmp_path, bundle="lambda3d")
     assert result.returncode == 1
     assert "--bundle is 'lambda3d', expected abdominal_unetr_cbs or abdominal_lambda3d_cbs." in result.stderr
+
+
+def test_a_missing_file_leaves_nothing(tmp_path: Path) -> None:
+    result = overfit(tmp_path)
+    assert result.returncode == 1
+    image, label = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    assert result.stderr == f"\nError: --image {image} and --label {label}: there is no such file.\n"
+    assert list(tmp_path.iterdir()) == []
