@@ -116,23 +116,30 @@ def check_overlays(bundle: Bundle) -> list[str]:
 TRAINING_ONLY = {"fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyle_reference"}
 # Where results go and how much is done at once, which training and inference may each have their own way.
 RUN_ONLY = {"bundle_root", "output_dir", "ckpt_path", "device", "batch_size", "num_workers", "record"}
+LABELS_ONLY = ("keys", "label_key", "labels", "label_ids")  # arguments of a transform that are not about the image
 
 
 def check_drift(bundle: Bundle) -> list[str]:
-    """Training and inference have the same network, the same deterministic steps before it, and the same values."""
+    """Training and inference have the same network, the same deterministic steps before it, and the same values.
+
+    Where the record of the weights may change a value, in inference and evaluation, its default is that of training.
+    """
     train, inference = bundle.config("train"), bundle.config("inference")
     if not train or not inference:
         return []
-    where, faults = "configs/inference.json", []
+    where, faults = "configs/inference.json", name_faults(bundle)
     if train.get("network_def") != inference.get("network_def"):
         faults.append(f"{where}: network_def differs from that of train.json")
     roots = ["network_def", "preprocessing", "inferer"]
     keys = what_is_read(inference, [*roots, "network_overlay"]) - RUN_ONLY - TRAINING_ONLY - set(roots)
-    for key in sorted(keys & train.keys()):
-        theirs = recorded_default(key, inference[key])
-        ours = train[key if theirs == inference[key] else recorded_key(key, train)]
+    evaluate = {k: v for k, v in bundle.config("evaluate").items() if recorded_default(k, v) != v}
+    repeated = [(where, key, inference[key]) for key in sorted(keys & train.keys())]
+    repeated += [("configs/evaluate.json", key, value) for key, value in evaluate.items()]
+    for file, key, value in repeated:
+        theirs = recorded_default(key, value)
+        ours = train.get(key if theirs == value else recorded_key(key, train))
         if theirs is not None and ours != theirs:  # null: as the image's file says
-            faults.append(f"{where}: {key} is {json.dumps(theirs)}, train.json has {json.dumps(ours)}")
+            faults.append(f"{file}: {key} is {json.dumps(theirs)}, train.json has {json.dumps(ours)}")
     if "image_mean" in what_is_read(inference, ["inferer"]):
         return faults  # the inferer reads and normalises by itself, as it needs
     theirs = steps_on_image(inference, "preprocessing")
@@ -145,6 +152,19 @@ def check_drift(bundle: Bundle) -> list[str]:
                 faults.append(f"{where}: step {i} of preprocessing is {b}, {source} validates with {a}")
                 break
     return faults
+
+
+def name_faults(bundle: Bundle) -> list[str]:
+    """Training records the name and version of its bundle, by which inference knows its weights."""
+    train, inference = bundle.config("train"), bundle.config("inference")
+    named = {"configs/train.json: bundle": (train, "bundle", bundle.name)} if not bundle.is_packed else {}
+    named["configs/train.json: version"] = (train, "version", bundle.metadata.get("version"))
+    named["configs/inference.json: bundle"] = (inference, "bundle", train.get("bundle"))
+    return [
+        f"{where} is {content[key]!r}, expected {wanted!r}"
+        for where, (content, key, wanted) in named.items()
+        if key in content and content[key] != wanted
+    ]
 
 
 def what_is_read(content: dict[str, Any], keys: list[str]) -> set[str]:
@@ -174,7 +194,7 @@ def steps_on_image(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     if not has(content, key):
         return []
     steps = transforms_of(content, key)
-    plain = [{k: v for k, v in step.items() if k not in ("keys", "label_key", "labels")} for step in steps]
+    plain = [{k: v for k, v in step.items() if k not in LABELS_ONLY} for step in steps]
     return [
         {k: v[0] if k == "mode" and isinstance(v, list) else v for k, v in step.items()}
         for step in plain

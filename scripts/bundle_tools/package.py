@@ -12,14 +12,14 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from shared.networks import load_weights, read_model_record
-from shared.networks.weights import ModelRecord
+from shared.networks import ModelRecord, check_record, load_weights, read_model_record
 from shared.utils import DataError, fault_list
 
 from .bundle import Bundle, lay_over
 from .overlays import recorded_default, recorded_key
 
 WEIGHTS = "models/model.pt"
+TRAINED_WITH = {"labels", "spacing", "intensity_range", "roi_size"}  # of the record, as training has them
 
 
 class Package(NamedTuple):
@@ -97,7 +97,10 @@ def read_package(folder: Path, weights: str | Path | None = None, variant: str =
     if weights and not Path(weights).is_file():
         raise DataError(f"{weights}: there is no such file of weights. Give the model.pt that training writes.")
     path = Path(weights) if weights else None
-    return Package(bundle, variants, path, url, read_model_record(path) if path else {})
+    record = read_model_record(path) if path else {}
+    if path:
+        check_record(path, record, {"bundle": bundle.config("train").get("bundle", bundle.name)})
+    return Package(bundle, variants, path, url, record)
 
 
 def named_file(value: Any) -> str:
@@ -112,24 +115,32 @@ def taken_over(overlay: Mapping[str, Any], train: Mapping[str, Any], config: Map
     taken = {key: overlay[key] for key in overlay if config.get(plain[key], ...) == train.get(plain[key])}
     for key, value in config.items():
         if (default := recorded_default(key, value)) != value and (source := recorded_key(key, train)) in overlay:
-            taken |= {key: f"$@record.get('{key}', {overlay[source]!r})"} if default == train[source] else {}
+            taken |= from_record(key, overlay[source]) if default == train[source] else {}
     return taken
 
 
+def from_record(key: str, default: Any) -> dict[str, str]:
+    """A key of a config whose value is that of the weights' record, or this one."""
+    return {key: f"$@record.get('{key}', {default!r})"}
+
+
 def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
-    """`train`, `evaluate` and `inference` with the variants in them, and the labels that the weights were trained with.
+    """`train`, `evaluate` and `inference` with the variants in them, and the settings of the weights' training.
 
     An overlay that changes the network goes into training and inference. Of another, inference takes what it repeats
     from training, and so does evaluation, which is run together with training's.
     """
     train, evaluate, inference = (deepcopy(package.bundle.config(name)) for name in ("train", "evaluate", "inference"))
     for overlay in package.baked.values():
-        taken = overlay if "network_def" in overlay else taken_over(overlay, train, inference)
-        lay_over(inference, taken)
+        whole = overlay if "network_def" in overlay else {}
+        lay_over(inference, {**whole, **taken_over(overlay, train, inference)})
         lay_over(evaluate, taken_over(overlay, train, evaluate))
         lay_over(train, overlay)
-    if isinstance(train.get("labels"), dict) and package.record.get("labels"):
-        train["labels"] = inference["labels"] = package.record["labels"]
+    for key in TRAINED_WITH & package.record.keys():
+        if isinstance(train.get(key), dict | list):
+            train[key] = package.record[key]
+            for config in (evaluate, inference):
+                config |= from_record(key, train[key]) if key in config else {}
     overlay = train.get("network_overlay", "")
     recorded = package.record.get("network_overlay", overlay)
     if package.record and recorded != overlay:

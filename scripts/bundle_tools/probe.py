@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from .bundle import CARD, METADATA, Bundle, config_name, has, leaves, read_json, strings
 from .card import SHOWN, Command, card_commands
 from .checks import Found, one_line, run_check
+from .overlays import recorded_default
 
 INFERENCE = "configs/inference.json"
 WEIGHTS = Path("models/model.pt")
@@ -123,7 +124,7 @@ def check_weights(bundle: Bundle) -> tuple[list[str], str]:
     overlays = [found.get("network_overlay") or "" for found in (content, inference)]
     if overlays[0] != overlays[1]:
         faults.append(f"{record}: network_overlay is {overlays[0]!r}, {INFERENCE} has {overlays[1]!r}")
-    labels = [found.get("labels") for found in (content, inference)]
+    labels = [content.get("labels"), recorded_default("labels", inference.get("labels"))]
     if all(isinstance(found, dict) for found in labels) and labels[0] != labels[1]:
         faults.append(f"{record}: the weights were trained for the labels {labels[0]}, {INFERENCE} has {labels[1]}")
     return faults, "synthetic data" if content.get("synthetic") else str(content.get("name", ""))

@@ -42,6 +42,7 @@ from monailabel.utils.others.generic import get_bundle_models
 from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
 
 COLOURS = ((40, 120, 255), (0, 170, 0))  # of class 0 and 1, RGB
+RECORDED = ("bundle", "version", "spacing", "intensity_range", "roi_size")  # of a training, beside labels and network
 WRITERS = {"asap": create_asap_annotations_xml, "dsa": create_dsa_annotations_json}  # for QuPath; for the archive
 
 
@@ -168,6 +169,7 @@ class Trainer(BundleTrainTask):
             isinstance(h, dict) and h["_target_"] == "CheckpointLoader" for h in overrides["train#handlers"]
         )
         earlier = _record(Path(self.bundle_path, "models", "model.json")) if pretrained else {}
+        known = [key for key in RECORDED if key in self.bundle_config]  # an older package may have fewer
         overrides |= {
             "max_epochs": overrides["train#trainer#max_epochs"],  # the schedule's length, too
             "ckpt_dir": str(Path(self.bundle_path, "training")),
@@ -178,6 +180,7 @@ class Trainer(BundleTrainTask):
                 "labels": "@labels",
                 "network_overlay": "@network_overlay",
                 "pretrained": {"file": "model.pt", "record": earlier} if pretrained else None,
+                **{key: f"@{key}" for key in known},
             },
         }
         return overrides

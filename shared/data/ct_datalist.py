@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,6 +15,7 @@ from monai.data import load_decathlon_datalist, partition_dataset
 from ..utils import DataError, read_json_object
 from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, get_list
 from .inputs import case_name
+from .labels import ids_in_files
 
 
 def _check_entries(path: Path, split: str, entries: list[Any]) -> None:
@@ -27,8 +28,12 @@ def _check_entries(path: Path, split: str, entries: list[Any]) -> None:
                 )
 
 
-def _check_labels(path: Path, found: object, labels: Mapping[str, int]) -> None:
-    """The data set's own names of its labels, if it has them, are those of the configuration, whatever the spelling."""
+def _check_labels(path: Path, found: object, labels: Mapping[str, int], label_ids: Any) -> None:
+    """The data set's own names of its labels, if it has them, are those of the configuration, whatever the spelling.
+
+    With `label_ids` it is the ids that have to be among its own; the names may be others.
+    """
+    ids = ids_in_files(labels, label_ids)
     if found is None:
         return
     try:
@@ -38,6 +43,13 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int]) -> None:
             f"{path}: 'labels' is {json.dumps(found)}. Expected the name of each label id, as in "
             '{"0": "background", "1": "spleen"}.'
         ) from e
+    if label_ids is not None:
+        if unknown := {name: i for name, of in ids.items() for i in of if i not in own}:
+            raise DataError(
+                f"{path}: `label_ids` has {unknown}, which the datalist's own labels have not: {own}. Set `label_ids` "
+                "to what the label files hold, or correct the datalist."
+            )
+        return
     wanted = {v: k for k, v in labels.items()}
 
     def plain(name: str | None) -> str | None:
@@ -49,7 +61,7 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int]) -> None:
         raise DataError(
             f"{path}: label {i} is {own.get(i, 'nothing')} in the datalist and {wanted.get(i, 'nothing')} in the "
             f"configuration. The datalist has {own}, `labels` has {wanted}. Set `labels` to what the label files hold, "
-            "or correct the datalist."
+            "map their ids to these with `label_ids`, or correct the datalist."
         )
 
 
@@ -102,6 +114,7 @@ def load_datalist(
     fold: int | None = None,
     folds: int | None = None,
     labels: Mapping[str, int] | None = None,
+    label_ids: Mapping[str, int | Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """The cases of one split of a decathlon datalist, checked.
 
@@ -116,6 +129,7 @@ def load_datalist(
         folds: number of parts, at least 2.
         labels: name → id of the configuration; compared with the datalist's own where it has them (lower or upper
             case, blank, hyphen or underscore make no difference).
+        label_ids: name → id or ids in the label files, see `ids_in_files`; compared with the datalist's own ids.
 
     Returns:
         Dicts with what the entry holds; `image` and `label` are full paths; `case` is a name that no other of them
@@ -129,7 +143,7 @@ def load_datalist(
     path = Path(path)
     content = read_json_object(path, FORMAT, DATALIST_REMEDY)
     if labels is not None:
-        _check_labels(path, content.get("labels"), labels)
+        _check_labels(path, content.get("labels"), labels, label_ids)
     if (fold is None) != (folds is None):
         raise DataError(f"`fold` is {fold} and `folds` is {folds}. Set both, or neither.")
     pooled = folds is not None and split in ("training", "validation")

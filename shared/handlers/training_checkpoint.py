@@ -184,7 +184,8 @@ class TrainingCheckpoint:
         """
         now = json.loads(json.dumps(self.record))
         before = json.loads(json.dumps(before))
-        differ = [key for key in sorted((before.keys() & now) - {"name", "learning_rate"}) if before[key] != now[key]]
+        kept = (before.keys() & now) - {"name", "version", "learning_rate"}
+        differ = [key for key in sorted(kept) if before[key] != now[key]]
         if differ:
             changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differ)
             raise DataError(

@@ -39,7 +39,11 @@ def prevalence_weights(
 
 
 def label_voxel_counts(
-    items: Sequence[Mapping[str, str]], labels: Mapping[str, int], key: str = "label", num_workers: int = 2
+    items: Sequence[Mapping[str, str]],
+    labels: Mapping[str, int],
+    key: str = "label",
+    num_workers: int = 2,
+    label_ids: Mapping[str, int | Sequence[int]] | None = None,
 ) -> dict[str, int]:
     """Voxels of each class over the label files of a datalist.
 
@@ -50,6 +54,7 @@ def label_voxel_counts(
         labels: class name to id, the ids being 1..N.
         key: where an item holds the path.
         num_workers: files read at a time.
+        label_ids: class name to its id or ids in the files, where these are others than those of `labels`.
 
     Returns:
         class name to number of voxels, in the order of the ids.
@@ -58,7 +63,7 @@ def label_voxel_counts(
         DataError: when a file cannot be read, or holds anything but whole numbers from 0 to N.
     """
     names = sorted(labels, key=lambda name: labels[name])
-    load = LoadVolumed(key, label_key=key, labels=labels)
+    load = LoadVolumed(key, label_key=key, labels=labels, label_ids=label_ids)
 
     def count(item: Mapping[str, str]) -> np.ndarray:
         return np.bincount(load({key: item[key]})[key].numpy().ravel(), minlength=len(labels) + 1)

@@ -8,6 +8,7 @@ from .batch_norm import adapt_batch_norm
 from .lambda3d import Lambda3D
 from .prepare import prepare_network
 from .pretrained import DETECTION_HEADS, load_pretrained, read_state_dict
+from .record import ModelRecord, check_record, read_model_record, record_with_history
 from .resnet import fusestyle_resnet
 from .retinanet import RetinaNet, fusestyle_retinanet
-from .weights import ModelRecord, load_weights, read_model_record, record_with_history
+from .weights import load_weights

@@ -133,6 +133,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise DataError(f"{path}: holds no state dict (found {type(content).__name__}). Give a file with weights.")
+    if not content:
+        raise DataError(f"{path}: holds no weights, the state dict in it is empty. Give a file with weights.")
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 

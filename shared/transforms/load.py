@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 
-from ..data import case_name
+from ..data import case_name, ids_in_files
 from ..data.geometry import check_geometry, check_grid, check_nifti_header
+from ..data.labels import MOST_CLASSES, MOST_FILE_ID
 from ..utils import DataError
 from ..utils.text import first_few
+
+logger = logging.getLogger(__name__)
 
 # Largest difference between two affines, in mm, that is taken for rounding.
 _AFFINE_TOLERANCE = 1e-3
@@ -25,6 +29,8 @@ _AFFINE_TOLERANCE = 1e-3
 _GAP_TOLERANCE = 0.25
 # Largest distance between a slice's place in the volume and the one in its DICOM header, in pixels.
 _SLICE_TOLERANCE = 0.5
+# The mappings of label values whose left-out values were told of: the log of many files need not repeat it.
+_TOLD: set[tuple[int, ...]] = set()
 
 
 class _NiftiReader(NibabelReader):
@@ -83,6 +89,9 @@ class LoadVolumed(LoadImaged):
         keys: keys that hold the path of a file or of a DICOM folder.
         label_key: the one of them that is a label map.
         labels: name → id of the classes, ids 1 … N; the label map may hold 0 … N. Without it 0 … 255.
+        label_ids: name → id or ids in the files, see `ids_in_files`: the label map becomes one of `labels`, and other
+            values, up to 65535, become background, which a line in the log says once. None: the ids are those of
+            `labels`.
         allow_missing_keys: pass over keys that the dict lacks.
 
     Raises:
@@ -99,10 +108,15 @@ class LoadVolumed(LoadImaged):
         label_key: str | None = None,
         labels: Mapping[str, int] | None = None,
         allow_missing_keys: bool = False,
+        label_ids: Mapping[str, int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
         self.label_key = label_key
-        self.label_count = 255 if labels is None else len(labels)
+        self.label_count = MOST_CLASSES if labels is None else len(labels)
+        self.classes = None  # id in the file → id of the class; part of what the preprocessing's cache goes by
+        if label_ids is not None:
+            names = dict(labels or {})
+            self.classes = {i: names[name] for name, ids in ids_in_files(names, label_ids).items() for i in ids}
 
     def __call__(
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
@@ -117,6 +131,8 @@ class LoadVolumed(LoadImaged):
             image_key = next((key for key in paths if key != self.label_key), None)
             if image_key is not None:
                 _check_same_grid(d[image_key], paths[image_key], label, path)
+            if self.classes is not None:
+                label = _map_labels(label, path, self.classes)
             _check_labels(label, path, self.label_count)
             d[self.label_key] = label.to(torch.uint8)
         return d
@@ -212,6 +228,24 @@ def _check_same_grid(image: MetaTensor, image_path: Path, label: MetaTensor, lab
         )
 
 
+def _map_labels(label: MetaTensor, path: Path, classes: Mapping[int, int]) -> MetaTensor:
+    """A label map of the classes from one with the ids of a file; what has no class becomes background."""
+    _check_labels(label, path, MOST_FILE_ID)
+    table = torch.zeros(MOST_FILE_ID + 1)
+    table[list(classes)] = torch.tensor(list(classes.values()), dtype=table.dtype)
+    values = label.as_tensor()
+    mapped = table[values.long()]
+    left_out = tuple(int(value) for value in torch.unique(values[(mapped == 0) & (values != 0)]))
+    if left_out and (key := tuple(classes)) not in _TOLD:
+        _TOLD.add(key)
+        logger.info(
+            "%s: the values %s are not in label_ids and become background, here and in other files (said once)",
+            path,
+            first_few([str(value) for value in left_out], 10),
+        )
+    return MetaTensor(mapped, meta=label.meta)
+
+
 def _check_labels(label: MetaTensor, path: Path, count: int) -> None:
     values = label.as_tensor()
     bad = (values != values.round()) | (values < 0) | (values > count)
@@ -219,5 +253,5 @@ def _check_labels(label: MetaTensor, path: Path, count: int) -> None:
         found = [f"{value:g}" for value in torch.unique(values[bad]).tolist()]
         raise DataError(
             f"{path}: holds the label values {first_few(found, 10)} in {int(bad.sum())} voxels, expected whole numbers "
-            f"from 0 to {count}. Map the labels to these, or set `labels` to the classes of the data set."
+            f"from 0 to {count}. Set `labels` to the classes of the data set, or map its ids to these with `label_ids`."
         )

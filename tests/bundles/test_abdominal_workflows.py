@@ -23,7 +23,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from workflows import BUNDLES, command, config_files, rows, torchrun
 
-from shared.utils import DataError, write_json
+from shared.utils import data_error_message, write_json
 
 UNETR, LAMBDA3D = BUNDLES / "abdominal_unetr_cbs", BUNDLES / "abdominal_lambda3d_cbs"
 LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
@@ -174,16 +174,17 @@ def test_another_network_evaluates_and_segments(tmp_path: Path, data: Path, vari
 
 def test_weights_of_another_network_name_the_overlay(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
     options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "image_4.nii.gz")}
-    flow = workflow(["inference"], tmp_path, data, bundle, **options)
-    flow.parser["network_def#feature_size"] = 4
-    flow.parser.parse(reset=True)
-    with pytest.raises(RuntimeError) as error:
-        flow.run()
-    causes, e = [], error.value
-    while e is not None:
-        causes.append(e)
-        e = e.__cause__ or e.__context__
-    assert any(isinstance(c, DataError) and "configs/variants/demo.json" in str(c) for c in causes)
+    for key, value, said in (
+        ("network_def#feature_size", 4, "A setting of the network must differ"),
+        ("network_overlay", "", "Add configs/variants/demo.json to --config_file."),
+        ("bundle", "another", f"weights of {bundle.name} 0.1.0, this is another."),
+    ):
+        flow = workflow(["inference"], tmp_path, data, bundle, **options)
+        flow.parser[key] = value
+        flow.parser.parse(reset=True)
+        with pytest.raises(RuntimeError) as error:
+            flow.run()
+        assert said in (data_error_message(error.value) or "")
 
 
 WORKER = """

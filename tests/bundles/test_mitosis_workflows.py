@@ -214,7 +214,7 @@ def test_weights_of_other_classes_are_refused(tmp_path: Path, data: Path, traine
     flow = workflow(["train", "evaluate"], tmp_path, tmp_path / "data", ckpt_path=str(trained / "model.pt"))
     with pytest.raises(RuntimeError) as error:
         flow.run()
-    assert "trained for the labels" in message(error.value)
+    assert "labels is {'normal': 0, 'atypical': 1}, these weights were trained with" in message(error.value)
 
 
 def command_line(*configs: str, **options: Any) -> list[str]:

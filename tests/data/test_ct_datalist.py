@@ -122,6 +122,18 @@ def test_bad_datalists(tmp_path: Path, changes: dict[str, Any], message: str) ->
     assert str(path) in str(error.value)
 
 
+def test_with_ids_of_the_files_it_is_these_that_the_datalist_has(tmp_path: Path) -> None:
+    path = write(tmp_path, labels={"0": "background", "2": "kidney_right", "3": "kidney_left", "900": "Milz"})
+    label_ids = {"spleen": 900, "right_kidney": [2]}
+    assert names(load_datalist(path, "test", labels=LABELS, label_ids=label_ids)) == ["case9", "case10", "case11"]
+    with pytest.raises(
+        DataError, match=r"label_ids` has \{'spleen': 5\}, which .* own labels have not: \{2: 'kidney_r"
+    ):
+        load_datalist(path, "test", labels=LABELS, label_ids=label_ids | {"spleen": 5})
+    with pytest.raises(DataError, match=r"label_ids has no 'right_kidney'"):
+        load_datalist(write(tmp_path, labels=None), "test", labels=LABELS, label_ids={"spleen": 5})
+
+
 def test_at_most_five_missing_files_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, test=[entry(f"gone{i}") for i in range(4)])
     with pytest.raises(DataError) as error:

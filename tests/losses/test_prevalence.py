@@ -58,6 +58,8 @@ def test_counts_over_files(tmp_path: Path) -> None:
     counts = label_voxel_counts(items, LABELS)
     assert list(counts) == ["liver", "spleen", "aorta"]  # in the order of the ids
     assert counts == {name: sum(int((label == i).sum()) for label in labels) for name, i in LABELS.items()}
+    others = label_voxel_counts(items, LABELS, label_ids={"aorta": 2, "liver": [1, 3], "spleen": 7})
+    assert others == {"liver": counts["liver"] + counts["aorta"], "spleen": 0, "aorta": counts["spleen"]}
     assert label_voxel_counts([], LABELS) == {"liver": 0, "spleen": 0, "aorta": 0}
 
 

@@ -178,8 +178,9 @@ def test_a_variant_becomes_part_of_all_configs(tmp_path: Path, weights: Path) ->
     folder = lay_out(UNETR, tmp_path / "packed", weights, "demo,demo_schedule")
     configs = {name: read(folder / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
     overlay, schedule = read(UNETR / DEMO), read(UNETR / "configs" / "variants" / "demo_schedule.json")
-    for name in ("train", "inference"):
-        assert {key: configs[name][key] for key in overlay} == overlay
+    assert {key: configs["train"][key] for key in overlay} == overlay
+    recorded = {key: f"$@record.get('{key}', {overlay[key]})" for key in ("spacing", "roi_size")}
+    assert {key: configs["inference"][key] for key in overlay} == overlay | recorded
     assert {key: configs["train"][key] for key in schedule} == schedule
     for key in ("num_workers", "cache", "amp"):  # what inference has for itself, or not at all
         assert configs["inference"].get(key) == read(UNETR / "configs" / "inference.json").get(key)
@@ -293,7 +294,9 @@ def test_the_classes_are_those_of_the_weights(tmp_path: Path) -> None:
     assert metadata["task"] == "Segmentation of 4 abdominal organs in CT"
     assert "segments 4 abdominal organs" in metadata["description"]
     assert metadata["label_classes"].endswith("0 background, 1 liver, 2 spleen, 3 left kidney, 4 aorta")
-    assert [read(folder / "configs" / f"{name}.json")["labels"] for name in ("train", "inference")] == [FOUR, FOUR]
+    configs = [read(folder / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference")]
+    recorded = f"$@record.get('labels', {FOUR})"
+    assert [config["labels"] for config in configs] == [FOUR, recorded, recorded]
     assert "were trained on mine." in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
 
 
@@ -346,7 +349,7 @@ def spoil_weights(kind: str, folder: Path, weights: Path) -> tuple[Path, str]:
     ("kind", "message"),
     [
         ("checkpoint", "holds more than weights"),
-        ("not finite", "not finite"),
+        ("not finite", "hold NaN"),
         ("other network", r"belong to another network: .* Give --variant"),
         ("no weights", r"cannot be read as weights .* copy it again\.$"),
         ("record", r"its record names the network of configs/variants/demo.json.*Give --variant demo\.$"),

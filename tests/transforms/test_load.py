@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import locale
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import itk
 import nibabel as nib
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared.data import cached_dataset
 from shared.transforms import LoadVolumed
 from shared.utils import DataError
 
@@ -280,3 +283,38 @@ def test_label_of_other_values(tmp_path: Path, value: float, shown: str) -> None
     label[4, 4, 4:6] = value
     with pytest.raises(DataError, match=rf"holds the label values {shown} in 2 voxels, expected .* from 0 to 2\."):
         load_pair(tmp_path, label)
+
+
+def test_ids_of_the_files_become_those_of_the_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    held = np.random.default_rng(0).choice([0, 1, 2, 300, 65535, 70], (20, 20, 20)).astype(np.uint16)
+    for i in range(2):
+        nib.save(nib.Nifti1Image(held, AFFINE), tmp_path / f"{i}.nii.gz")
+    load = LoadVolumed("label", label_key="label", labels=LABELS, label_ids={"liver": [300, 1], "spleen": 65535})
+    for i in range(2):
+        label = load({"label": tmp_path / f"{i}.nii.gz"})["label"]
+        assert label.dtype == torch.uint8
+        assert np.allclose(label.affine, AFFINE)
+        expected = np.select([held == 65535, (held == 300) | (held == 1)], [1, 2])
+        assert np.array_equal(label[0].numpy(), expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/0.nii.gz: the values 2, 70 are not in label_ids and become background, here and in other files "
+        "(said once)"
+    ]
+    nib.save(nib.Nifti1Image(held + 0.5, AFFINE), tmp_path / "half.nii.gz")
+    with pytest.raises(DataError, match=r"holds the label values 0\.5, .* expected whole numbers from 0 to 65535"):
+        load({"label": tmp_path / "half.nii.gz"})
+
+
+def test_the_cache_goes_by_the_ids_of_the_files(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image((NOISE % 3).astype(np.uint8), AFFINE), tmp_path / "label.nii.gz")
+
+    def kept(**options: Any) -> list[int]:
+        load = LoadVolumed("label", label_key="label", labels=LABELS, **options)
+        case = [{"label": str(tmp_path / "label.nii.gz"), "case": "a"}]
+        return torch.bincount(cached_dataset(case, [load], cache_dir=tmp_path / "cache")[0]["label"].ravel()).tolist()
+
+    plain = kept()
+    assert kept(label_ids={"spleen": 2, "liver": 1}) == [plain[0], plain[2], plain[1]]
+    assert kept() == plain
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 2

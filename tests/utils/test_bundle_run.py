@@ -195,6 +195,8 @@ def test_help_prints_the_settings_and_runs_nothing(tmp_path: Path) -> None:
 
 # Keys with a plain value that are no settings: sections, and components that overlays put in the place of nothing.
 NO_SETTINGS = {
+    "bundle",
+    "version",
     "finalize",
     "handlers",
     "imports",
