@@ -57,11 +57,13 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int], label_id
 
     differ = [i for i in sorted(own.keys() | wanted.keys()) if plain(own.get(i)) != plain(wanted.get(i))]
     if differ:
-        i = differ[0]
+        i, ids_of = differ[0], {plain(name): i for i, name in own.items()}
+        known = {name: ids_of[plain(name)] for name in labels if plain(name) in ids_of}
+        option = f' (--label_ids "{known}")' if len(known) == len(labels) else ""
         raise DataError(
             f"{path}: label {i} is {own.get(i, 'nothing')} in the datalist and {wanted.get(i, 'nothing')} in the "
             f"configuration. The datalist has {own}, `labels` has {wanted}. Set `labels` to what the label files hold, "
-            "map their ids to these with `label_ids`, or correct the datalist."
+            f"map their ids to these with `label_ids`{option}, or correct the datalist."
         )
 
 

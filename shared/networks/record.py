@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 # What a configuration takes from a record, and so has to be able to use.
 TAKEN = ("labels", "network_overlay", "spacing", "intensity_range", "roi_size", "image_mean", "image_std", "crop_size")
 TAKEN += ("patch_size", "tile_size", "tile_overlap", "suppress_radius", "mpp", "train_domains")
+ABOUT = {"bundle", "network_overlay"}  # of a record, what a configuration knows of itself
 MAY_DIFFER = ("label_ids",)  # those of other data
 BASES = ("train.json", "evaluate.json", "inference.json")
 
@@ -104,7 +105,7 @@ def check_record(path: Path, record: ModelRecord, settings: Mapping[str, Any]) -
         )
     if "network_overlay" in known and known["network_overlay"] != record["network_overlay"]:
         raise DataError(f"{path}: {_other_overlay(record['network_overlay'], known['network_overlay'])}")
-    for key in known.keys() - {"bundle", "network_overlay"}:
+    for key in sorted(known.keys() - ABOUT):
         if _is_same(known[key], record[key]):
             continue
         if key in MAY_DIFFER:

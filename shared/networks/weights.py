@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..utils import DataError
 from ..utils.text import first_few
 from .pretrained import read_state_dict
-from .record import ModelRecord, check_record, read_model_record
+from .record import ABOUT, ModelRecord, check_record, read_model_record
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def load_weights(network: nn.Module, ckpt_path: str | Path, **settings: Any) -> 
     _check_finite(path, source)
     if exported is None:
         network.load_state_dict(source)
-    _tell_of_origin(path, record, [name for name in settings if name not in record])
+    _tell_of_origin(path, record, sorted(settings.keys() - record.keys() - ABOUT))
     return network if exported is None else exported
 
 

@@ -6,6 +6,7 @@ Their configs are the same but for the network (`test_abdominal_bundles.py`), so
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,8 +59,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workflow(
     configs: list[str], folder: Path, data: Path, bundle: Path = UNETR, variants: tuple[str, ...] = (), **options: Any
 ) -> ConfigWorkflow:
-    options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
-    options |= {"labels": LABELS, "num_workers": 0, "cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
+    labels = {"labels": LABELS} if configs == ["train"] else {}  # the weights' record says it afterwards
+    options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | labels | options
+    options |= {"num_workers": 0, "cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
     names = [*configs, "variants/demo", *(f"variants/{name}" for name in variants)]
     return workflows.workflow(config_files(bundle, names), **options)
 
@@ -159,6 +161,43 @@ def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Pat
             assert organs["organs"][name]["voxels"] == int((np.asarray(seg.dataobj) == value).sum())
         assert "not for real scans" in organs["warning"]
         assert imread(tmp_path / case / "preview.png").std() > 0.05
+
+
+def test_ids_of_the_label_files_are_mapped_and_recorded(tmp_path: Path, data: Path) -> None:
+    """Label files with other ids, one of them too many, train and score as those with the labels' own."""
+    held = np.array([0, 5, 300, 7, 9, 70], np.uint16)
+    ids = {"liver": 5, "spleen": [300], "left_kidney": 7, "aorta": 9}
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").glob("label_*.nii.gz"):
+        label = nib.load(path)
+        values = np.asarray(label.dataobj).copy()
+        values[:2] = 5  # where nothing is
+        nib.save(nib.Nifti1Image(held[values], label.affine), path)
+    quick = {"variants": ("prevalence",), "max_epochs": 1}
+    labels = {"Luft": 0} | LABELS
+    own = train(tmp_path / "own", data, labels=labels, **quick)
+    other = train(tmp_path / "other", tmp_path / "data", labels=labels, label_ids=ids, **quick)
+    torch.testing.assert_close(own["model"], other["model"], rtol=0, atol=0)
+    record = json.loads((tmp_path / "other" / "model.json").read_text())
+    assert (record["labels"], record["label_ids"]) == (LABELS, ids)
+    workflow(["train", "evaluate"], tmp_path / "own", data, bootstrap=1).run()
+    workflow(["train", "evaluate"], tmp_path / "other", tmp_path / "data", bootstrap=1).run()
+    scores = [(tmp_path / name / "evaluation" / "scores.csv").read_text() for name in ("own", "other")]
+    assert scores[0] == scores[1]
+
+
+def test_the_grid_and_the_window_are_those_of_the_weights(tmp_path: Path, data: Path) -> None:
+    settings = {"spacing": [7.0, 7.0, 7.0], "intensity_range": [-100.0, 300.0], "roi_size": [48, 48, 48]}
+    train(tmp_path, data, max_epochs=1, **settings)
+    for files in (["inference"], ["train", "evaluate"]):
+        names = config_files(UNETR, [*files[:1], "variants/demo", *files[1:]])  # the overlay below the record
+        options = {"ckpt_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path), "device": "cpu"}
+        flow = workflows.workflow(names, dataset_dir=str(data), **options)
+        taken = {key: flow.parser.get_parsed_content(key) for key in settings}
+        assert taken == (settings if files[1:] else settings | {"spacing": [6.0] * 3, "roi_size": [32] * 3})
+    with pytest.raises(RuntimeError) as error:
+        workflow(["inference"], tmp_path, data, ckpt_path=str(tmp_path / "model.pt"), input=str(data)).run()
+    assert "spacing is [6.0, 6.0, 6.0], these weights were trained with [7.0" in (data_error_message(error.value) or "")
 
 
 @pytest.mark.parametrize("variant", ["unet3d", "dynunet"])

@@ -111,6 +111,10 @@ def test_folds_depend_on_the_cases_alone(tmp_path: Path) -> None:
             {"labels": {"0": "background", "1": "liver", "2": "right kidney"}},
             "label 1 is liver in the .* and spleen in",
         ),
+        (
+            {"labels": {"5": "Spleen", "7": "right-kidney", "8": "liver"}},
+            r"label 1 is nothing .* \(--label_ids \"\{'spleen': 5, 'right_kidney': 7\}\"\), or correct the datalist",
+        ),
         ({"labels": {"1": "spleen"}}, "label 2 is nothing in the datalist and right_kidney in"),
         ({"labels": {"background": 0, "spleen": 1}}, "Expected the name of each label id"),
     ],

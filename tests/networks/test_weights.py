@@ -120,7 +120,7 @@ def test_settings_that_agree_with_the_record(tmp_path: Path, caplog: pytest.LogC
     save(tmp_path, nn.Linear(3, 2)).with_suffix(".json").unlink()
     load_weights(nn.Linear(3, 2), path, **settings)
     assert "no model.json beside it" in caplog.text
-    assert "on; bundle, network_overlay, labels, label_ids" in caplog.text
+    assert "on; image_std, intensity_range, label_ids, labels, spacing: as the configuration" in caplog.text
 
 
 OTHER = {
