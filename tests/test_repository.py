@@ -74,6 +74,11 @@ def test_shared_imports_itself_relatively() -> None:
     ] == []
 
 
+def test_shared_reads_json_from_bytes() -> None:
+    """So that a byte order mark, of UTF-8 or UTF-16, does no harm."""
+    assert [path for path in modules("shared") if re.search(r"json\.loads\([\w.]*read_text", path.read_text())] == []
+
+
 def test_shared_imports_at_module_level() -> None:
     """An import inside a function fails once MONAI Label has unloaded the bundle's package."""
     functions = [

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from monai.data import load_decathlon_datalist, partition_dataset
+from monai.data import partition_dataset
 
 from ..utils import DataError, read_json_object
 from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, get_list
@@ -151,14 +151,13 @@ def load_datalist(
     pooled = folds is not None and split in ("training", "validation")
     sources = [s for s in ("training", "validation") if content.get(s)] or ["training"] if pooled else [split]
 
-    cases: list[dict[str, Any]] = []
     for source in sources:
         _check_entries(path, source, get_list(path, content, source, FORMAT))
-        cases += load_decathlon_datalist(path, data_list_key=source)
     _check_own_names(path, content)
-    # As they stand in the file: MONAI takes a name for a path where there is a file or folder of that name.
     entries = [entry for source in sources for entry in content[source]]
-    for case, name in zip(cases, _case_names(path, entries), strict=True):
-        case["case"] = name
+    cases = [
+        {**entry, **{key: os.path.normpath(path.parent / entry[key]) for key in ("image", "label")}, "case": name}
+        for entry, name in zip(entries, _case_names(path, entries), strict=True)
+    ]
     check_files_exist(path, cases, ("image", "label"), " and ".join(sources))
     return _fold_of(path, cases, split, fold, folds) if pooled else cases

@@ -88,6 +88,6 @@ def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrit
 
 def _holds(path: Path, content: Mapping[str, Any]) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) == content
+        return json.loads(path.read_bytes()) == content
     except (OSError, ValueError):
         return False

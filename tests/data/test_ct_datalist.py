@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.data import load_datalist
+from shared.data import list_inputs, load_datalist
 from shared.utils import DataError
 
 LABELS = {"spleen": 1, "right_kidney": 2}
@@ -154,3 +154,13 @@ def test_impossible_folds(tmp_path: Path, fold: int, folds: int) -> None:
 def test_fold_and_folds_go_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Set both, or neither"):
         load_datalist(write(tmp_path), "training", fold=1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_datalist_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    for name in ("ä.nii.gz", "label.nii.gz"):
+        (tmp_path / name).touch()
+    path.write_text('{"test": [{"image": "ä.nii.gz", "label": "label.nii.gz"}]}', encoding=encoding)
+    assert [case["image"] for case in load_datalist(path, "test")] == [str(tmp_path / "ä.nii.gz")]
+    assert [entry["image"] for entry in list_inputs(path)] == [str(tmp_path / "ä.nii.gz")]
