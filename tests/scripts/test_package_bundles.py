@@ -284,7 +284,8 @@ def test_a_file_that_is_not_there_is_not_baked(tmp_path: Path) -> None:
 
 
 def test_the_classes_are_those_of_the_weights(tmp_path: Path) -> None:
-    path = save_weights(tmp_path / "four", FOUR, name="mine", synthetic=False)
+    trained = {"spacing": [7.0, 7.0, 7.0], "intensity_range": [-100.0, 300.0]}
+    path = save_weights(tmp_path / "four", FOUR, name="mine", synthetic=False, **trained)
     folder = lay_out(UNETR, tmp_path / "packed", path, "demo")
     metadata = read(folder / "configs" / "metadata.json")
     pred = metadata["network_data_format"]["outputs"]["pred"]
@@ -295,8 +296,9 @@ def test_the_classes_are_those_of_the_weights(tmp_path: Path) -> None:
     assert "segments 4 abdominal organs" in metadata["description"]
     assert metadata["label_classes"].endswith("0 background, 1 liver, 2 spleen, 3 left kidney, 4 aorta")
     configs = [read(folder / "configs" / f"{name}.json") for name in ("train", "evaluate", "inference")]
-    recorded = f"$@record.get('labels', {FOUR})"
-    assert [config["labels"] for config in configs] == [FOUR, recorded, recorded]
+    for key, value in ({"labels": FOUR} | trained).items():
+        recorded = f"$@record.get('{key}', {value})"
+        assert [config[key] for config in configs] == [value, recorded, recorded]
     assert "were trained on mine." in (folder / "docs" / "README.md").read_text().split("\n\n")[1]
 
 
@@ -340,6 +342,9 @@ def spoil_weights(kind: str, folder: Path, weights: Path) -> tuple[Path, str]:
         torch.save({"conv.weight": torch.zeros(3)}, path)
     elif kind == "no weights":
         path.write_text("weights")
+    elif kind == "other bundle":
+        torch.save(state, path)
+        path.with_suffix(".json").write_text('{"bundle": "abdominal_lambda3d_cbs", "version": "0.1.0"}')
     else:  # the record's overlay
         path, variant = weights, "plain"
     return path, variant
@@ -351,6 +356,7 @@ def spoil_weights(kind: str, folder: Path, weights: Path) -> tuple[Path, str]:
         ("checkpoint", "holds more than weights"),
         ("not finite", "hold NaN"),
         ("other network", r"belong to another network: .* Give --variant"),
+        ("other bundle", r"these are weights of abdominal_lambda3d_cbs 0\.1\.0, this is abdominal_unetr_cbs\. Give"),
         ("no weights", r"cannot be read as weights .* copy it again\.$"),
         ("record", r"its record names the network of configs/variants/demo.json.*Give --variant demo\.$"),
     ],
