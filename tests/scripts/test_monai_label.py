@@ -372,6 +372,11 @@ def test_one_epoch_of_training(server: Server, data: Path, tmp_path: Path) -> No
         record = json.loads((models / "model.json").read_text())
         assert (record["epoch"], record["name"]) == (1, "labels submitted to MONAI Label")
         assert (record["synthetic"], bool(record["pretrained"])) == (pretrained, pretrained)
+        assert (record["bundle"], record["spacing"], record["labels"]) == (
+            model.removesuffix("_segmentation"),
+            [6.0] * 3,
+            labels,
+        )
         expected = bundle_run(server, model, images(data)[model], tmp_path / model)
         check_trained(server, model, images(data)[model], expected)
 
