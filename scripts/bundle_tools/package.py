@@ -164,8 +164,8 @@ def build_network(configs: Mapping[str, dict[str, Any]], package: Package) -> nn
             loaded = load_weights(network, package.weights)
         except DataError as e:
             why, other_network, _ = str(e).partition(" Probably ")  # what follows is about configs that are run
-            hint = " Give --variant with the overlays that they were trained with." if other_network else ""
-            raise DataError(why + hint) from None
+            hint = f"the overlays that they were trained with, or weights of {package.bundle.name}"
+            raise DataError(f"{why} Give --variant with {hint}." if other_network else why) from None
         plain = package.weights.suffix != ".safetensors" and loaded is network
         if not plain or torch.load(package.weights, "cpu", weights_only=True).keys() != network.state_dict().keys():
             raise DataError(

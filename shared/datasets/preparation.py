@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from io import StringIO
 from itertools import islice, zip_longest
 from multiprocessing import get_context
@@ -103,20 +103,25 @@ def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, s
 
 def _table_text(path: Path, remedy: str) -> str:
     data = path.read_bytes()
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
+    encodings = ["utf-16"] if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
         try:
-            text = data.decode("utf-16" if wide else "utf-8-sig")
-        except UnicodeDecodeError:
-            if wide:
-                raise
-            text = data.decode("cp1252")
-            logger.warning("%s: is not in UTF-8, read as cp1252. Are names with accents right?", path)
-        if "\0" in text:
-            raise ValueError("it holds a zero byte")
-    except ValueError as e:
-        raise DataError(f"{path}: not readable as text ({e}). Expected a table in UTF-8. {remedy}") from e
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError as e:
+            if encoding == encodings[-1]:
+                raise DataError(f"{path}: not readable as text ({e}). Expected a table in UTF-8. {remedy}") from e
+    if "\0" in text:
+        raise DataError(f"{path}: no text, it holds a zero byte. Expected a table in UTF-8. {remedy}")
+    if encoding == "cp1252":
+        _tell_of_cp1252(path)
     return text
+
+
+@cache
+def _tell_of_cp1252(path: Path) -> None:
+    """Once, however often the table is read."""
+    logger.warning("%s: is not in UTF-8, read as cp1252. Are names with accents right?", path)
 
 
 def _suits(text: str, delimiter: str) -> tuple[bool, bool, int]:
