@@ -205,6 +205,7 @@ DAMAGED: dict[str, dict[str, object]] = {
     "spacing": {"spacing": [1.5, 0, 2]},
     "network_overlay": {"network_overlay": None},
     "train_domains": {"train_domains": "XR"},
+    "label_ids": {"label_ids": {"liver": "5"}},
 }
 
 
