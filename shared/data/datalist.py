@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,18 @@ def dataset_info(
         "synthetic": content.get("synthetic") is True,
         **{key: value for key, value in part.items() if value is not None},
     }
+
+
+def datalist_digest(path: str | os.PathLike, splits: Sequence[str] = ("training", "validation")) -> str:
+    """What tells the content of some lists of a datalist from any other, wherever the data's folder is.
+
+    Raises:
+        DataError: when the file is missing or not JSON.
+    """
+    content = read_json_object(Path(path), FORMAT, DATALIST_REMEDY)
+    text = json.dumps([content.get(split) for split in splits], sort_keys=True)
+    names = re.sub(r'"[^"]*/', '"', text)  # of files, without their folders
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrite: bool = False) -> None:
