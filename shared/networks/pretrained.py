@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..utils import DataError
+from .archive import check_archive
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,11 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_archive(path, "Copy it again, or take best.pt or last.pt of the run.")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except Exception as e:  # torch raises half a dozen types here, the pickle module more
         raise DataError(
             f"{path}: cannot be read as weights ({type(e).__name__}). Expected a file written by torch.save that "

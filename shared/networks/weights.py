@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..utils import DataError
 from ..utils.text import first_few
+from .archive import check_archive
 from .pretrained import read_state_dict
 from .record import ABOUT, ModelRecord, check_record, read_model_record
 
@@ -110,6 +111,7 @@ def _read_torchscript(path: Path) -> nn.Module | None:
                 return None
     except BadZipFile:
         return None
+    check_archive(path, "Export it again with ckpt_export.")
     try:
         return torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as e:
