@@ -62,14 +62,9 @@ def dataset_info(
     }
 
 
-def datalist_digest(path: str | os.PathLike, splits: Sequence[str] = ("training", "validation")) -> str:
-    """What tells the content of some lists of a datalist from any other, wherever the data's folder is.
-
-    Raises:
-        DataError: when the file is missing or not JSON.
-    """
-    content = read_json_object(Path(path), FORMAT, DATALIST_REMEDY)
-    text = json.dumps([content.get(split) for split in splits], sort_keys=True)
+def data_digest(*lists: Sequence[Mapping[str, Any]]) -> str:
+    """What tells the entries of some lists from any others, wherever the folder of the data is."""
+    text = json.dumps(lists, sort_keys=True, default=str)
     names = re.sub(r'"[^"]*/', '"', text)  # of files, without their folders
     return hashlib.sha256(names.encode()).hexdigest()[:16]
 

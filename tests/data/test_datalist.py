@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.data import datalist_digest, dataset_info, load_datalist, write_datalist
+from shared.data import data_digest, dataset_info, load_datalist, write_datalist
 from shared.utils import DataError
 
 
@@ -59,14 +59,11 @@ def test_datalist_with_a_line_for_each_entry(tmp_path: Path) -> None:
         write_datalist(tmp_path / "metadata.csv", content, overwrite=True)
 
 
-def test_the_digest_is_of_the_lists_wherever_their_folder_is(tmp_path: Path) -> None:
-    def digest(folder: str = "images", training: str = "a.png", label: int = 1, **more: Any) -> str:
-        entry = {"image": f"{folder}/{training}", "label": label, "slide": "s1"}
-        path = tmp_path / "dataset.json"
-        path.write_text(json.dumps({"name": "x", "training": [entry], "validation": [], **more}))
-        return datalist_digest(path)
+def test_the_digest_is_of_the_entries_wherever_their_folder_is() -> None:
+    def digest(folder: str = "images", name: str = "a.png", label: int = 1, *more: Any) -> str:
+        return data_digest([{"image": f"{folder}/{name}", "label": label, "slide": "s1"}], *more)
 
-    same = digest()
-    assert digest(folder="/elsewhere/images") == same
-    assert digest(test=[{"image": "t.png"}], name="y") == same
-    assert len({same, digest(training="b.png"), digest(label=0), digest(validation=[{"image": "a.png"}])}) == 4
+    assert digest(folder="/elsewhere/images") == digest()
+    assert (
+        len({digest(), digest(name="b.png"), digest(label=0), digest("images", "a.png", 1, [{"image": "a.png"}])}) == 4
+    )
