@@ -65,7 +65,8 @@ def data_error_message(error: BaseException | None) -> str | None:
         if isinstance(error, DataError):
             # A DataLoader worker sends its traceback as the message of the exception; the message proper comes last.
             message = str(error).rpartition("DataError: ")[2].strip()
-        error = error.__cause__ or error.__context__
+        # what `raise ... from None` has put another message in the place of is not looked at
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return message
 
 

@@ -100,7 +100,8 @@ def read_json_object(path: str | os.PathLike, expected: str, remedy: str) -> dic
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Expected {expected}. {remedy}")
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {found}. Expected {expected}. {remedy}")
     try:
         content = json.loads(path.read_bytes())
     except ValueError as e:

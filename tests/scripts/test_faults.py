@@ -47,7 +47,7 @@ SAMPLE = [
         ({}, 1, CLEAR + "  one of its list\n" * 6, [], ""),
         ({}, 1, CLEAR, ["out/scores.csv"], "left behind: out/scores.csv"),
         ({"late": True}, 1, CLEAR, ["out/scores.csv"], ""),
-        ({"late": True}, 1, CLEAR, ["out/.writing-1-scores.csv"], "left behind: out/.writing-1-scores.csv"),
+        ({"late": True}, 1, CLEAR, ["out/.writing-1/scores.csv"], "left behind: out/.writing-1/scores.csv"),
         ({"refused": False}, 1, CLEAR, [], "status 1"),
         ({"refused": False, "answer": "is left out"}, 0, "INFO it is left\n  out\n", ["out/x"], ""),
         ({"refused": False, "answer": "is left out"}, 0, "INFO done\n", [], "the output does not say is left out"),
@@ -92,6 +92,6 @@ def test_the_command_counts_and_lists(tmp_path: Path) -> None:
     done = run(script, *given, python=sys.executable)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2].split() == ["all", "2", "2"]
-    refused = run(script, "--output_dir", tmp_path, "--only", "zzz")
+    refused = run(script, "--output_dir", tmp_path, "--only", "qqq")
     assert refused.returncode == 1
-    assert "Error: --only is zzz, expected a part of a trial's name" in refused.stderr
+    assert "Error: --only is qqq, expected a part of a trial's name" in refused.stderr

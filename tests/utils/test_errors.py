@@ -33,6 +33,11 @@ def test_a_data_error_below_others_is_printed_as_one_line() -> None:
     assert result.stderr == "\nError: scan.nii.gz: is empty\n"
 
 
+def test_the_message_that_takes_the_place_of_another_is_printed() -> None:
+    result = run_code("try:\n    raise DataError('inner')\nexcept DataError:\n    raise DataError('of use') from None")
+    assert result.stderr == "\nError: of use\n"
+
+
 def test_the_traceback_is_a_setting_away() -> None:
     assert "Traceback" in run_code(NESTED, SHOW_TRACEBACK="1").stderr
 
