@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ..inferers import axis_maps
 from ..networks import ModelRecord
 from ..reports import save_preview
 from ..reports.provenance import warning_of_results
-from ..utils import DataError, name_full_disk, writable_folder
+from ..utils import EARLIER, DataError, name_full_disk, temporary_folder, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +84,10 @@ class SaveSegmentationd(SaveImaged):
                 f"{target}: holds other things ({', '.join(others[:3]) or 'a file'}) than an earlier segmentation, "
                 "which would be replaced. Choose another --output_dir."
             )
-        with tempfile.TemporaryDirectory(dir=self.output_dir, prefix=".writing-") as temporary, name_full_disk(target):
-            folder = Path(temporary) / "new"
+        with temporary_folder(self.output_dir) as temporary, name_full_disk(target):
+            folder, earlier = temporary / "new", temporary / EARLIER / case
             folder.mkdir()
+            earlier.parent.mkdir()
             nib.save(_nifti(label_map, affine, source), folder / f"{case}_seg.nii.gz")
             (folder / "organs.json").write_text(json.dumps(organs, indent=2) + "\n", encoding="utf-8")
             save_preview(
@@ -100,7 +100,7 @@ class SaveSegmentationd(SaveImaged):
                 warning=organs.get("warning", ""),
             )
             if target.exists():
-                target.rename(Path(temporary) / "old")
+                target.rename(earlier)
             folder.rename(target)
         found = sum(organ["voxels"] > 0 for organ in organs["organs"].values())
         logger.info("%s: %d of %d organs found, written to %s", case, found, len(self.labels), target)

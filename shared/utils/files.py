@@ -5,13 +5,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import FREE_SPACE, DataError, DiskFullError, is_disk_full
+from .temporary import temporary_folder
 
 FULL = 2**20  # bytes that are free on a disk where a large file has just failed to fit
 FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # how a cell begins that a spreadsheet would run, or one written for it
@@ -42,7 +42,8 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
     """Give a temporary path beside `path` to write to; rename it to `path` when the block ends without an exception.
 
     The temporary name ends as `path` does (`.nii.gz`), because writers choose the format by it. Missing folders are
-    made. After an exception, or an interrupt, nothing is left behind and an older `path` is untouched.
+    made. After an exception, or an interrupt, nothing is left behind and an older `path` is untouched; after a kill,
+    the next process that writes there removes what is left, see `temporary_folder`.
 
     Args:
         path: of the file.
@@ -54,17 +55,18 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         DiskFullError: when the file does not fit on the disk.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
-    except OSError as e:
-        file = file_in_the_way(path.parent)
-        why = f", as {file} is a file" if file else f" ({e.strerror})"
-        raise DataError(
-            f"{path.parent}: cannot be written to{why}. Choose another output folder or change its permissions."
-        ) from e
-    with folder as name, name_full_disk(path):
-        temporary = Path(name) / path.name
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(temporary_folder(path.parent))
+        except OSError as e:
+            file = file_in_the_way(path.parent)
+            why = f", as {file} is a file" if file else f" ({e.strerror})"
+            raise DataError(
+                f"{path.parent}: cannot be written to{why}. Choose another output folder or change its permissions."
+            ) from e
+        stack.enter_context(name_full_disk(path))
+        temporary = folder / path.name
         yield temporary
         if durable:
             _sync(temporary)
