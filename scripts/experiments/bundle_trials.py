@@ -13,6 +13,7 @@ from .faults import CONFIGS, LAMBDA, PATCHES, REGIONS, UNETR, WHOLE, YES_OR_NO, 
 
 # What the process of a command does before the command.
 DYING_WORKERS = "import os\nos.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), 9))"
+STOPPED_WORKERS = DYING_WORKERS.replace(", 9", ", 19")
 LITTLE_MEMORY = """import resource, ignite, matplotlib.pyplot, monai.bundle, nibabel, torch
 import shared.engines, shared.handlers
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
@@ -90,6 +91,7 @@ TRAINING = [
             "--batch_size 0": rf"^batch_size is 0, {WHOLE} of 1 or above",
             "--batch_size -2": rf"^batch_size is -2, {WHOLE} of 1 or above",
             "--num_workers -1": rf"^num_workers is -1, {WHOLE} of 0 or above",
+            "--worker_timeout -1": rf"^worker_timeout is -1, {WHOLE} of 0 or above",
             "--seed abc": rf"^seed is 'abc', {WHOLE}",
             "--seed -1": rf"^seed is -1, {WHOLE} from 0 to",
             "--val_interval 0": rf"^val_interval is 0, {WHOLE} of 1 or above",
@@ -309,6 +311,7 @@ PLACES = [
     place(TRAIN, "--args_file $FOLDER/file.json", MAX_EPOCH, prepare=partial(a_file, content={"max_epoch": 3})),
     place(TRAIN, "--num_workers 1", r"worker", before=DYING_WORKERS, late=True),
     place(f"train {PATCHES}", "--num_workers 1", r"worker", before=DYING_WORKERS, late=True),
+    place(TRAIN, "--num_workers 1 --worker_timeout 2", r"--worker_timeout", before=STOPPED_WORKERS, late=True),
     place(TRAIN, "--roi_size [96,96,96] --spacing [1,1,1]", r"memory", before=LITTLE_MEMORY, late=True),
     place(f"torchrun {PATCHES}", "--max_epoch 3", MAX_EPOCH),
     place(f"torchrun {PATCHES}", "--max_epochs abc", rf"^max_epochs is 'abc', {WHOLE}"),

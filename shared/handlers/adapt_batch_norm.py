@@ -32,6 +32,7 @@ class AdaptBatchNorm:
         enabled: False does nothing.
         batch_size: 2 or more; larger ones estimate better.
         num_workers: of the data loader.
+        timeout: of the data loader, where it has workers.
         collate_fn: of the data loader; that of the evaluator's loader, where images may be unreadable.
 
     Raises:
@@ -47,6 +48,7 @@ class AdaptBatchNorm:
         enabled: bool = True,
         batch_size: int = 256,
         num_workers: int = 0,
+        timeout: float = 0,
         collate_fn: Callable | None = None,
     ) -> None:
         if batch_size < 2:
@@ -63,6 +65,7 @@ class AdaptBatchNorm:
                 "pretrained.json, that overlay; or give model.pt with --ckpt_path."
             )
         self.options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+        self.options |= {"timeout": timeout if num_workers else 0}
         self.options |= {"collate_fn": collate_fn} if collate_fn else {}
         self.adapted_to: str | None = None
         self.before: list[torch.Tensor] = []

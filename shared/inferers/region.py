@@ -43,6 +43,7 @@ class RegionInferer(Inferer):
         batch_size: tiles a batch.
         num_workers: processes that read tiles; 0 reads between the batches. Images with fewer than 17 tiles, and where
             processes are not forked those that are decoded whole, are read without.
+        timeout: seconds until a process that gives no tiles is given up; 0: never.
         image_mean, image_std: of the channels, scaled to 0 to 1, as in training: the network gets float32, scaled,
             less the mean, by the standard deviation. None: it gets uint8.
         mpp: µm per pixel that the network was trained with.
@@ -73,6 +74,7 @@ class RegionInferer(Inferer):
         overlap: int = 64,
         batch_size: int = 6,
         num_workers: int = 0,
+        timeout: float = 0,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         mpp: float = 0.25,
@@ -96,6 +98,7 @@ class RegionInferer(Inferer):
         self.overlap = overlap
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.timeout = timeout
         self.image_mean = image_mean
         self.image_std = image_std
         self.mpp = mpp
@@ -148,10 +151,12 @@ class RegionInferer(Inferer):
         )
         merger = DetectionMerger(self.anchors, self.suppress_radius * scale, self.score_threshold, self.top_k)
         device = _device_of(network)
+        workers = self._workers(region, len(tiles))
         loader = DataLoader(
             tiles,
             self.batch_size,
-            num_workers=self._workers(region, len(tiles)),
+            num_workers=workers,
+            timeout=self.timeout if workers else 0,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
         )

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import re
 import signal
 import sys
 import traceback
@@ -98,6 +100,17 @@ def no_memory_message(error: BaseException) -> str | None:
     return None
 
 
+def worker_silent_message(error: BaseException) -> str | None:
+    """What to say where a process that loads data has given nothing for `worker_timeout`; else None."""
+    found = re.search(r"DataLoader timed out after (\d+)", str(innermost(error)))
+    return found and (
+        f"no process that loads data has given anything for {found[1]} s: they hang, their folder for temporary files "
+        "(TMPDIR) is full, or the storage is very slow. See to that, or set --worker_timeout higher (0: wait for "
+        "ever) or --num_workers 0, and run the command again; a training goes on from its last checkpoint with "
+        "--resume true."
+    )
+
+
 def last_line(error: BaseException) -> str:
     """An exception as the last line of its traceback says it, of a data loader's worker that of its own traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -143,7 +156,7 @@ def show_errors_briefly() -> None:
 
     * A `DataError`, however deep below MONAI's and ignite's own exceptions, is printed as its message alone; the exit
       status is 1.
-    * A full disk and a lack of memory are named as the reason.
+    * A full disk, a lack of memory and a data loader's worker that gives nothing are named as the reason.
     * Of what nobody foresaw the innermost exception is printed, and where it was raised.
     * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
     * A rank of a distributed run says so where it stops because another one has ended.
@@ -157,11 +170,14 @@ def show_errors_briefly() -> None:
             message = lost_rank_message(error) or f"interrupted {error}".rstrip()
         if message is None and is_disk_full(error):  # of a file that another library writes
             message = f"the disk is full. {FREE_SPACE}"
-        message = message or no_memory_message(error) or unforeseen_message(error)
+        message = message or worker_silent_message(error) or no_memory_message(error) or unforeseen_message(error)
         if os.environ.get("SHOW_TRACEBACK") == "1":
             sys.__excepthook__(kind, error, trace)
         else:
             print(f"\nError: {message}", file=sys.stderr)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises there for a worker that is killed
+        for worker in multiprocessing.active_children():  # one that hangs would be waited for at the end
+            worker.kill()
 
     main_process = os.getpid()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import textwrap
+import time
 
 import pytest
 from commands import PYTHON, run
@@ -102,6 +103,25 @@ def test_a_worker_process_that_is_killed_is_named() -> None:
     )
     assert result.returncode == 1
     assert "Error: a process that loads data has ended, probably for want of memory" in result.stderr
+
+
+def test_a_worker_process_that_gives_nothing_is_named_and_not_waited_for() -> None:
+    start = time.monotonic()
+    result = run_code(
+        """
+        import os, signal
+        from torch.utils.data import DataLoader
+        class Bad:
+            def __len__(self): return 1
+            def __getitem__(self, i): os.kill(os.getpid(), signal.SIGSTOP)
+        list(DataLoader(Bad(), num_workers=1, timeout=2))
+        """
+    )
+    assert time.monotonic() - start < 20
+    assert result.returncode == 1
+    assert result.stderr.startswith("\nError: no process that loads data has given anything for 2 s: they hang, their ")
+    assert "set --worker_timeout higher" in result.stderr
+    assert result.stderr.count("\n") == 2
 
 
 def test_a_full_disk_is_named_whoever_writes() -> None:
