@@ -83,6 +83,7 @@ class TrainingCheckpoint:
         self.last = self.ckpt_dir / "last.pt"
         self.output_dir = output_dir and Path(output_dir)
         self.run = uuid4().hex
+        self._kept: tuple[Path, int] | None = None  # what an interrupted run would go on from, and its epoch
         if not self.source and not flag("overwrite", overwrite):
             check_ckpt_dir(self.ckpt_dir)
         writable_folder(self.ckpt_dir)
@@ -125,6 +126,7 @@ class TrainingCheckpoint:
             torch.save(content, temporary)
             if is_best:
                 self._save_best(temporary, epoch, {best.key_metric_name: float(best.best_metric)})
+        self._kept = (self.last, epoch)
         if self.output_dir and epoch > 0:
             write_json(self.output_dir / RUN, {"run": self.run, "ckpt_dir": str(self.ckpt_dir.resolve())})
 
@@ -172,6 +174,7 @@ class TrainingCheckpoint:
         if (scheduler := self.state.get("lr_scheduler")) and hasattr(scheduler, "t_total"):
             scheduler.t_total = total  # of a run that is longer now
         self._scale_learning_rate(content["record"].get("learning_rate"))
+        self._kept = (source, planned["epoch"])
         engine.state.epoch = planned["epoch"]
         engine.state.iteration = planned["epoch"] * planned["epoch_length"]
         for key, value in content["evaluator"].items():
@@ -212,13 +215,13 @@ class TrainingCheckpoint:
 
     def _explain(self, engine: Engine, error: BaseException) -> None:
         self._release()
-        if isinstance(error, KeyboardInterrupt) and idist.get_rank() == 0:
-            state = engine.state
-            done = state.iteration - (state.epoch - 1) * state.epoch_length
+        if isinstance(error, KeyboardInterrupt) and self._kept and idist.get_rank() == 0:
+            state, (file, epoch) = engine.state, self._kept
+            iterations = state.iteration - epoch * state.epoch_length
+            lost = f"{iterations} iterations of {state.epoch - epoch} epochs are" if iterations else "nothing is"
             logger.warning(
-                "interrupted in epoch %d, after %d of its %d iterations, which are lost; %s holds an epoch before it: "
-                "go on with --resume true",
-                *(state.epoch, done, state.epoch_length, self.last),
+                "interrupted in epoch %d; %s holds epoch %d: %s lost; go on with --resume %s",
+                *(state.epoch, file, epoch, lost, "best" if file.name == "best.pt" else "true"),
             )
         raise error
 

@@ -127,12 +127,27 @@ def test_resuming_a_complete_run_changes_nothing(tmp_path: Path) -> None:
     assert_same(again["weights"], whole["weights"])
 
 
-def test_the_interruption_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("stop", "every", "at_most"), [(2, 4, 0), (7, 1, 2), (17, 4, 5)])
+def test_an_interruption_says_what_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stop: int, every: int, at_most: int
+) -> None:
+    """There are three iterations in an epoch."""
+
+    def said(name: str, stop: int) -> str:
+        epoch, saved = -(-stop // 3), torch.load(tmp_path / name, weights_only=True)["trainer"]["epoch"]
+        lost = f"{stop - 3 * saved} iterations of {epoch - saved} epochs are lost"
+        return f"interrupted in epoch {epoch}; {tmp_path / name} holds epoch {saved}: {lost}; go on with --resume "
+
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, interrupt=7)
-    assert "interrupted in epoch 3" in caplog.text
-    assert "--resume true" in caplog.text
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+        run(tmp_path, interrupt=stop, save_interval=every)
+    assert said("last.pt", stop) + "true" in caplog.text
+    if at_most == 0:
+        return
+    best = torch.load(tmp_path / "best.pt", weights_only=True)["trainer"]["epoch"]
+    assert best <= at_most
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupt=3 * best + 1, save_interval=every, resume="best")
+    assert said("best.pt", 3 * best + 1) + "best" in caplog.text
 
 
 def test_the_best_epoch_is_kept_with_its_record(tmp_path: Path) -> None:
