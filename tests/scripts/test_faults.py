@@ -88,10 +88,10 @@ def test_a_sample_of_wrong_options_is_answered_clearly(tmp_path: Path) -> None:
 
 def test_the_command_counts_and_lists(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "inject_faults.py"
-    given = ("--output_dir", tmp_path, "--only", "slidez|reproduce.py nonesuch")
+    given = ("options", "--output_dir", tmp_path, "--only", "slidez|reproduce.py nonesuch")
     done = run(script, *given, python=sys.executable)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2].split() == ["all", "2", "2"]
-    refused = run(script, "--output_dir", tmp_path, "--only", "qqq")
+    refused = run(script, "options", "--output_dir", tmp_path, "--only", "qqq")
     assert refused.returncode == 1
     assert "Error: --only is qqq, expected a part of a trial's name" in refused.stderr
