@@ -9,6 +9,7 @@ from .classification_report import ClassificationReport
 from .decision_threshold import DecisionThreshold
 from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
+from .event_log import EventLog
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from .run_folders import claim_run
 from .save_detections import SaveDetections

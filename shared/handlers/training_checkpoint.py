@@ -19,6 +19,7 @@ from torch import nn
 from ..networks import ModelRecord
 from ..networks.archive import check_archive
 from ..utils import DataError, atomic_path, flag, unlock_folder, writable_folder, write_json
+from .event_log import EventLog
 from .run_folders import FILES, RUN, check_ckpt_dir, resumed_file
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class TrainingCheckpoint:
         save_interval: epochs between saves, for short epochs; the best and the last are always saved.
         companions: JSON files that belong to `model.pt` and are written with it: name → what gives the content.
         output_dir: folder of the run's results. `run.json` there says whose they are, from the first epoch on.
+        events: the scalars for TensorBoard, which go on behind those of the checkpoint; a new run removes earlier ones.
 
     Attributes:
         run: what tells this run from all others; it stands in its checkpoints and in `output_dir`.
@@ -70,6 +72,7 @@ class TrainingCheckpoint:
         save_interval: int = 1,
         companions: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
         output_dir: str | os.PathLike | None = None,
+        events: EventLog | None = None,
     ) -> None:
         if save_interval < 1:
             raise ValueError(f"save_interval must be 1 or more, got {save_interval}")
@@ -82,6 +85,7 @@ class TrainingCheckpoint:
         self.source = resumed_file(self.ckpt_dir, resume)
         self.last = self.ckpt_dir / "last.pt"
         self.output_dir = output_dir and Path(output_dir)
+        self.events = events
         self.run = uuid4().hex
         self._kept: tuple[Path, int] | None = None  # what an interrupted run would go on from, and its epoch
         if not self.source and not flag("overwrite", overwrite):
@@ -103,6 +107,8 @@ class TrainingCheckpoint:
             # of the run that is overwritten: no old weights beside a new run
             for name in (*FILES[1:], *self.companions):
                 (self.ckpt_dir / name).unlink(missing_ok=True)
+            if self.events:
+                self.events.load_state_dict({})
         self._save(engine)
 
     def _objects(self, engine: Engine) -> dict[str, Any]:
@@ -121,6 +127,7 @@ class TrainingCheckpoint:
         # MONAI's AUC is a NumPy scalar where two predictions tie, and torch would not load a file that holds one
         content["evaluator"] = {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
         content |= {"record": self.record, "run": self.run}
+        content |= {"events": self.events.state_dict()} if self.events else {}
         # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
         with atomic_path(self.last, durable=True) as temporary:
             torch.save(content, temporary)
@@ -174,6 +181,8 @@ class TrainingCheckpoint:
         if (scheduler := self.state.get("lr_scheduler")) and hasattr(scheduler, "t_total"):
             scheduler.t_total = total  # of a run that is longer now
         self._scale_learning_rate(content["record"].get("learning_rate"))
+        if self.events and "events" in content and idist.get_rank() == 0:
+            self.events.load_state_dict(content["events"])
         self._kept = (source, planned["epoch"])
         engine.state.epoch = planned["epoch"]
         engine.state.iteration = planned["epoch"] * planned["epoch_length"]

@@ -22,7 +22,7 @@ import workflows
 from commands import run
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
-from workflows import BUNDLES, command, config_files, rows, torchrun
+from workflows import BUNDLES, command, config_files, rows, scalars, torchrun
 
 from shared.utils import data_error_message, write_json
 
@@ -119,6 +119,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, bundle: Path
         torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0, equal_nan=True, msg=key)
     for key in ("weights", "frozen", "scores", "fired"):
         torch.testing.assert_close(resumed["reweighting"][key], whole["reweighting"][key], rtol=0, atol=0)
+    curves, before = (scalars(folder / "tensorboard") for folder in (tmp_path, trained))
+    assert [step for step, _ in curves["train_loss"]] == list(range(1, len(curves["train_loss"]) + 1))
+    assert repr(curves) == repr(before)  # a score may be NaN
 
 
 @pytest.mark.parametrize("variant", sorted(p.stem for p in (UNETR / "configs" / "variants").glob("*.json")))

@@ -15,7 +15,7 @@ from commands import run
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from workflows import BUNDLES, check_histology_training, command, config_files, message, rows, torchrun
+from workflows import BUNDLES, check_histology_training, command, config_files, message, rows, scalars, torchrun
 
 from shared.data import load_regions
 from shared.utils import write_json
@@ -110,6 +110,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path) -> None:
         assert resumed[key] == whole[key], key
     names = [folder / "threshold.json" for folder in (tmp_path, tmp_path / "whole")]
     assert names[0].read_text() == names[1].read_text()
+    curves = scalars(tmp_path / "tensorboard")
+    assert curves.keys() > {"train_loss"}
+    assert curves == scalars(tmp_path / "whole" / "tensorboard")
 
 
 def test_the_held_out_scanner_steers_nothing(tmp_path: Path, data: Path) -> None:

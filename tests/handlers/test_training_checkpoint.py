@@ -11,14 +11,15 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, ValidationHandler, from_engine
+from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler, from_engine
 from monai.losses import DiceLoss
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandGaussianNoised
 from torch import nn
+from workflows import scalars
 
 from shared.data import SeededDataset
-from shared.handlers import ClassBoostStrategy, SeedEpochs, TrainingCheckpoint, TrainingReport
+from shared.handlers import ClassBoostStrategy, EventLog, SeedEpochs, TrainingCheckpoint, TrainingReport
 from shared.handlers.training_checkpoint import load_optimizer
 from shared.metrics import ClassDice, MeanClassDice
 from shared.utils import DataError, DiskFullError
@@ -62,16 +63,21 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
         additional_metrics={"val_class_dice": metric},
         val_handlers=[reweighting],
     )
-    report = TrainingReport(folder, evaluator, NAMES, rule=reweighting)
+    log = EventLog(folder / "tensorboard")
+    report = TrainingReport(folder, evaluator, NAMES, rule=reweighting, summary_writer=log)
     dataset = SeededDataset(Dataset(data(6), RandGaussianNoised("image", prob=1.0, std=0.3)), 5)
     state = {"model": network, "optimizer": optimizer, "lr_scheduler": schedule, "reweighting": reweighting}
     handlers = [
         SeedEpochs(5, dataset),
         ValidationHandler(interval=1, validator=evaluator),
         LrScheduleHandler(schedule, print_lr=False),
+        TensorBoardStatsHandler(log, tag_name="train_loss", output_transform=from_engine("loss", first=True)),
         report,
         TrainingCheckpoint(
-            folder, {**state, "report": report}, evaluator, **{"record": {"labels": {"left": 1}}, **options}
+            folder,
+            {**state, "report": report},
+            evaluator,
+            **{"record": {"labels": {"left": 1}}, "events": log, **options},
         ),
     ]
     trainer = SupervisedTrainer(
@@ -83,7 +89,10 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
         loss_function=loss,
         train_handlers=[*handlers, *([StopAfter(interrupt)] if interrupt else [])],
     )
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        log.close()
     return {
         "weights": network.state_dict(),
         "moments": optimizer.state_dict()["state"],
@@ -96,6 +105,7 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
             name: (folder / name).read_text() for name in ("class_weights.csv", "dice_per_class.csv", "model.json")
         },
         "epoch": trainer.state.epoch,
+        "events": scalars(folder / "tensorboard"),
     }
 
 
@@ -111,6 +121,10 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, num_wo
         run(tmp_path / "parts", num_workers=num_workers, interrupt=stop)
     resumed = run(tmp_path / "parts", num_workers=num_workers, resume=True)
     files, other = whole.pop("files"), resumed.pop("files")
+    events = whole.pop("events")
+    assert repr(resumed.pop("events")) == repr(events)  # a score may be NaN
+    assert [step for step, _ in events["train_loss"]] == list(range(1, 25))
+    assert [step for step, _ in events["class_weight/left"]] == list(range(1, 9))
     rule, other_rule = whole.pop("rule"), resumed.pop("rule")
     assert rule.pop("rule") == other_rule.pop("rule")
     assert_same(rule, other_rule)

@@ -14,6 +14,7 @@ from commands import PYTHON, run
 from ignite.engine import Engine, Events
 from matplotlib.image import imread
 from monai.bundle import ConfigParser, ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shared.utils.errors import data_error_message
 
@@ -105,6 +106,12 @@ def rows(path: Path) -> list[dict[str, str]]:
     """Of a CSV file."""
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of every scalar in TensorBoard's files, as they stand there."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def message(error: BaseException) -> str:
