@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 from command_line import Seed, run_command
 from experiments.bundle_trials import BUNDLE_TRIALS
-from experiments.faults import count, run_trials
+from experiments.faults import count as count_clear
+from experiments.faults import run_trials
 from experiments.fork_server import ForkServer
+from experiments.input_trials import INPUT_TRIALS
 from experiments.kill_trials import count_kills, draw_kills, run_kills
 from experiments.script_trials import SCRIPT_TRIALS
 
@@ -21,25 +23,25 @@ from shared.utils import DataError, text_table, write_json
 from shared.utils.values import Whole
 
 
-def options(output_dir: str, only: str = "", jobs: Annotated[int, Whole(1)] = 1) -> None:
-    """Try wrong options, each in a fresh folder with tiny data; show how many were answered clearly, and which not.
+def inputs(output_dir: str, only: str = "", jobs: Annotated[int, Whole(1)] = 1) -> None:
+    """Try wrong options and wrong data, each in a fresh folder; show how many were answered clearly, and which not.
 
     Clear is an answer that ends with the right status and without a traceback, in one message that names the setting or
-    the file, and that leaves nothing half-written. OUTPUT_DIR then holds options.json with all answers, and in trials
-    what each command wrote and printed. A minute on two cores. Status 1 where an answer is not clear.
+    the file, and that leaves nothing half-written. OUTPUT_DIR then holds inputs.json with all answers, and in trials
+    what each command wrote and printed. Two minutes on two cores. Status 1 where an answer is not clear.
 
     Args:
         output_dir: a folder that anyone may enter, since some trials run as the user nobody; its trials are replaced.
         only: a regular expression for the names of the trials to run, as `max_epoch`.
         jobs: trials at a time.
     """
-    every = [*BUNDLE_TRIALS, *SCRIPT_TRIALS]
+    every = [*BUNDLE_TRIALS, *SCRIPT_TRIALS, *INPUT_TRIALS]
     trials = [trial for trial in every if re.search(only, trial.name)]
     if not trials:
         raise DataError(f"--only is {only}, expected a part of a trial's name, as {every[0].given}.")
     with forking(output_dir) as (folder, python):
         results = run_trials(trials, folder, jobs, python)
-    show(results, count(results), folder / "options.json")
+    show(results, count_clear(results), folder / "inputs.json")
 
 
 def kills(
@@ -87,4 +89,4 @@ def show(results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 
 
 if __name__ == "__main__":
-    run_command({"options": options, "kills": kills})
+    run_command({"inputs": inputs, "kills": kills})

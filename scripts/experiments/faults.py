@@ -81,6 +81,7 @@ class Trial:
         prepare: makes what the command reads, given the trial's folder and that of the data.
         before: Python that the process of the command runs first.
         timeout: in seconds.
+        title: of what is wrong, where the command does not say it.
     """
 
     kind: str
@@ -93,10 +94,12 @@ class Trial:
     prepare: Callable[[Path, Path], object] | None = None
     before: str = ""
     timeout: float = 120
+    title: str = ""
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.program, self.given, self.before and "(disturbed)")))
+        more = (self.before and "(disturbed)", self.title and f"({self.title})")
+        return " ".join(filter(None, (self.program, self.given, *more)))
 
 
 def options(kind: str, program: str, answers: Mapping[str, str], **more: Any) -> list[Trial]:

@@ -8,9 +8,10 @@ import pytest
 from commands import PYTHON, run
 from experiments.bundle_trials import BUNDLE_TRIALS
 from experiments.faults import PATCHES, UNETR, Trial, count, find_fault, run_trials, words
+from experiments.input_trials import INPUT_TRIALS
 from experiments.script_trials import SCRIPT_TRIALS
 
-TRIALS = [*BUNDLE_TRIALS, *SCRIPT_TRIALS]
+TRIALS = [*BUNDLE_TRIALS, *SCRIPT_TRIALS, *INPUT_TRIALS]
 TRIAL = Trial("training", f"train {UNETR}", "--max_epochs abc", r"^max_epochs is 'abc', expected a whole number")
 CLEAR = "INFO reading\n\nError: max_epochs is 'abc', expected a whole number of 1 or above.\n"
 TRACEBACK = "Traceback (most recent call last):\n  File ...\n"
@@ -28,6 +29,8 @@ SAMPLE = [
     "prepare_btcv.py --data_dir $FOLDER/in --output_dir $FOLDER/out --workers 0",
     "package_bundles.py --output_dir $FOLDER/out nonesuch",
     "reproduce.py nonesuch --output_dir $FOLDER",
+    f"train {UNETR} --datalist $FOLDER/list.json (an image that is a number)",
+    f"infer {PATCHES} --input $FOLDER/a.png (empty)",
 ]
 
 
@@ -83,15 +86,15 @@ def test_a_sample_of_wrong_options_is_answered_clearly(tmp_path: Path) -> None:
     assert len(chosen) == len(SAMPLE)
     results = run_trials(chosen, tmp_path, python=PYTHON)
     assert [result for result in results if result["fault"]] == []
-    assert count(results)[-1] == {"kind": "all", "tried": 12, "clear": 12}
+    assert count(results)[-1] == {"kind": "all", "tried": 14, "clear": 14}
 
 
 def test_the_command_counts_and_lists(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "inject_faults.py"
-    given = ("options", "--output_dir", tmp_path, "--only", "slidez|reproduce.py nonesuch")
+    given = ("inputs", "--output_dir", tmp_path, "--only", "slidez|reproduce.py nonesuch")
     done = run(script, *given, python=sys.executable)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2].split() == ["all", "2", "2"]
-    refused = run(script, "options", "--output_dir", tmp_path, "--only", "qqq")
+    refused = run(script, "inputs", "--output_dir", tmp_path, "--only", "qqq")
     assert refused.returncode == 1
     assert "Error: --only is qqq, expected a part of a trial's name" in refused.stderr
