@@ -4,4 +4,5 @@ May import: data, inferers, layers, losses, metrics, networks, reports, transfor
 """
 
 from .case_evaluator import CaseEvaluator, FaultTolerantDataset, InferenceEvaluator, prepare_region
+from .cases_to_do import cases_to_do
 from .detection import DetectionEvaluator, DetectionTrainer, MeanImageLoss, prepare_detection_batch

@@ -39,11 +39,13 @@ class FaultTolerantDataset(Dataset):
     """A data set that gives `{"failure": the reason, "case": its name}` in place of a case that cannot be loaded.
 
     Args:
-        data: one dict a case, each with its `case`, see `list_inputs`.
+        data: one dict a case, each with its `case`, see `list_inputs`; one with a `failure` is not loaded.
         transform: the preprocessing.
     """
 
     def __getitem__(self, index: int) -> Any:
+        if "failure" in self.data[index]:
+            return {key: self.data[index][key] for key in ("failure", "case")}
         try:
             return super().__getitem__(index)
         except Exception as error:  # whatever it is, the other cases go on; the evaluator reports it

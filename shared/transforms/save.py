@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
+from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
+from ..data import check_source, source_digest
 from ..inferers import axis_maps
 from ..networks import ModelRecord
 from ..reports import save_preview
@@ -31,13 +35,13 @@ class SaveSegmentationd(SaveImaged):
 
     * `<case>_seg.nii.gz`: the label map, uint8, on the native grid, with the same affine; where the image is a NIfTI
       file, also with its sform and qform codes and units.
-    * `organs.json`: voxel count and volume in ml of each organ, what the network was trained on, and a `warning`
-      where that was synthetic data or is unknown.
+    * `organs.json`: voxel count and volume in ml of each organ, the image with its digest, the weights' digest and the
+      settings, what the network was trained on, and a `warning` where that was synthetic data or is unknown.
     * `preview.png`: three planes with the label map over the CT. It shows the image as the network saw it, which is
       at hand and windowed, and the label map as it was written, taken back to that grid.
 
-    An earlier result is replaced. It is a `SaveImaged` so that programs which drop a bundle's own writer, as MONAI
-    Label does, find it.
+    An earlier result is replaced, unless it is of another image. It is a `SaveImaged` so that programs which drop a
+    bundle's own writer, as MONAI Label does, find it.
 
     Args:
         keys: the label map, (1, …) on the native grid, a `MetaTensor` as `RestoreLabelMapd` makes it.
@@ -45,9 +49,11 @@ class SaveSegmentationd(SaveImaged):
         output_dir: made when it is missing.
         labels: name → id of the organs.
         record: what the weights were trained on, see `read_model_record`; None or empty: unknown.
+        made_with: the weights' digest and the settings, see `shared.data.made_with`.
 
     Raises:
-        DataError: when the folder cannot be written to, or that of the case holds other files.
+        DataError: when the folder cannot be written to, or that of the case holds other files, or the result of another
+            image.
     """
 
     def __init__(
@@ -58,12 +64,14 @@ class SaveSegmentationd(SaveImaged):
         labels: Mapping[str, int] | None = None,
         record: ModelRecord | None = None,
         allow_missing_keys: bool = False,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
         self.ref_key = ref_key
         self.output_dir = Path(output_dir)
         self.labels = dict(labels or {})
         self.record = dict(record or {})
+        self.made_with = dict(made_with or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -77,7 +85,8 @@ class SaveSegmentationd(SaveImaged):
         organs = self._organs(case, source, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
 
         target = writable_folder(self.output_dir) / case
-        names = {f"{case}_seg.nii.gz", "organs.json", "preview.png"}
+        names = segmentation_files(case)
+        check_source(target, read_segmentation(self.output_dir, case) or {}, source)
         others = sorted(p.name for p in target.iterdir() if p.name not in names) if target.is_dir() else []
         if others or target.is_file():
             raise DataError(
@@ -99,15 +108,16 @@ class SaveSegmentationd(SaveImaged):
                 title=case,
                 warning=organs.get("warning", ""),
             )
-            if target.exists():
-                target.rename(earlier)
-            folder.rename(target)
+            _replace(target, folder, earlier)
         found = sum(organ["voxels"] > 0 for organ in organs["organs"].values())
         logger.info("%s: %d of %d organs found, written to %s", case, found, len(self.labels), target)
 
     def _organs(self, case: str, source: str, label_map: np.ndarray, voxel_mm3: float) -> dict[str, Any]:
         counts = np.bincount(label_map.ravel(), minlength=256)
         content: dict[str, Any] = {"case": case, "image": source}
+        if Path(source).exists() and source:
+            content["source_digest"] = source_digest(source)
+        content |= self.made_with
         if warning := warning_of_results(self.record):
             content["warning"] = warning
         content["model"] = {k: v for k, v in self.record.items() if k != "labels"} or None
@@ -120,6 +130,34 @@ class SaveSegmentationd(SaveImaged):
             for name, i in sorted(self.labels.items(), key=lambda item: item[1])
         }
         return content
+
+
+def segmentation_files(case: str) -> set[str]:
+    """What is in the folder of a case."""
+    return {f"{case}_seg.nii.gz", "organs.json", "preview.png"}
+
+
+def read_segmentation(output_dir: Path, case: str) -> dict[str, Any] | None:
+    """What an earlier result of this name says of its `file` and what it was made with; None where there is none."""
+    try:
+        content = json.loads((output_dir / case / "organs.json").read_bytes())
+        return {"file": content.pop("image", None), **content}
+    except (OSError, ValueError, AttributeError):  # what is damaged may be replaced
+        return None
+
+
+def _replace(target: Path, folder: Path, earlier: Path) -> None:
+    """Move a folder to its place and what was there aside; again where another process was quicker."""
+    while True:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(earlier, ignore_errors=True)
+            target.rename(earlier)
+        try:
+            folder.rename(target)
+            return
+        except OSError as e:
+            if e.errno not in (EEXIST, ENOTEMPTY):
+                raise
 
 
 def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1Image:

@@ -166,6 +166,43 @@ def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Pat
         assert imread(tmp_path / case / "preview.png").std() > 0.05
 
 
+def test_what_is_done_is_left_out_and_another_scan_s_result_kept(
+    tmp_path: Path, data: Path, bundle: Path, trained: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in (4, 5):
+        shutil.copy(data / f"image_{i}.nii.gz", tmp_path / "in")
+    options = {"ckpt_path": trained / "model.pt", "output_dir": tmp_path / "out", "device": "cpu"}
+    organs = {i: tmp_path / "out" / f"image_{i}" / "organs.json" for i in (0, 4, 5)}
+
+    def infer(folder: Path, **more: Any) -> tuple[str, list[int]]:
+        """What it said, and which cases it has written."""
+        before = {i: path.stat().st_mtime_ns for i, path in organs.items() if path.exists()}
+        files = config_files(bundle, ["inference", "variants/demo"])
+        done = run(*command(files, input=folder, **options, **more), cwd=bundle)
+        said = done.stdout + done.stderr
+        return said, [i for i, path in organs.items() if path.exists() and path.stat().st_mtime_ns != before.get(i)]
+
+    assert infer(tmp_path / "in")[1] == [4, 5]
+    shutil.copy(data / "image_0.nii.gz", tmp_path / "in")
+    organs[5].with_name("preview.png").unlink()
+    said, written = infer(tmp_path / "in", skip_existing=True)
+    assert "1 of 3 cases are done already" in said
+    assert written == [0, 5]
+    said, written = infer(tmp_path / "in", skip_existing=True, sw_overlap=0.5)
+    assert written == [0, 4, 5]
+    said, written = infer(tmp_path / "in", skip_existing=True, sw_overlap=0.5)
+    assert "3 of 3 cases are done already" in said
+    assert written == []
+    (tmp_path / "other").mkdir()
+    shutil.copy(data / "image_1.nii.gz", tmp_path / "other" / "image_4.nii.gz")
+    shutil.copy(data / "image_5.nii.gz", tmp_path / "other")
+    said, written = infer(tmp_path / "other")
+    assert "1 of 2 cases failed" in said
+    assert f"{organs[4].parent}: holds the results of {tmp_path}/in/image_4.nii.gz, another image than" in said
+    assert written == [5]
+
+
 def test_ids_of_the_label_files_are_mapped_and_recorded(tmp_path: Path, data: Path) -> None:
     """Label files with other ids, one of them too many, train and score as those with the labels' own."""
     held = np.array([0, 5, 300, 7, 9, 70], np.uint16)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import monai.transforms as mt
@@ -14,7 +15,7 @@ from monai.data import MetaTensor
 import shared.transforms.save as save_module
 from shared.reports import save_preview
 from shared.transforms import LoadVolumed, SaveSegmentationd
-from shared.transforms.save import _on_grid_of
+from shared.transforms.save import _on_grid_of, _replace
 from shared.utils import DataError, DiskFullError
 
 LABELS = {"spleen": 1, "liver": 2, "aorta": 3}
@@ -129,3 +130,44 @@ def test_label_map_of_the_preview_lies_where_the_image_does(tmp_path: Path) -> N
         )
         there = np.argwhere(d["pred"][0].numpy() == label).mean(0) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
         np.testing.assert_allclose(here, there, atol=1.0)
+
+
+def test_the_result_of_another_scan_is_not_replaced(tmp_path: Path) -> None:
+    """The same path may have changed and the same scan have moved; another scan of the same name is refused."""
+    d = make_case(tmp_path)
+    save = SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS, made_with={"weights": "a1", "settings": {}})
+    save(d)
+    written = json.loads((tmp_path / "out/ct/organs.json").read_text())
+    assert (written["image"], written["weights"]) == (str(tmp_path / "ct.nii.gz"), "a1")
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "ct.nii.gz", tmp_path / "b")
+    d["image"].meta["filename_or_obj"] = str(tmp_path / "b/ct.nii.gz")
+    save(d)
+    assert json.loads((tmp_path / "out/ct/organs.json").read_text())["image"] == str(tmp_path / "b/ct.nii.gz")
+    make_case(tmp_path / "b", sform=1)
+    save(d)
+    before = (tmp_path / "out/ct/organs.json").read_bytes()
+    d["image"].meta["filename_or_obj"] = str(tmp_path / "ct.nii.gz")
+    with pytest.raises(DataError, match=r"out/ct: holds the results of .*/b/ct\.nii\.gz, another image than .*ct\.nii"):
+        save(d)
+    assert (tmp_path / "out/ct/organs.json").read_bytes() == before
+
+
+def test_of_two_processes_that_write_the_same_case_the_later_one_wins(tmp_path: Path) -> None:
+    """Each moves aside what the other has put there meanwhile."""
+    for name in ("target", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "organs.json").write_text(name)
+    (tmp_path / "aside").mkdir()
+    replaced = []
+
+    class Target(type(tmp_path)):
+        def rename(self, target: Path) -> Path:
+            moved = Path(self).rename(target)
+            if not replaced:
+                replaced.append(shutil.copytree(target, self))
+            return moved
+
+    _replace(Target(tmp_path / "target"), tmp_path / "new", tmp_path / "aside" / "target")
+    assert (tmp_path / "target/organs.json").read_text() == "new"
+    assert replaced

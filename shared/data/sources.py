@@ -1,0 +1,74 @@
+"""Whose results are kept: of which image, by which weights and settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..utils import DataError
+
+# Headers of what lies beside them under their name: voxels in a file, a slide in a folder.
+HEADERS = (".mhd", ".nhdr", ".mrxs")
+
+
+def source_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of an image, which takes half a second a gigabyte.
+
+    Of a file it is that of its bytes; of a folder with a DICOM series, and of a header with what belongs to it, that of
+    the digests of all files, in alphabetical order.
+
+    Raises:
+        DataError: when a file cannot be read.
+    """
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+    elif path.suffix.lower() in HEADERS:
+        files = [p for p in path.parent.iterdir() if p.is_file() and p.stem == path.stem]
+        files += [p for p in path.with_suffix("").glob("*") if p.is_file()]
+    digests = [_file_digest(file) for file in sorted(files)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}). Copy it again, or change its permissions.") from e
+
+
+def made_with(ckpt_path: str | os.PathLike, **settings: Any) -> dict[str, Any]:
+    """What results depend on beside the image, as it stands in them: `weights`, a SHA-256, and `settings`.
+
+    Args:
+        ckpt_path: of the weights; where there are none, nothing is said of them: who loads them will.
+        settings: of the inference, as a configuration has them.
+    """
+    path = Path(ckpt_path)
+    weights = _file_digest(path) if path.is_file() else None
+    return {"weights": weights, "settings": json.loads(json.dumps(settings, default=str))}
+
+
+def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Raise a `DataError` where results are of another image: neither the file nor what is in it is the same.
+
+    Args:
+        place: where the results are.
+        earlier: the `file` that they are of and, unless they are of an older version, its `source_digest`.
+        path: of the image.
+    """
+    theirs = earlier.get("file")
+    if not theirs or os.path.realpath(theirs) == os.path.realpath(path):
+        return
+    if earlier.get("source_digest") and earlier["source_digest"] == source_digest(path):
+        return
+    raise DataError(
+        f"{place}: holds the results of {theirs}, another image than {path}, which has the same name and would replace "
+        "them. Choose another --output_dir, or rename one of them."
+    )

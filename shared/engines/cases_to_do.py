@@ -1,0 +1,62 @@
+"""Which cases of an inference are still to be done, and which must not be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+
+from ..data import check_source, source_digest
+from ..transforms.save import read_segmentation, segmentation_files
+from ..utils import DataError, flag
+
+logger = logging.getLogger(__name__)
+
+
+def cases_to_do(
+    cases: Sequence[Mapping[str, Any]],
+    output_dir: str | os.PathLike,
+    made_with: Mapping[str, Any],
+    skip_existing: bool = False,
+) -> list[dict[str, Any]]:
+    """The cases of an inference, for a `FaultTolerantDataset`, seen beside what is in its output folder.
+
+    One under whose name the results of another image are kept gets a `failure`, and so is not even loaded. In a
+    distributed run each rank comes to the same list: call it on all of them, before the first result is written.
+
+    Args:
+        cases: from `list_inputs` or `list_images`.
+        output_dir: of the results; it may be missing.
+        made_with: the weights and settings, see `shared.data.made_with`.
+        skip_existing: leave out the cases whose results are there, whole, of the same image, weights and settings.
+    """
+    skip, folder = flag("skip_existing", skip_existing), Path(output_dir)
+    left = []
+    for case in map(dict, cases):
+        earlier = _earlier(folder, case["case"])
+        try:
+            check_source(folder / case["case"], earlier, case["image"])
+            if skip and _is_done(case, earlier, made_with):
+                continue
+        except DataError as e:
+            case["failure"] = str(e)
+        left.append(case)
+    if len(left) < len(cases) and idist.get_rank() == 0:
+        logger.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
+    idist.barrier()
+    return left
+
+
+def _earlier(folder: Path, case: str) -> dict[str, Any]:
+    """What is known of the earlier results under a case's name; whether they are all there is in `whole`."""
+    files = [folder / case / name for name in segmentation_files(case)]
+    return {**(read_segmentation(folder, case) or {}), "whole": all(file.is_file() for file in files)}
+
+
+def _is_done(case: Mapping[str, Any], earlier: Mapping[str, Any], made_with: Mapping[str, Any]) -> bool:
+    same = made_with.get("weights") and all(earlier.get(key) == value for key, value in made_with.items())
+    return bool(same and earlier["whole"] and earlier.get("source_digest") == source_digest(case["image"]))
