@@ -13,7 +13,7 @@ import numpy as np
 from monai.data import partition_dataset
 
 from ..utils import DataError, read_json_object
-from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, get_list
+from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, check_names, get_list
 from .inputs import case_name
 from .labels import ids_in_files
 
@@ -23,9 +23,10 @@ def _check_entries(path: Path, split: str, entries: list[Any]) -> None:
         for key in ("image", "label"):
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                 raise DataError(
-                    f"{path}: entry {i} of '{split}' is {json.dumps(entry)}, which names no file under '{key}'. "
+                    f"{path}: entry {i} of '{split}' is {json.dumps(entry)[:300]}, which names no file under '{key}'. "
                     'Expected {"image": "a path", "label": "a path"}, relative to the folder of the datalist.'
                 )
+        check_names(path, split, i, entry, ("image", "label"))
 
 
 def _check_labels(path: Path, found: object, labels: Mapping[str, int], label_ids: Any) -> None:
@@ -70,11 +71,10 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int], label_id
 def _check_own_names(path: Path, content: Mapping[str, Any]) -> None:
     """The `case` that entries may have can be a file's name, and stands for one image in all lists."""
     images: dict[str, Any] = {}
-    lists = [part for part in content.values() if isinstance(part, list)]
-    for entry in (e for part in lists for e in part if isinstance(e, dict) and "case" in e):
+    lists = [(split, i, e) for split, part in content.items() if isinstance(part, list) for i, e in enumerate(part)]
+    for split, i, entry in ((split, i, e) for split, i, e in lists if isinstance(e, dict) and "case" in e):
+        check_names(path, split, i, entry, ())
         name, image = entry["case"], entry.get("image")
-        if not isinstance(name, str) or not name.strip(". ") or "/" in name:
-            raise DataError(f"{path}: 'case' is {json.dumps(name)}. Expected what can be a file's name, as \"s0011\".")
         if images.setdefault(name, image) != image:
             raise DataError(
                 f"{path}: {images[name]} and {image} are both the case {name}. Give each a name of its own."

@@ -12,11 +12,14 @@ from typing import Any
 
 from monai.data import check_missing_files
 
-from ..utils import DataError, atomic_path, read_json_object
+from ..utils import DataError, atomic_path, parse_json, read_json_object
 from ..utils.text import first_few
+from ..utils.values import Name, check_value
 
 SPLITS = ("training", "validation", "test")
 FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
+FILE = Name("the path of a file, from the folder of the datalist")
+NAMES = {"case": Name("what can be a file's name, as s0011", folders=False), "domain": Name(), "slide": Name()}
 DATALIST_REMEDY = "Check `dataset_dir` and `datalist`."
 
 
@@ -30,6 +33,16 @@ def get_list(path: Path, content: Mapping[str, Any], split: str, expected: str) 
             f"{path}: the list '{split}' {found}. It has {', '.join(lists) or 'none'}. Expected {expected}."
         )
     return entries
+
+
+def check_names(path: Path, split: str, number: int, entry: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raise a `DataError` unless an entry's files, and its names where it has them, are such as files can have."""
+    where = f"{path}: entry {number} of '{split}'"
+    for key in keys:
+        check_value(f"{where}: {key}", entry.get(key), FILE)
+    for key, kind in NAMES.items():
+        if key in entry:
+            check_value(f"{where}: {key}", entry[key], kind)
 
 
 def check_files_exist(path: Path, entries: Sequence[Mapping[str, Any]], keys: Sequence[str], where: str) -> None:
@@ -97,6 +110,6 @@ def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrit
 
 def _holds(path: Path, content: Mapping[str, Any]) -> bool:
     try:
-        return json.loads(path.read_bytes()) == content
+        return parse_json(path) == content
     except (OSError, ValueError):
         return False

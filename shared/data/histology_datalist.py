@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..utils import DataError, read_json_object
-from .datalist import DATALIST_REMEDY, check_files_exist, get_list
+from .datalist import DATALIST_REMEDY, check_files_exist, check_names, get_list
 from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, scanner_name
+from .regions import open_region
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class HistologyDatalist(ABC):
             if fault:
                 image = f", {entry['image']}" if isinstance(entry, dict) and isinstance(entry.get("image"), str) else ""
                 raise DataError(f"{self.path}: entry {i} of '{split}'{image}: {fault}")
+            check_names(self.path, split, i, entry, ["image"])
         return entries
 
     def choose(
@@ -271,6 +273,18 @@ class RegionDatalist(HistologyDatalist):
             return f"has {len(boxes)} boxes and {len(labels)} labels, expected one label a box."
         faults = (self._figure_fault(box, label, entry) for box, label in zip(boxes, labels, strict=True))
         return next((f"box {i}, {json.dumps(boxes[i])}: {fault}" for i, fault in enumerate(faults) if fault), None)
+
+    def _with_full_paths(self, split: str, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        items = super()._with_full_paths(split, entries)
+        for item, entry in zip(items, entries, strict=True):
+            if entry.get("box") and not (entry.get("width") and entry.get("height")):
+                size = dict(zip(("width", "height"), open_region(item["image"], item.get("mpp")).size, strict=True))
+                for i, (box, label) in enumerate(zip(entry["box"], entry["label"], strict=True)):
+                    if fault := self._figure_fault(box, label, size):
+                        raise DataError(
+                            f"{self.path}: in '{split}', {entry['image']}: box {i}, {json.dumps(box)}: {fault}"
+                        )
+        return items
 
     def _figure_fault(self, box: object, label: object, entry: Mapping[str, Any]) -> str | None:
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,12 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..utils import DataError
+from ..utils import DataError, read_json_object
+from ..utils.values import Number, OrNone, check_value
+from .datalist import check_names, get_list
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # What OpenSlide opens as a slide. Slides in many JPEG files (.vms, .vmu) have to be named: in a folder of theirs, each
 # of these would pass for an image.
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide")
+_DATALIST = 'a datalist {"test": [{"image": "a path"}, ...], ...}, or the files themselves'
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -58,17 +60,14 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _in_datalist(path: Path) -> dict[Path, float | None]:
-    try:
-        content = json.loads(path.read_bytes())
-        entries = [{"image": entry} if isinstance(entry, str) else entry for entry in content["test"]]
-        images = {path.parent / entry["image"]: entry.get("mpp") or content.get("mpp") for entry in entries}
-    except (ValueError, KeyError, TypeError) as e:
-        raise DataError(
-            f"{path}: not a datalist with a list 'test' ({type(e).__name__}: {e}). Expected "
-            '{"test": [{"image": "a path"}, ...], ...}, or give the files themselves.'
-        ) from e
-    if not images:
-        raise DataError(f"{path}: its list 'test' is empty.")
+    content = read_json_object(path, _DATALIST, "")
+    images = {}
+    for i, entry in enumerate(get_list(path, content, "test", _DATALIST)):
+        entry = entry if isinstance(entry, dict) else {"image": entry}
+        check_names(path, "test", i, entry, ["image"])
+        mpp = entry.get("mpp") or content.get("mpp")
+        check_value(f"{path}: mpp of entry {i} of 'test'", mpp, OrNone(Number(above=0)))
+        images[path.parent / entry["image"]] = mpp
     return images
 
 

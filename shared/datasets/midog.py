@@ -23,7 +23,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError, flag, read_json_object
 from ..utils.text import first_few
-from ..utils.values import Whole, check_value
+from ..utils.values import Name, Whole, check_value
 from .preparation import read_table, refuse, repeated
 
 MIDOG_LABELS = {"non_mitotic": 0, "mitotic": 1}
@@ -264,6 +264,7 @@ def _read_images(
         raise DataError(f"{path}: the table of scanners names none of its images, as {names[0]}. Check --scanners.")
     images = []
     for name, entry in zip(names, entries, strict=True):
+        check_value(f"{path}: the file_name of image {entry['id']}", name, Name(folders=False))
         part, own = _part_of(parts, name), dict(table.get(name, {}))
         labelled = flag(f"labelled of {name}", own.pop("labelled", entry.get("labelled", not part or part.labelled)))
         known = part.fields() if part else {}

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils import DataError, read_json_object
+from ..utils import DataError, parse_json, read_json_object
 from ..utils.text import first_few
 from .ct_cases import CtCase, match_cases
 from .preparation import refuse, repeated
@@ -152,7 +152,7 @@ def _read_fold(
     path: Path, fold: int, cases: Mapping[str, CtCase], exclude: Collection[str]
 ) -> tuple[list[CtCase], list[CtCase]]:
     try:
-        folds = json.loads(path.read_bytes())
+        folds = parse_json(path)
         if fold < 0:
             raise IndexError("below 0")
         train, val = (

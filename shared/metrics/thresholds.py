@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils import DataError
+from ..utils import DataError, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def read_threshold(path: str | os.PathLike) -> float:
         )
         return 0.5
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path)
     except ValueError as e:
         raise DataError(
             f'{path}: not readable as JSON ({e}). Expected {{"threshold": 0.5}}, as training writes it.'

@@ -12,6 +12,7 @@ from .files import (
     cell_text,
     file_in_the_way,
     name_full_disk,
+    parse_json,
     read_csv,
     read_json_object,
     writable_folder,

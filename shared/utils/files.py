@@ -105,12 +105,20 @@ def read_json_object(path: str | os.PathLike, expected: str, remedy: str) -> dic
         found = "is a folder" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {found}. Expected {expected}. {remedy}")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path)
     except ValueError as e:
         raise DataError(f"{path}: not readable as JSON ({e}). Expected {expected}.") from e
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a JSON {type(content).__name__}. Expected {expected}.")
     return content
+
+
+def parse_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds. A `ValueError` where it is none, or lists in lists are too deep to be read."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

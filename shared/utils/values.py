@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import DataError
+
+LONGEST = 200  # bytes of a name: file systems allow 255, and endings such as _seg.nii.gz are added
+LONGEST_SHOWN = 300  # characters of a wrong value
 
 
 class Kind(Protocol):
@@ -86,6 +90,27 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Name:
+    """What a file can be called, with room for an ending, or its path, which may have `folders`."""
+
+    words: str = "a name"
+    folders: bool = True
+
+    @property
+    def expected(self) -> str:
+        return f"{self.words}, without line breaks and other control characters, of {LONGEST} bytes at most"
+
+    def accepts(self, value: Any) -> bool:
+        if not isinstance(value, str) or any(unicodedata.category(c) == "Cc" for c in value):
+            return False
+        parts = value.split("/")
+        if len(parts) > 1 and not self.folders:
+            return False
+        lengths = [len(part.encode(errors="surrogatepass")) for part in parts]
+        return max(lengths) <= LONGEST and bool(value.strip("./ "))
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of some words."""
 
@@ -157,7 +182,9 @@ class OrNone:
 def check_value(name: str, value: Any, kind: Kind) -> None:
     """Raise a `DataError` that gives the setting, the value and what is expected, unless `kind` accepts the value."""
     if not kind.accepts(value):
-        raise DataError(f"{name} is {value!r}, expected {kind.expected}.")
+        found = repr(value)
+        found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}... ({len(found)} characters)"
+        raise DataError(f"{name} is {found}, expected {kind.expected}.")
 
 
 def read_value(name: str, text: str, kind: Kind) -> Any:

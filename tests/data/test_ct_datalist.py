@@ -103,9 +103,12 @@ def test_folds_depend_on_the_cases_alone(tmp_path: Path) -> None:
         ({"test": [{"image": "imagesTr/case9.nii.gz"}]}, "names no file under 'label'"),
         ({"test": [entry("case9"), entry("case10"), entry("case9")]}, "2 entries are the case .*case9"),
         ({"test": [{**entry("case9"), "case": "a"}, {**entry("case9"), "case": "a"}]}, "2 entries are the case a"),
-        ({"test": [{**entry("case9"), "case": "a/b"}]}, "'case' is \"a/b\". Expected what can be a file's name"),
-        ({"test": [{**entry("case9"), "case": ".."}]}, "'case' is \"..\"."),
-        ({"test": [{**entry("case9"), "case": 9}]}, "'case' is 9."),
+        (
+            {"test": [{**entry("case9"), "case": "a/b"}]},
+            "entry 0 of 'test': case is 'a/b', expected what can be",
+        ),
+        ({"test": [{**entry("case9"), "case": ".."}]}, "case is '..', expected"),
+        ({"test": [{**entry("case9"), "case": 9}]}, "case is 9, expected"),
         ({"test": [entry(f"gone{i}") for i in range(4)]}, r"8 of the 8 files listed in test do not .*gone2\S*, \.\.\."),
         (
             {"labels": {"0": "background", "1": "liver", "2": "right kidney"}},
@@ -124,6 +127,16 @@ def test_bad_datalists(tmp_path: Path, changes: dict[str, Any], message: str) ->
     with pytest.raises(DataError, match=message) as error:
         load_datalist(path, "test", labels=LABELS)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["image", "label", "case"])
+@pytest.mark.parametrize("value", ["", " ", ".", "./", "a\nb", "a\0b", "x" * 300, 5, None])
+def test_names_that_no_file_can_have(tmp_path: Path, key: str, value: Any) -> None:
+    path = write(tmp_path, test=[entry("case9"), entry("case10") | {key: value}])
+    with pytest.raises(DataError, match=r"dataset\.json: entry 1 of 'test'.*[Ee]xpected") as error:
+        load_datalist(path, "test")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 900
 
 
 def test_with_ids_of_the_files_it_is_these_that_the_datalist_has(tmp_path: Path) -> None:

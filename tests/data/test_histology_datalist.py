@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shared.data import domain_names, load_patches, load_regions, patch_labels, region_labels
 from shared.datasets.synthetic_histology import make_synthetic_histology
@@ -416,6 +417,31 @@ def test_labelled_ones_among_the_unlabelled(tmp_path: Path, changes: dict[str, A
 def test_wrong_datalists(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write(tmp_path, make_regions() | changes)
     with pytest.raises(DataError, match=message):
+        load_regions(path, "test")
+
+
+@pytest.mark.parametrize("key", ["image", "domain", "slide"])
+@pytest.mark.parametrize("value", [".", "a\nb", "a\0b", "x" * 300])
+def test_names_that_no_file_can_have(tmp_path: Path, key: str, value: str) -> None:
+    for make, load in ((make_patches, load_patches), (make_regions, load_regions)):
+        path = write(tmp_path, make())
+        content = json.loads(path.read_text())
+        content["test"][1][key] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"dataset\.json: entry 1 of 'test': {key} is .*, expected "):
+            load(path, "test")
+
+
+def test_a_box_outside_of_an_image_whose_size_only_the_file_tells(tmp_path: Path) -> None:
+    path = write(tmp_path, make_regions())
+    content = json.loads(path.read_text())
+    entry = content["test"][0]
+    entry |= {"width": None, "height": None, "box": [[10, 20, 60, 70]], "label": [0]}
+    path.write_text(json.dumps(content))
+    Image.new("RGB", (100, 80)).save(tmp_path / entry["image"])
+    assert load_regions(path, "test")[0]["box"] == entry["box"]
+    Image.new("RGB", (100, 20)).save(tmp_path / entry["image"])
+    with pytest.raises(DataError, match=r"test_0.tiff: box 0, \[10, 20, 60, 70\]: lies outside of its image"):
         load_regions(path, "test")
 
 

@@ -57,11 +57,20 @@ def test_datalist_gives_its_test_split(folder: Path) -> None:
     assert list_inputs(path)[0] == {"image": str(folder / "b.nii.gz"), "case": "b"}
     assert cases(path) == ["b", "series"]
     path.write_text(json.dumps({"training": []}))
-    with pytest.raises(DataError, match=r"dataset\.json: not a datalist with a list 'test'"):
+    with pytest.raises(DataError, match=r"dataset\.json: the list 'test' is missing"):
         list_inputs(path)
-    path.write_text(json.dumps({"test": []}))
-    with pytest.raises(DataError, match="'test' is empty"):
-        list_inputs(path)
+    for test, message in [
+        ([], "'test' is empty"),
+        ("abc", "'test' is not a list"),
+        ({"a": "b"}, "'test' is not a list"),
+        (["b.nii.gz", {"image": 5}], "entry 1 of 'test': image is 5, expected the path"),
+        (["", {}], "entry 0 of 'test': image is '', expected the path"),
+        ([{"image": "b.nii.gz", "mpp": "abc"}], "mpp of entry 0 of 'test' is 'abc', expected a number above 0"),
+    ]:
+        path.write_text(json.dumps({"test": test}))
+        for find in (list_inputs, list_images):
+            with pytest.raises(DataError, match=message):
+                find(path)
 
 
 def test_shared_names_take_their_folders_in_front(tmp_path: Path) -> None:

@@ -141,6 +141,12 @@ def test_on_a_full_disk_an_error_in_the_data_is_still_that(tmp_path: Path, monke
     assert not isinstance(caught.value, DiskFullError)
 
 
+def test_json_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(DataError, match=r"deep\.json: not readable as JSON \(nested too deeply\)\. Expected a list"):
+        read_json_object(tmp_path / "deep.json", "a list", "")
+
+
 def test_what_is_no_json_object_is_told_with_what_it_should_be(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with pytest.raises(DataError, match=r"a\.json: no such file\. Expected a list of fruit\. Look elsewhere\."):

@@ -9,6 +9,7 @@ from shared.utils.values import (
     Choice,
     Flag,
     Kind,
+    Name,
     Number,
     OrNone,
     Several,
@@ -30,6 +31,18 @@ KINDS: list[tuple[Kind, list[Any], list[Any], str]] = [  # accepted, refused, in
     (Flag(), [True, False, "true", "False"], [0, 1, "yes", None, "maybe"], "true or false"),
     (Text("a file"), ["a", "1"], ["", " ", 3, None, ["a"]], "a file"),
     (Text(empty=True), [""], [3], "text"),
+    (
+        Name("a path"),
+        ["a", "../a b/ö.nii.gz", "/" + "x" * 200],
+        ["", " ", ".", "./", "/", "a\nb", "a\0", "x" * 201, "ö" * 101, 3, None],
+        "a path, without line breaks and other control characters, of 200 bytes at most",
+    ),
+    (
+        Name(folders=False),
+        ["s1", ".a"],
+        ["a/b", ".."],
+        "a name, without line breaks and other control characters, of 200 bytes at most",
+    ),
     (Choice(("disk", "memory", "none")), ["disk", "none"], ["foo", "", None, 3], "disk, memory or none"),
     (Choice(("slide",)), ["slide"], ["patch"], "slide"),
     (
