@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from monai.data.utils import set_rnd
+from monai.transforms import Compose, Randomizable, Transform
 from torch.utils.data import Dataset
 
 
@@ -28,11 +29,27 @@ class SeededDataset(Dataset):
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
         self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self._drawing = list({id(found): found for found in _randomizable(dataset.transform)}.values())
+        for transform in self._drawing:
+            transform.set_random_state(0)  # a generator of its own: MONAI's transforms share one
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        state = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)
-        set_rnd(self.dataset.transform, int(state[0]))
+        seeds = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(len(self._drawing))
+        for transform, seed in zip(self._drawing, seeds.tolist(), strict=True):
+            transform.R.seed(seed)  # a new generator each time would take five times as long
         return self.dataset[index % len(self.dataset)]
+
+
+def _randomizable(part: Any) -> Iterator[Randomizable]:
+    """The transforms in a transform that draw, itself included; those that it is made of come after it."""
+    if isinstance(part, Randomizable):
+        yield part
+    if isinstance(part, list | tuple):
+        inner = part
+    else:
+        inner = vars(part).values() if isinstance(part, Transform | Compose | Randomizable) else ()
+    for one in inner:
+        yield from _randomizable(one)

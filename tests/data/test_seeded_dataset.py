@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset
-from monai.transforms import Compose, Lambda, RandGaussianNoise, RandScaleIntensity
+from monai.transforms import Compose, Lambda, RandFlipd, RandGaussianNoise, RandScaleIntensity, RandSpatialCropd
 
 from shared.data import DomainBalancedSampler, SeededDataset, TileSampler
 
@@ -38,6 +38,19 @@ def test_an_item_that_comes_again_draws_anew() -> None:
     assert dataset[2] == dataset[2]
     assert len({dataset[i].item() for i in (2, 8, 14)}) == 3
     assert abs(dataset[8].item() - 3) < 6  # the third item, with noise
+
+
+def test_every_transform_has_draws_of_its_own() -> None:
+    """The parts of transforms too; MONAI's share one generator by default."""
+    transform = Compose([RandFlipd("x", prob=0.5, spatial_axis=0), RandSpatialCropd("x", 2), RandFlipd("x", prob=0.5)])
+    other = Compose([RandFlipd("x", prob=0.5)])
+    dataset = SeededDataset(Dataset([{"x": torch.arange(16.0).reshape(1, 4, 4)}] * 200, transform))
+    SeededDataset(Dataset([], other))
+    assert len({id(t.R) for t in (*transform.transforms, *other.transforms)}) == 4
+    seen = [tuple(dataset[i]["x"].flatten().tolist()) for i in range(200)]
+    assert len(set(seen)) > 9 * 2  # places of crops, flipped and not
+    other.transforms[0].R.rand(5)
+    assert [tuple(dataset[i]["x"].flatten().tolist()) for i in range(200)] == seen
 
 
 def test_a_negative_seed_is_refused() -> None:
