@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -259,6 +260,30 @@ def test_of_two_trainings_in_a_folder_the_second_is_held_off(
     assert done.returncode == 1
     assert f"Error: {tmp_path}: another run writes here (process {os.getpid()} on " in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+def test_two_trainings_share_a_cache_and_an_evaluation_runs_beside_them(tmp_path: Path, data: dict[str, Path]) -> None:
+    cache = {"cache_dir": tmp_path / "cache"}
+    commands = [
+        command(configs_of(SEGMENT, ["train"]), **training(SEGMENT, data, tmp_path / name, **cache)) for name in "ab"
+    ]
+    started = [subprocess.Popen([PYTHON, *words], stderr=subprocess.PIPE, text=True) for words in commands]
+    for process in started:
+        assert process.communicate(timeout=300)[1].count("Error:") == 0
+        assert process.returncode == 0
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in "ab"]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 4
+
+    lock_folder(tmp_path / "a", "--ckpt_dir")  # as a training does
+    try:
+        options = training(SEGMENT, data, tmp_path / "a", bootstrap=10)
+        done = run(*command(configs_of(SEGMENT, ["train", "evaluate"]), **options))
+    finally:
+        unlock_folder(tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a" / "evaluation" / "summary.json").is_file()
 
 
 @pytest.mark.slow
