@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 
 from ..data import check_source, source_digest
+from ..reports.detection_files import WRITERS
+from ..reports.result_table import ResultTable
 from ..transforms.save import read_segmentation, segmentation_files
 from ..utils import DataError, flag
 
 logger = logging.getLogger(__name__)
+
+# Of each table the key of its rows, and how the files of a case end.
+TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "summary": ("images", tuple(WRITERS)),
+    "predictions": ("predictions", ()),
+}
 
 
 def cases_to_do(
@@ -22,6 +30,7 @@ def cases_to_do(
     output_dir: str | os.PathLike,
     made_with: Mapping[str, Any],
     skip_existing: bool = False,
+    table: str | None = None,
 ) -> list[dict[str, Any]]:
     """The cases of an inference, for a `FaultTolerantDataset`, seen beside what is in its output folder.
 
@@ -33,11 +42,21 @@ def cases_to_do(
         output_dir: of the results; it may be missing.
         made_with: the weights and settings, see `shared.data.made_with`.
         skip_existing: leave out the cases whose results are there, whole, of the same image, weights and settings.
+        table: of a `ResultTable` the name, where the results stand in one; None: each case has a folder.
+
+    Raises:
+        DataError: when cases are to be left out, and the others' results depend on them.
     """
     skip, folder = flag("skip_existing", skip_existing), Path(output_dir)
+    if skip and made_with.get("settings", {}).get("adapt_batch_norm"):
+        raise DataError(
+            "adapt_batch_norm takes its statistics from all images of an inference, and skip_existing leaves some out. "
+            "Leave one of the two options out."
+        )
+    find = _in_folders(folder) if table is None else _in_table(folder, table)
     left = []
     for case in map(dict, cases):
-        earlier = _earlier(folder, case["case"])
+        earlier = find(case["case"])
         try:
             check_source(folder / case["case"], earlier, case["image"])
             if skip and _is_done(case, earlier, made_with):
@@ -51,12 +70,29 @@ def cases_to_do(
     return left
 
 
-def _earlier(folder: Path, case: str) -> dict[str, Any]:
+def _in_folders(folder: Path) -> Callable[[str], dict[str, Any]]:
     """What is known of the earlier results under a case's name; whether they are all there is in `whole`."""
-    files = [folder / case / name for name in segmentation_files(case)]
-    return {**(read_segmentation(folder, case) or {}), "whole": all(file.is_file() for file in files)}
+
+    def find(case: str) -> dict[str, Any]:
+        files = [folder / case / name for name in segmentation_files(case)]
+        return {**(read_segmentation(folder, case) or {}), "whole": all(file.is_file() for file in files)}
+
+    return find
+
+
+def _in_table(folder: Path, name: str) -> Callable[[str], dict[str, Any]]:
+    key, endings = TABLES[name]
+    table = ResultTable(folder, name, key).read()
+
+    def find(case: str) -> dict[str, Any]:
+        whole = case in table.rows and all((folder / f"{case}{ending}").is_file() for ending in endings)
+        return {**table.earlier, **table.rows.get(case, {}), "whole": whole}
+
+    return find
 
 
 def _is_done(case: Mapping[str, Any], earlier: Mapping[str, Any], made_with: Mapping[str, Any]) -> bool:
     same = made_with.get("weights") and all(earlier.get(key) == value for key, value in made_with.items())
-    return bool(same and earlier["whole"] and earlier.get("source_digest") == source_digest(case["image"]))
+    if not same or not earlier["whole"] or earlier.get("stated_mpp") != case.get("mpp"):
+        return False
+    return earlier.get("source_digest") == source_digest(case["image"])

@@ -12,12 +12,13 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
-from ..data import Region, tissue_mask
+from ..data import Region, source_digest, tissue_mask
 from ..metrics import Detections, mitotic_count
 from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
 from ..reports.provenance import warning_of_results
-from ..utils import DataError, gather_list, writable_folder, write_csv, write_json
+from ..reports.result_table import ResultTable
+from ..utils import DataError, gather_list, lock_folder, unlock_folder, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ class SaveDetections:
 
     Files of an earlier inference are removed when the image's turn comes: should it fail, they must not pass for this
     one's. A failure in writing is one of this image alone. At the end `summary.csv` and `summary.json` hold for each
-    image the figures, the mitotic count with its area, and the reason where it failed; the latter also the settings,
-    what the network was trained on, and a `warning` where that was synthetic data or is unknown. In a distributed run
-    rank 0 writes them, of the images of all ranks.
+    image, also those of earlier inferences into the same folder, the figures, the mitotic count with its area, and the
+    reason where it failed; the latter also the weights' digest and the settings, which all of them share, what the
+    network was trained on, and a `warning` where that was synthetic data or is unknown. In a distributed run rank 0
+    writes them, of the images of all ranks. Meanwhile the folder is locked: a summary is of one inference at a time.
 
     Args:
         output_dir: folder of the files.
@@ -54,10 +56,12 @@ class SaveDetections:
         class_names: of class 0 and class 1, the mitotic figures.
         record: what the weights were trained on, see `shared.networks.read_model_record`; None or empty: unknown.
         area_mm2, aspect, min_tissue: see `shared.metrics.mitotic_count`.
+        made_with: the weights' digest and the settings, see `shared.data.made_with`.
 
     Raises:
         ValueError: when the threshold or the class names are out of range.
-        DataError: when the folder cannot be written to; at the start of the run, when it holds one of the images.
+        DataError: when the folder cannot be written to; at the start of the run, when it holds one of the images, or
+            results of other weights or settings, or another inference writes to it.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class SaveDetections:
         area_mm2: float = 2.0,
         aspect: float = 4 / 3,
         min_tissue: float = 0.5,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         self.class_names = check_classes(threshold, class_names)
         self.output_dir = writable_folder(output_dir)
@@ -76,7 +81,17 @@ class SaveDetections:
         self.record = dict(record or {})
         self.count_options = {"area_mm2": float(area_mm2), "aspect": float(aspect), "min_tissue": float(min_tissue)}
         mitotic_count([], (1, 1), 1.0, **self.count_options)  # wrong options stop here, and not after the first image
+        head = {
+            "threshold": self.threshold,
+            "classes": list(self.class_names),
+            "model": self.record or None,
+            "mitotic_count": self.count_options,
+            **(made_with or {}),
+        }
+        self.table = ResultTable(self.output_dir, "summary", "images", head)
         self.rows: list[dict[str, Any]] = []
+        self.begun: list[str] = []  # cases whose earlier results are no longer there
+        self.refused: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -85,18 +100,26 @@ class SaveDetections:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self.rows = []
-        place = self.output_dir.resolve()
-        files = [Path(item["file"]) for item in getattr(engine.state.dataloader.dataset, "data", [])]
+        self.rows, self.begun = [], []
+        place, data = self.output_dir.resolve(), getattr(engine.state.dataloader.dataset, "data", [])
+        self.refused = {item["case"] for item in data if "failure" in item}
+        files = [Path(item["file"]) for item in data]
         inside = [file for file in files if place in file.resolve().parents]
         if inside:  # annotations beside it would be called like its results, and pictures of results pass for images
             raise DataError(f"{inside[0]}: lies in the output folder, {place}. Choose another --output_dir.")
-        for name in SUMMARY:
-            (self.output_dir / name).unlink(missing_ok=True)
+        if idist.get_rank() == 0:
+            lock_folder(self.output_dir, "--output_dir")
+        self.table.read()
+        if idist.get_rank() == 0:
+            self.table.begin()
 
     def _remove(self, engine: Engine) -> None:
+        case = engine.state.batch["case"][0]
+        if case in self.refused:
+            return
+        self.begun.append(case)
         for ending in WRITERS:
-            (self.output_dir / f"{engine.state.batch['case'][0]}{ending}").unlink(missing_ok=True)
+            (self.output_dir / f"{case}{ending}").unlink(missing_ok=True)
 
     def _save(self, engine: Engine) -> None:
         batch, found = engine.state.batch, engine.state.output[CommonKeys.PRED]
@@ -108,7 +131,10 @@ class SaveDetections:
         except BaseException:
             self._remove(engine)
             raise
-        self.rows.append({"case": case, "file": file, "status": "done", **row})
+        stated = {"stated_mpp": batch["mpp"][0]} if "mpp" in batch else {}
+        row = {"case": case, "file": file, "status": "done", **row, "source_digest": source_digest(file), **stated}
+        self.rows.append(row)
+        self.table.add([row])
 
     def _write(self, case: str, region: Region, found: Detections) -> dict[str, Any]:
         how = {"threshold": self.threshold, "class_names": self.class_names, "warning": warning_of_results(self.record)}
@@ -144,18 +170,14 @@ class SaveDetections:
 
     def _finish(self, engine: Engine) -> None:
         rows, failures = gather_list(self.rows), gather_list(getattr(engine, "failures", []))
+        begun = {*gather_list(self.begun)}
         if idist.get_rank() > 0:
             return
+        kept = self.table.read().rows.items()
+        self.table.rows = {case: row for case, row in kept if case not in begun and self._is_whole(case)}
         warning = warning_of_results(self.record)
-        failed = [{"case": case, "reason": reason} for case, reason in failures]
-        content = {
-            **({"warning": warning} if warning else {}),
-            "threshold": self.threshold,
-            "classes": list(self.class_names),
-            "model": self.record or None,
-            "mitotic_count": self.count_options,
-            "images": rows,
-            "failed": failed,
-        }
-        write_csv(self.output_dir / "summary.csv", rows + [{**f, "status": "failed"} for f in failed], COLUMNS)
-        write_json(self.output_dir / "summary.json", content)
+        self.table.write(rows, failures, COLUMNS, **({"warning": warning} if warning else {}))
+        unlock_folder(self.output_dir)
+
+    def _is_whole(self, case: str) -> bool:
+        return all((self.output_dir / f"{case}{ending}").is_file() for ending in WRITERS)

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -71,7 +71,9 @@ class Patch(NamedTuple):
 
 
 # What an inference says of an image; `class` is the name of the one that it was called.
-Prediction = TypedDict("Prediction", {"case": str, "file": str, "probability": float, "class": str})
+Prediction = TypedDict(
+    "Prediction", {"case": str, "file": str, "probability": float, "class": str, "source_digest": NotRequired[str]}
+)
 
 
 def checked_probabilities(probabilities: torch.Tensor, cases: Sequence[str]) -> list[float]:

@@ -215,6 +215,25 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, data: Path, trai
     assert sorted(path.name for path in (tmp_path / "out").glob("*.geojson")) == ["CS_5.geojson", "XR_5.geojson"]
 
 
+def test_inference_leaves_out_what_is_done(tmp_path: Path, data: Path, trained: Path) -> None:
+    out, inputs = tmp_path / "out", [str(data / name) for name in ("XR_5.png", "CS_5.png")]
+    options = {"ckpt_path": trained / "model.pt", "output_dir": out, "device": "cpu", "mpp": MPP, "skip_existing": True}
+
+    def infer(**more: Any) -> str:
+        done = run(*command_line("inference", **options | {"input": inputs} | more), cwd=BUNDLE)
+        return done.stdout + done.stderr
+
+    infer(input=inputs[:1])
+    before = {path.name: path.read_bytes() for path in out.glob("XR_5*")}
+    assert len(before) == 5
+    assert "1 of 2 cases are done already" in infer()
+    assert {path.name: path.read_bytes() for path in out.glob("XR_5*")} == before
+    assert [row["case"] for row in rows(out / "summary.csv")] == ["XR_5", "CS_5"]
+    assert "2 of 2 cases are done already" in infer()
+    assert "top_k is" in infer(top_k=7)
+    assert [row["case"] for row in rows(out / "summary.csv")] == ["XR_5", "CS_5"]
+
+
 def test_results_do_not_go_where_the_images_are(tmp_path: Path, data: Path, trained: Path) -> None:
     shutil.copy(data / "XR_5.png", tmp_path)
     (tmp_path / "XR_5.geojson").write_text("drawn by hand")

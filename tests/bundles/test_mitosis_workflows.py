@@ -189,6 +189,33 @@ def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained
     assert content["failed"][0]["case"] == "grey.png"
 
 
+def test_inference_leaves_out_what_is_done(tmp_path: Path, data: Path, trained: Path) -> None:
+    options = {
+        "ckpt_path": trained / "model.pt",
+        "output_dir": tmp_path / "out",
+        "device": "cpu",
+        "skip_existing": True,
+    }
+
+    def infer(**more: Any) -> str:
+        done = run(*command_line("inference", input=tmp_path / "in", **options | more), cwd=BUNDLE)
+        return done.stdout + done.stderr
+
+    shutil.copytree(data / "XR", tmp_path / "in" / "XR")
+    shutil.copytree(data / "CS", tmp_path / "in" / "CS")
+    infer()
+    before = rows(tmp_path / "out" / "predictions.csv")
+    assert len(before) == 56
+    shutil.copytree(data / "S360", tmp_path / "in" / "S360")
+    assert "56 of 84 cases are done already" in infer()
+    after = rows(tmp_path / "out" / "predictions.csv")
+    assert after[:56] == before
+    assert len({row["case"] for row in after}) == 84
+    assert "threshold is" in infer(threshold=0.123)
+    assert "adapt_batch_norm takes its statistics from all images" in infer(adapt_batch_norm=True)
+    assert rows(tmp_path / "out" / "predictions.csv") == after
+
+
 def test_inference_adapts_to_the_images_at_hand(tmp_path: Path, data: Path, trained: Path) -> None:
     options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "S360")}
     found = []

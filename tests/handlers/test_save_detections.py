@@ -3,18 +3,20 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import PYTHON
 from monai.data import DataLoader
 from PIL import Image
 
 from shared.data import collate_regions
 from shared.data.regions import Region
-from shared.engines import CaseEvaluator, FaultTolerantDataset, prepare_region
+from shared.engines import CaseEvaluator, FaultTolerantDataset, cases_to_do, prepare_region
 from shared.handlers import SaveDetections
 from shared.reports.detection_files import WRITERS
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
@@ -24,6 +26,7 @@ from shared.utils import DataError
 NAMES = ("non_mitotic", "mitotic")
 RECORD = {"name": "MIDOG", "synthetic": False}
 ENDINGS = (".csv", ".geojson", ".json", "_gallery.png", "_overview.png")
+MADE_WITH = {"weights": "abc", "settings": {"mpp": 0.25}}
 PINK = (225, 160, 200)
 
 
@@ -75,7 +78,7 @@ def infer(output_dir: Path, data: list[dict[str, str]], **kwargs: Any) -> CaseEv
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("[!.]*") if p.is_file())
 
 
 def summary(folder: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -143,7 +146,9 @@ def test_results_of_an_earlier_run_do_not_stand_for_images_that_fail(tmp_path: P
         infer(tmp_path / "out", data[:2])
     # of the image that was not given this time, and what is not ours
     assert written(tmp_path / "out") == ["a_notes.txt", *(f"c{e}" for e in ENDINGS), "summary.csv", "summary.json"]
-    assert summary(tmp_path / "out")[1]["images"] == []
+    rows, content = summary(tmp_path / "out")
+    assert [(row["case"], row["status"]) for row in rows] == [("c", "done"), ("a", "failed"), ("b", "failed")]
+    assert [image["case"] for image in content["images"]] == ["c"]
 
 
 def test_a_failure_in_writing_is_the_image_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +191,114 @@ def test_running_again_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixt
     first = (tmp_path / "out" / "summary.json").read_bytes()
     evaluator.run()
     assert (tmp_path / "out" / "summary.json").read_bytes() == first
+
+
+def to_do(output_dir: Path, data: list[dict[str, str]], skip: bool = False, **made: Any) -> list[dict[str, str]]:
+    return cases_to_do(data, output_dir, MADE_WITH | made, skip, table="summary")
+
+
+def test_a_second_inference_adds_to_the_summary(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, second = images(tmp_path / "in", a=100, b=100), images(tmp_path / "in", b=200, c=100)
+    infer(out, first, made_with=MADE_WITH)
+    infer(out, second, made_with=MADE_WITH)
+    rows, content = summary(out)
+    assert [(row["case"], row["width"]) for row in rows] == [("a", "100"), ("b", "200"), ("c", "100")]
+    assert [image["case"] for image in content["images"]] == ["a", "b", "c"]
+    assert content["weights"] == "abc"
+
+
+def test_the_results_of_another_image_stay(tmp_path: Path) -> None:
+    """Also where it is the only one that is given; the others go on."""
+    out = tmp_path / "out"
+    infer(out, images(tmp_path / "in", a=100, b=100), made_with=MADE_WITH)
+    before = {name: (out / name).read_bytes() for name in written(out) if name.startswith("a")}
+    data = to_do(out, images(tmp_path / "other", a=200, b=100, c=100))
+    with pytest.raises(DataError, match=r"1 of 3 cases failed:\n  a: .*/out/a: holds the results of .*/in/a\.png"):
+        infer(out, data, made_with=MADE_WITH)
+    assert {name: (out / name).read_bytes() for name in before} == before
+    rows, _ = summary(out)
+    assert [(row["case"], row["status"], row["width"]) for row in rows] == [
+        ("a", "done", "100"),
+        ("b", "done", "100"),
+        ("c", "done", "100"),
+        ("a", "failed", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "found"),
+    [
+        ({"weights": "xyz"}, {}, "weights is 'abc' there and 'xyz' here"),
+        ({"settings": {"mpp": 0.5}}, {}, "mpp is 0.25 there and 0.5 here"),
+        ({}, {"threshold": 0.7}, "threshold is 0.5 there and 0.7 here"),
+    ],
+)
+def test_results_of_other_settings_do_not_mix(tmp_path: Path, made: dict, options: dict, found: str) -> None:
+    infer(tmp_path / "out", images(tmp_path / "in", a=100), made_with=MADE_WITH)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in written(tmp_path / "out")}
+    with pytest.raises(
+        DataError, match=rf"summary\.json: holds results of other weights or settings: {found}\. Choose"
+    ):
+        infer(tmp_path / "out", images(tmp_path / "in", a=100, b=100), made_with=MADE_WITH | made, **options)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in written(tmp_path / "out")} == before
+
+
+def test_an_interrupted_inference_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has done is in no summary yet, the half-written image is done anew, the one before it all is kept."""
+    out, data = tmp_path / "out", images(tmp_path / "in", a=100, b=100, c=100, d=100)
+    infer(out, data[:1], made_with=MADE_WITH)
+    draw = WRITERS["_gallery.png"]
+
+    def stop(path: Path, *args: Any) -> None:
+        if path.name.startswith("c"):
+            raise KeyboardInterrupt
+        draw(path, *args)
+
+    with monkeypatch.context() as context:
+        context.setitem(WRITERS, "_gallery.png", stop)
+        with pytest.raises(KeyboardInterrupt):
+            infer(out, to_do(out, data, skip=True), made_with=MADE_WITH)
+    assert [row["case"] for row in summary(out)[0]] == ["a"]
+    with (out / "summary.unfinished.jsonl").open("a") as file:
+        file.write('{"case": "c", "fi')
+    left = to_do(out, data, skip=True)
+    assert [case["case"] for case in left] == ["c", "d"]
+    infer(out, left, made_with=MADE_WITH)
+    assert [row["case"] for row in summary(out)[0]] == ["a", "b", "c", "d"]
+    assert to_do(out, data, skip=True) == []
+    assert [name for name in written(out) if name.startswith("summary")] == ["summary.csv", "summary.json"]
+
+
+def test_what_is_done_is_what_has_the_same_image_weights_and_settings(tmp_path: Path) -> None:
+    out, data = tmp_path / "out", images(tmp_path / "in", a=100, b=100)
+    infer(out, data, made_with=MADE_WITH)
+    assert to_do(out, data) == data
+    assert to_do(out, data, skip=True) == []
+    for other in ({"weights": "xyz"}, {"weights": None}, {"settings": {"mpp": 0.5}}):
+        assert to_do(out, data, skip=True, **other) == data
+    assert to_do(out, [data[0] | {"mpp": 0.5}, data[1]], skip=True) == [data[0] | {"mpp": 0.5}]
+    images(tmp_path / "in", a=200)
+    (out / "b_gallery.png").unlink()
+    assert to_do(out, data, skip=True) == data
+
+
+def test_of_two_inferences_at_a_time_one_is_refused(tmp_path: Path) -> None:
+    infer(tmp_path / "out", images(tmp_path / "in", a=100))
+    code = f"""
+import time
+from shared.utils import lock_folder
+lock_folder({str(tmp_path / "out")!r}, "")
+print("held", flush=True)
+time.sleep(600)"""
+    with subprocess.Popen([PYTHON, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            with pytest.raises(DataError, match=r"out: another run writes here .*choose another --output_dir"):
+                infer(tmp_path / "out", images(tmp_path / "in", b=100))
+        finally:
+            process.kill()
+    assert [row["case"] for row in summary(tmp_path / "out")[0]] == ["a"]
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 from PIL import Image
 
-from shared.data import collate_readable
-from shared.engines import FaultTolerantDataset
+from shared.data import collate_readable, source_digest
+from shared.engines import FaultTolerantDataset, cases_to_do
 from shared.handlers import SavePredictions
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import LoadPatchd
@@ -28,7 +28,7 @@ RECORD = {"name": "MIDOG", "synthetic": False}
 
 def images(folder: Path, count: int, broken: tuple[int, ...] = ()) -> list[dict[str, str]]:
     """Grey squares, the darkest first; the files of `broken` are no images."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     found = []
     for i in range(count):
         file = folder / f"{i}.png"
@@ -92,7 +92,9 @@ def test_predictions_in_the_order_of_the_input(tmp_path: Path) -> None:
     assert [float(r["probability"]) for r in rows] == pytest.approx(expected, abs=1e-6)
     assert [r["class"] for r in rows] == [NAMES[p >= 0.3] for p in expected]
     assert {r["class"] for r in rows} == set(NAMES)
-    assert [{k: str(v) for k, v in p.items()} for p in content.pop("predictions")] == rows
+    written = content.pop("predictions")
+    assert [p.pop("source_digest") for p in written] == [source_digest(d["file"]) for d in data]
+    assert [{k: str(v) for k, v in p.items()} for p in written] == rows
     assert content == {
         "threshold": 0.3,
         "classes": list(NAMES),
@@ -121,11 +123,57 @@ def test_those_that_fail_are_listed_after_the_others_are_written(tmp_path: Path)
 
 
 def test_predictions_of_an_earlier_run_do_not_stay_when_all_fail(tmp_path: Path) -> None:
-    infer(tmp_path / "out", images(tmp_path / "good", 2))
+    infer(tmp_path / "out", images(tmp_path / "in", 2))
     assert (tmp_path / "out" / "predictions.csv").is_file()
     with pytest.raises(DataError, match=r"^2 of 2 images failed:"):
-        infer(tmp_path / "out", images(tmp_path / "bad", 2, broken=(0, 1)))
-    assert not list((tmp_path / "out").iterdir())
+        infer(tmp_path / "out", images(tmp_path / "in", 2, broken=(0, 1)))
+    assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+MADE_WITH = {"weights": "abc", "settings": {"crop_size": 8}}
+
+
+def to_do(output_dir: Path, data: list[dict[str, str]], skip: bool = True) -> list[dict[str, str]]:
+    return cases_to_do(data, output_dir, MADE_WITH, skip, table="predictions")
+
+
+def test_a_second_inference_adds_to_the_table_and_keeps_what_is_of_other_images(tmp_path: Path) -> None:
+    out, data = tmp_path / "out", images(tmp_path / "in", 4)
+    infer(out, data[:2], made_with=MADE_WITH)
+    other = images(tmp_path / "other", 1)
+    Image.new("RGB", (8, 8), "white").save(other[0]["file"])
+    with pytest.raises(
+        DataError, match=r"^1 of 3 images failed:\n  0\.png: .*/out/0\.png: holds the results of .*/in/0"
+    ):
+        infer(out, to_do(out, [*other, *data[1:3]], skip=False), made_with=MADE_WITH)
+    rows, content = read(out)
+    assert [(row["case"], row["file"]) for row in rows] == [(d["case"], d["file"]) for d in data[:3]]
+    assert [f["case"] for f in content["failed"]] == ["0.png"]
+    with pytest.raises(DataError, match="crop_size is 8 there and 9 here"):
+        infer(out, data, made_with=MADE_WITH | {"settings": {"crop_size": 9}})
+    assert read(out) == (rows, content)
+
+
+def test_an_interrupted_inference_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, data = tmp_path / "out", images(tmp_path / "in", 7)
+    infer(out, data[:1], made_with=MADE_WITH)
+    with monkeypatch.context() as context:
+        outputs = [torch.zeros(3, 1)]
+        context.setattr(BrightIsPositive, "forward", lambda self, x: outputs.pop())
+        with pytest.raises(IndexError, match="pop from empty list"):
+            infer(out, to_do(out, data), made_with=MADE_WITH)
+    assert [row["case"] for row in read(out)[0]] == ["0.png"]
+    left = to_do(out, data)
+    assert left == data[4:]
+    infer(out, left, made_with=MADE_WITH)
+    assert [row["case"] for row in read(out)[0]] == [d["case"] for d in data]
+    assert not (out / "predictions.unfinished.jsonl").exists()
+
+
+def test_batch_norm_is_not_adapted_to_the_rest(tmp_path: Path) -> None:
+    made = {"weights": "abc", "settings": {"adapt_batch_norm": True}}
+    with pytest.raises(DataError, match="Leave one of the two options out"):
+        cases_to_do([], tmp_path, made, True, table="predictions")
 
 
 def test_where_all_fail_nothing_is_written(tmp_path: Path) -> None:
@@ -133,7 +181,7 @@ def test_where_all_fail_nothing_is_written(tmp_path: Path) -> None:
         infer(tmp_path / "out", images(tmp_path / "in", 2, broken=(0, 1)))
     with pytest.raises(DataError, match=r"^/.*0.png: cannot be read as an image"):
         infer(tmp_path / "out", images(tmp_path / "one", 1, broken=(0,)))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []
 
 
 @pytest.mark.parametrize(
