@@ -87,7 +87,7 @@ def tensors(content: Any) -> Iterator[bytes]:
     """What a checkpoint holds, in its order, as bytes; but what tells one run from another."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if key != "run":
+            if key not in ("run", "events"):  # the latter are names and sizes of TensorBoard's files
                 yield str(key).encode()
                 yield from tensors(value)
     elif isinstance(content, list | tuple):
