@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from monai.data import partition_dataset
 
 from ..utils import DataError, read_json_object
 from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, check_names, get_list
-from .inputs import case_name
+from .inputs import case_names
 from .labels import ids_in_files
 
 
@@ -81,21 +80,6 @@ def _check_own_names(path: Path, content: Mapping[str, Any]) -> None:
             )
 
 
-def _case_names(path: Path, entries: list[dict[str, Any]]) -> list[str]:
-    """The entry's own `case`, or the image file's name without extension; where files share it, with the folders."""
-    images = [entry["image"] for entry in entries]
-    names = [entry.get("case", case_name(i)) for entry, i in zip(entries, images, strict=True)]
-    if len(set(names)) < len(names):
-        folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
-        longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
-        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        same = [i for i, n in zip(images, names, strict=True) if n == name]
-        raise DataError(f"{path}: {count} entries are the case {name}: {same[:5]}. List each case once.")
-    return names
-
-
 def _fold_of(path: Path, cases: list[dict[str, Any]], split: str, fold: int, folds: int) -> list[dict[str, Any]]:
     if not 2 <= folds <= len(cases) or not 0 <= fold < folds:
         raise DataError(
@@ -157,7 +141,7 @@ def load_datalist(
     entries = [entry for source in sources for entry in content[source]]
     cases = [
         {**entry, **{key: os.path.normpath(path.parent / entry[key]) for key in ("image", "label")}, "case": name}
-        for entry, name in zip(entries, _case_names(path, entries), strict=True)
+        for entry, name in zip(entries, case_names(path, entries), strict=True)
     ]
     check_files_exist(path, cases, ("image", "label"), " and ".join(sources))
     return _fold_of(path, cases, split, fold, folds) if pooled else cases

@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..utils import DataError, read_json_object
@@ -23,8 +24,8 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def case_name(path: str | os.PathLike) -> str:
-    """The name of a case: that of its file without extension, or of its folder."""
-    path = Path(path).expanduser().resolve()
+    """The name of a case: that of its file without extension, or of its folder, and of a link its own."""
+    path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_dir():
         return path.name
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
@@ -59,7 +60,28 @@ def _in_folder(folder: Path) -> list[Path]:
     return found
 
 
-def _in_datalist(path: Path) -> dict[Path, float | None]:
+def case_names(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the entries of a datalist of CTs, in training and inference alike.
+
+    An entry's own `case`, or the image file's name without extension; where files share it, with the folders.
+
+    Raises:
+        DataError: when two entries have the same name.
+    """
+    images = [entry["image"] for entry in entries]
+    names = [entry.get("case", case_name(path.parent / i)) for entry, i in zip(entries, images, strict=True)]
+    if len(set(names)) < len(names):
+        folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
+        longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
+        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = [i for i, n in zip(images, names, strict=True) if n == name]
+            raise DataError(f"{path}: {count} entries are the case {name}: {same[:5]}. List each case once.")
+    return names
+
+
+def _in_datalist(path: Path) -> dict[Path, Mapping[str, Any]]:
     content = read_json_object(path, _DATALIST, "")
     images = {}
     for i, entry in enumerate(get_list(path, content, "test", _DATALIST)):
@@ -67,42 +89,55 @@ def _in_datalist(path: Path) -> dict[Path, float | None]:
         check_names(path, "test", i, entry, ["image"])
         mpp = entry.get("mpp") or content.get("mpp")
         check_value(f"{path}: mpp of entry {i} of 'test'", mpp, OrNone(Number(above=0)))
-        images[path.parent / entry["image"]] = mpp
+        images[path.parent / entry["image"]] = {**entry, "mpp": mpp}
     return images
 
 
-def _find(path: Path, in_folder: Callable[[Path], list[Path]]) -> dict[Path, float | None]:
-    """What is meant by a path, and the µm a pixel that a datalist states of it."""
+def _find(path: Path, in_folder: Callable[[Path], list[Path]]) -> dict[Path, Mapping[str, Any]]:
+    """What is meant by a path, and the entries where a datalist says it."""
     if path.is_dir():
-        return dict.fromkeys(in_folder(path))
+        return {q: {} for q in in_folder(path)}
     if path.is_file():
-        return _in_datalist(path) if path.suffix == ".json" else {path: None}
+        return _in_datalist(path) if path.suffix == ".json" else {path: {}}
     if glob.has_magic(str(path)):
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         if not found:
             raise DataError(f"{path}: no file or folder fits this pattern.")
-        return {q: mpp for p in found for q, mpp in _find(p, in_folder).items()}
+        return {q: entry for p in found for q, entry in _find(p, in_folder).items()}
     raise DataError(f"{path}: there is no such file or folder.")
 
 
-def _unique_names(paths: Sequence[Path]) -> list[str]:
-    """Case names; where several paths share one, with as many folders in front as it takes."""
-    names = [case_name(p) for p in paths]
-    for depth in range(1, max(len(p.parts) for p in paths)):
-        shared = {n for n in names if names.count(n) > 1}
-        if not shared:
-            return names
-        names = [
-            "_".join([*p.parts[-1 - depth : -1], case_name(p)]).lstrip("/") if n in shared else n
-            for p, n in zip(paths, names, strict=True)
-        ]
-    for i, name in enumerate(names):
-        if name in names[:i]:
+def _common_folder(given: Sequence[Path]) -> Path:
+    """The folder below which cases are named: of the paths given, whatever else is in it.
+
+    So a case's name does not depend on which other files are found.
+    """
+    folders = []
+    for path in (Path(os.path.abspath(p)) for p in given):
+        if path.is_dir():
+            folders.append(path)
+        elif path.is_file():
+            folders.append(path.parent)
+        else:  # of a pattern what stands before its first wild card
+            folders.append(Path(*takewhile(lambda part: not glob.has_magic(part), path.parts)))
+    return Path(os.path.commonpath(folders))
+
+
+def _below(path: Path, folder: Path) -> Path:
+    """The way from the folder to a file; its mere name where a datalist lists what lies elsewhere."""
+    path = Path(os.path.abspath(path))
+    return path.relative_to(folder) if path != folder and path.is_relative_to(folder) else Path(path.name)
+
+
+def _check_distinct(cases: Mapping[Any, str]) -> None:
+    """Raise a `DataError` where two files have the same name."""
+    paths: dict[str, Any] = {}
+    for path, case in cases.items():
+        if paths.setdefault(case, path) != path:
             raise DataError(
-                f"{paths[names.index(name)]} and {paths[i]} would both be the case {case_name(paths[i])}, and one "
-                "result would overwrite the other. Rename one, or run them into different --output_dir."
+                f"{paths[case]} and {path} would both be the case {case}, and one result would overwrite the other. "
+                "Rename one, or choose by a pattern, such as 'scans/*.nii.gz' or 'slides/*.svs'."
             )
-    return names
 
 
 def _given(path: object, what: str, forms: str) -> list[Path]:
@@ -122,16 +157,29 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
             a list of all these.
 
     Returns:
-        One dict a CT, in the order given: `image`, the path of a file or DICOM folder, and `case`, a name that no
-        other of them has. A path that is found twice is listed once.
+        One dict a CT, in the order given: `image`, the path of a file or DICOM folder, and `case`, its name without
+        extension, with the folders in front, joined by `_`, from the one that the given paths have in common (of a
+        pattern: from its first wild card on); in a datalist, see `case_names`. What is found twice is listed once.
 
     Raises:
         DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
             name.
     """
     forms = "a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a pattern such as 'scans/*.nii.gz'"
-    paths = list(dict.fromkeys(q.resolve() for p in _given(path, "CT", forms) for q in _find(p, _in_folder)))
-    return [{"image": str(p), "case": name} for p, name in zip(paths, _unique_names(paths), strict=True)]
+    given = _given(path, "CT", forms)
+    folder = _common_folder(given)
+    files: dict[Path, str] = {}  # by what links lead to
+    cases: dict[str, str] = {}
+    for p in given:
+        found = _find(p, _in_folder)
+        listed = {q: entry for q, entry in found.items() if entry}
+        names = dict(zip(listed, case_names(p, [*listed.values()]), strict=True))
+        for q in found:
+            file, way = os.path.abspath(q), _below(q, folder)
+            if files.setdefault(q.resolve(), file) == file:
+                cases.setdefault(file, names.get(q) or "_".join([*way.parts[:-1], case_name(q)]))
+    _check_distinct(cases)
+    return [{"image": file, "case": case} for file, case in cases.items()]
 
 
 def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: bool = False) -> list[dict[str, Any]]:
@@ -143,34 +191,34 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
         slides: for detection: whole slides in folders, too, and the size of a pixel where a datalist states it.
 
     Returns:
-        One dict an image: `image` and `file`, the full path, and `case`, the path from the folder that all have in
-        common. In the order given, a folder's in alphabetical order; what is found twice is listed once. With
-        `slides`, the case has no extension unless two would then be the same, and `mpp` is the µm per pixel that an
-        entry of a datalist, or else the datalist, states, if either does.
+        One dict an image: `image` and `file`, the full path, and `case`, the path from the folder that the given paths
+        have in common: of a pattern from its first wild card on, of a datalist from its own folder, or the mere name
+        of what lies elsewhere. In the order given, a folder's in alphabetical order; what is found twice is listed
+        once. With `slides`, the case has no extension, and `mpp` is the µm per pixel that an entry of a datalist, or
+        else the datalist, states, if either does.
 
     Raises:
-        DataError: when nothing is given, a path does not exist, or nothing is found in it.
+        DataError: when nothing is given, a path does not exist, nothing is found in it, or two images would get the
+            same name.
     """
     # links are not followed: what they are called is what the user knows
     suffixes = IMAGE_SUFFIXES + SLIDE_SUFFIXES * slides
     below = partial(_images_below, suffixes=suffixes)
     forms = "a file (PNG, JPEG, TIFF), a folder of these, a pattern such as 'patches/*.png'"
+    given = _given(path, "image", forms)
+    folder = _common_folder(given)
     mpp: dict[str, float | None] = {}
-    for p in _given(path, "image", forms):
-        for q, stated in _find(p, below).items():
+    for p in given:
+        for q, entry in _find(p, below).items():
             file = os.path.abspath(q)
-            mpp[file] = stated or mpp.get(file)
-    common = os.path.commonpath([os.path.dirname(file) for file in mpp])
-    images: list[dict[str, Any]] = [
-        {"image": file, "file": file, "case": os.path.relpath(file, common)} for file in mpp
-    ]
-    if slides:
-        stems = [os.path.splitext(image["case"])[0] for image in images]
-        counts = Counter(stems)
-        for image, stem in zip(images, stems, strict=True):
-            image["case"] = stem if counts[stem] == 1 else image["case"]
-            if mpp[image["file"]] is not None:
-                image["mpp"] = mpp[image["file"]]
+            mpp[file] = entry.get("mpp") or mpp.get(file)
+    ways = {file: _below(Path(file), folder) for file in mpp}
+    cases = {file: str(way.with_suffix("") if slides else way) for file, way in ways.items()}
+    _check_distinct(cases)
+    images: list[dict[str, Any]] = [{"image": file, "file": file, "case": case} for file, case in cases.items()]
+    for image in images if slides else ():
+        if mpp[image["file"]] is not None:
+            image["mpp"] = mpp[image["file"]]
     return images
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.data import case_name, list_images, list_inputs
-from shared.utils import DataError
+from shared.utils import DataError, write_json
 
 
 def touch(path: Path, content: bytes = b"x") -> Path:
@@ -73,11 +73,32 @@ def test_datalist_gives_its_test_split(folder: Path) -> None:
                 find(path)
 
 
-def test_shared_names_take_their_folders_in_front(tmp_path: Path) -> None:
+def test_names_hold_the_folders_from_the_wild_card_on(tmp_path: Path) -> None:
     for patient in ("p1", "p2"):
         touch(tmp_path / patient / "scan" / "ct.nii.gz")
     touch(tmp_path / "p2" / "scan" / "other.nii.gz")
-    assert cases(str(tmp_path / "*" / "scan" / "*.nii.gz")) == ["p1_scan_ct", "p2_scan_ct", "other"]
+    assert cases(str(tmp_path / "*" / "scan" / "*.nii.gz")) == ["p1_scan_ct", "p2_scan_ct", "p2_scan_other"]
+    assert cases(str(tmp_path / "p2" / "scan" / "*.nii.gz")) == ["ct", "other"]
+    assert cases([tmp_path / "p1" / "scan", tmp_path / "p2" / "scan" / "ct.nii.gz"]) == ["p1_scan_ct", "p2_scan_ct"]
+
+
+def test_names_in_a_datalist_are_those_of_training(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        touch(tmp_path / patient / "ct.nii.gz")
+    write_json(tmp_path / "one.json", {"test": ["p1/ct.nii.gz"]})
+    assert cases(tmp_path / "one.json") == ["ct"]
+    write_json(tmp_path / "two.json", {"test": ["p1/ct.nii.gz", {"image": "p2/ct.nii.gz", "case": "second"}]})
+    assert cases(tmp_path / "two.json") == ["ct", "second"]
+    write_json(tmp_path / "two.json", {"test": ["p1/ct.nii.gz", "p2/ct.nii.gz"]})
+    assert cases(tmp_path / "two.json") == ["p1_ct", "p2_ct"]
+
+
+def test_a_link_has_its_own_name_and_its_file_is_listed_once(tmp_path: Path) -> None:
+    touch(tmp_path / "store" / "0af3")
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "store" / "0af3")
+    assert list_inputs(tmp_path / "in") == [{"image": str(tmp_path / "in" / "a.nii.gz"), "case": "a"}]
 
 
 def test_two_formats_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -125,14 +146,14 @@ def test_images_of_a_folder_and_those_below_it(patches: Path) -> None:
     for item in found:
         assert item["image"] == item["file"] == str(patches / item["case"])
     assert image_cases(str(patches / "XR")) == ["a.JPG", "b.png"]
-    assert image_cases(patches / "CS") == ["c.tiff"]
+    assert image_cases(patches / "CS") == ["deep/c.tiff"]
 
 
 def test_one_image_a_pattern_and_a_list(patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list_images(patches / "XR" / "b.png") == [
         {"image": str(patches / "XR/b.png"), "file": str(patches / "XR/b.png"), "case": "b.png"}
     ]
-    assert image_cases(str(patches / "*" / "*.png")) == ["b.png"]
+    assert image_cases(str(patches / "*" / "*.png")) == ["XR/b.png"]
     assert image_cases(str(patches / "**" / "[a-c].*[gfG]")) == ["CS/deep/c.tiff", "XR/a.JPG", "XR/b.png"]
     assert image_cases(str(patches / "[CX]*")) == ["CS/deep/c.tiff", "XR/a.JPG", "XR/b.png"]
     # what is found twice comes once, where it was found first
@@ -189,18 +210,18 @@ def test_links_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_slides_are_taken_for_detection_alone(patches: Path) -> None:
-    for name in ("XR/b.svs", "slides/e.MRXS", "slides/e/Data0000.dat", "slides/f.ndpi"):
+    for name in ("XR/g.svs", "slides/e.MRXS", "slides/e/Data0000.dat", "slides/f.ndpi"):
         touch(patches / name)
     assert image_cases(patches / "slides" / "f.ndpi") == ["f.ndpi"]
     with pytest.raises(DataError, match="holds no image"):
         list_images(patches / "slides")
     found = list_images(patches, slides=True)
-    # results are called by the case: without the extension, but for two that would be the same
+    # results are called by the case: without the extension
     assert [item["case"] for item in found] == [
         "CS/deep/c",
         "XR/a",
-        "XR/b.png",
-        "XR/b.svs",
+        "XR/b",
+        "XR/g",
         "d",
         "slides/e",
         "slides/f",
@@ -208,6 +229,27 @@ def test_slides_are_taken_for_detection_alone(patches: Path) -> None:
     assert found[1] == {"image": str(patches / "XR/a.JPG"), "file": str(patches / "XR/a.JPG"), "case": "XR/a"}
     with pytest.raises(DataError, match=r"holds no image\. Looked for .*\.svs"):
         list_images(patches / "slides" / "e", slides=True)
+
+
+def test_names_do_not_change_when_a_file_joins_the_folder(patches: Path) -> None:
+    for slides in (False, True):
+        for given in (patches, [patches / "CS", patches / "d.webp"], str(patches / "C*")):
+            before = {image["file"]: image["case"] for image in list_images(given, slides)}
+            new = [touch(patches / "CS" / f"{slides}.png"), touch(patches / "CS" / str(slides) / "c.png")]
+            after = {image["file"]: image["case"] for image in list_images(given, slides)}
+            assert after.items() >= before.items()
+            assert len(after) == len(before) + 2
+            for file in new:
+                file.unlink()
+    touch(patches / "XR" / "b.svs")
+    with pytest.raises(DataError, match=r"XR/b\.png and .*XR/b\.svs would both be the case XR/b, .*by a pattern"):
+        list_images(patches, slides=True)
+    assert len(list_images(patches)) == 4
+
+
+def test_a_datalist_names_images_from_its_own_folder(patches: Path, tmp_path: Path) -> None:
+    write_json(patches / "CS" / "dataset.json", {"test": ["deep/c.tiff", "../d.webp", str(patches / "XR/b.png")]})
+    assert image_cases(patches / "CS" / "dataset.json") == ["deep/c.tiff", "d.webp", "b.png"]
 
 
 def test_pixel_size_that_a_datalist_states(patches: Path) -> None:
