@@ -52,7 +52,8 @@ def main(
     for patches in splits.values():
         for patch in patches:
             patch["image"] = f"{where}/{patch['image']}"
-    write_histology_datalist(target, "Camelyon17-WILDS", CAMELYON17_LABELS, splits, overwrite=overwrite)
+    facts = {"split_unit": "patch"}  # of validation
+    write_histology_datalist(target, "Camelyon17-WILDS", CAMELYON17_LABELS, splits, facts, overwrite=overwrite)
     print(text_table([row for row in counts if row["slides"]]))
     print("The validation split has other patches of the training slides; ood_validation and test are other centres.")
     print(f"{sum(map(len, splits.values()))} patches: {target}")

@@ -174,6 +174,7 @@ class Trainer(BundleTrainTask):
             "max_epochs": overrides["train#trainer#max_epochs"],  # the schedule's length, too
             "ckpt_dir": str(Path(self.bundle_path, "training")),
             "overwrite": True,
+            "leakage": [],  # there is no datalist to look at
             "record": {
                 "name": "labels submitted to MONAI Label",
                 "synthetic": earlier.get("synthetic", False),

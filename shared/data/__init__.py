@@ -13,6 +13,7 @@ from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
 from .labels import foreground_labels, ids_in_files
+from .leakage import check_leakage
 from .region_tiles import RegionTiles, TileData, tile_items
 from .regions import Region, open_region
 from .samplers import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler

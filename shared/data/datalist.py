@@ -56,9 +56,15 @@ def check_files_exist(path: Path, entries: Sequence[Mapping[str, Any]], keys: Se
 
 
 def dataset_info(
-    path: str | os.PathLike, split: str | None = None, fold: int | None = None, folds: int | None = None
+    path: str | os.PathLike,
+    split: str | None = None,
+    fold: int | None = None,
+    folds: int | None = None,
+    leakage: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a report says about the data: `name` of the data set, whether it is `synthetic`, and the part of it used.
+
+    `leakage` is what `check_leakage` has found, if anything.
 
     The name is the datalist's own, or the name of its folder. Only `"synthetic": true` in the datalist makes the data
     synthetic.
@@ -67,7 +73,7 @@ def dataset_info(
         DataError: when the file is missing or not JSON.
     """
     content = read_json_object(Path(path), FORMAT, DATALIST_REMEDY)
-    part = {"split": split, "fold": fold, "folds": folds}
+    part = {"split": split, "fold": fold, "folds": folds, "leakage": list(leakage) or None}
     return {
         "name": str(content.get("name") or Path(path).resolve().parent.name),
         "synthetic": content.get("synthetic") is True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from abc import ABC, abstractmethod
@@ -14,10 +13,8 @@ from typing import Any, ClassVar
 
 from ..utils import DataError, read_json_object
 from .datalist import DATALIST_REMEDY, check_files_exist, check_names, get_list
-from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, scanner_name
+from .entries import PatchEntry, RegionEntry, domain_names, scanner_name
 from .regions import open_region
-
-logger = logging.getLogger(__name__)
 
 MPP_TOLERANCE = 0.15
 """Scanners with the same magnification differ by less, and networks are trained on their pixels as they are."""
@@ -102,8 +99,6 @@ class HistologyDatalist(ABC):
                 f"of {_count_names(e['domain'] for e in entries)}."
             )
         self._check_classes(split, chosen, domains)
-        if split == "training":
-            self._warn_of_leaked_slides(chosen)
         return self._with_full_paths(split, chosen)
 
     def resolve_domains(self, domains: Sequence[str] | None) -> list[str] | None:
@@ -159,17 +154,6 @@ class HistologyDatalist(ABC):
                     f"{self.path}: in {split}, none of the {len(part)} {self.nouns[1]} of {where} {lack}: {why}"
                 )
 
-    def _warn_of_leaked_slides(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        leaked, _ = leaked_slides(entries, self.image_lists().get("test", []))
-        if leaked:
-            logger.warning(
-                "%s: training and test share %d slides, such as %s: scores on the test split will be too good. Split "
-                "by slide, unless this is meant.",
-                self.path,
-                len(leaked),
-                leaked[0][1],
-            )
-
     def _with_full_paths(self, split: str, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         # nothing else: a field that is missing in one entry could not be put into a batch
         items = [
@@ -216,7 +200,8 @@ class RegionDatalist(HistologyDatalist):
     """The entries of "unlabelled" have neither boxes nor labels, all others have both.
 
     Raises:
-        DataError: when the file states no or another `box_mode` than "xyxy", a wrong `mpp`, or an image in two lists.
+        DataError: when the file states no or another `box_mode` than "xyxy", a wrong `mpp`, or an unlabelled image
+            in another list.
     """
 
     form = (
@@ -242,10 +227,10 @@ class RegionDatalist(HistologyDatalist):
         found: dict[str, str] = {}
         for name, entries in self.image_lists().items():
             for image in {os.path.normpath(e["image"]) for e in entries if isinstance(e["image"], str)}:
-                if found.setdefault(image, name) != name:
+                if found.setdefault(image, name) != name and "unlabelled" in (found[image], name):
                     raise DataError(
-                        f"{path}: {image} is both in '{found[image]}' and in '{name}'. List each image once: its score "
-                        "would be that of an image that training has seen."
+                        f"{path}: {image} is both in '{found[image]}' and in '{name}'. List each image once: it has "
+                        "been annotated or not."
                     )
 
     def fault(self, entry: object, split: str) -> str | None:
@@ -323,8 +308,7 @@ def load_patches(
         seen_domains: what the network was trained on.
 
     Returns:
-        For each labelled entry all of `PatchEntry` but `labelled`, `image` as a full path, and nothing else. Slides
-        that training shares with the test split are warned of.
+        For each labelled entry all of `PatchEntry` but `labelled`, `image` as a full path, and nothing else.
 
     Raises:
         DataError: the file is missing or not JSON, the split is missing or empty, an entry lacks a field or has
@@ -358,13 +342,13 @@ def load_regions(
     Returns:
         For each entry all of `RegionEntry`: `image` as a full path, `case`, its path in the datalist, `mpp` of the
         entry or else of the datalist; `box` and `label`, both empty for an image without a figure, where it is
-        labelled. Slides that training shares with the test split are warned of.
+        labelled.
 
     Raises:
         DataError: as `load_patches`, where regions lack a mitotic figure; also when the file states no or another
             `box_mode` than "xyxy"; a box is no box or lies outside of an image of known size; labels are not as many
             as boxes or not classes; a labelled split has an entry that is not labelled, or "unlabelled" one that is;
-            an image is in two lists; a region states pixels of another size than `mpp`.
+            an unlabelled image is in another list; a region states pixels of another size than `mpp`.
     """
     datalist = RegionDatalist(path)
     datalist.labels()

@@ -196,7 +196,7 @@ class TrainingCheckpoint:
         """
         now = json.loads(json.dumps(self.record))
         before = json.loads(json.dumps(before))
-        kept = (before.keys() & now) - {"name", "version", "learning_rate"}
+        kept = (before.keys() & now) - {"name", "version", "learning_rate", "leakage"}
         differ = [key for key in sorted(kept) if before[key] != now[key]]
         if differ:
             changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differ)

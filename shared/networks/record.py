@@ -32,6 +32,7 @@ class ModelRecord(TypedDict, total=False):
 
     name: str  # of the data set
     synthetic: bool  # whether that is made up
+    leakage: list[str]  # what the training saw and was scored by, too
     bundle: str  # the name of the bundle that was trained
     version: str  # of that
     labels: dict[str, int]

@@ -51,8 +51,10 @@ def draw_gallery(
 def add_warnings(figure: Figure, warnings: Sequence[str]) -> None:
     """In red at the foot of a figure whose layout is constrained."""
     if warnings:
-        figure.text(0.01, 0.01, " ".join(warnings), color="tab:red", fontsize=9)
-        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
+        lines = [" ".join(warnings[i : i + 2]) for i in range(0, len(warnings), 2)]
+        figure.text(0.01, 0.01, "\n".join(lines), color="tab:red", fontsize=9)
+        foot = 0.05 * len(lines)
+        figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
 
 
 def save_figure(path: str | os.PathLike, figure: Figure, dpi: int = 120) -> None:

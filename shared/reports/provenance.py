@@ -10,14 +10,17 @@ from ..networks import ModelRecord
 MADE_UP_CASES = "These cases are made up: the scores say nothing about real scans."
 MADE_UP_SLIDES = "Made-up data: the scores say nothing about real slides."
 MADE_UP_WEIGHTS = "The weights were trained on made-up cases: not for real scans."
+LEAKAGE = "Training has seen some of what is scored: see `leakage` in summary.json."
+LEAKAGE_IN_TRAINING = "The training saw some of what it was validated or tested by: see model.json."
 SYNTHETIC_WARNING = "The network was trained on synthetic data: not for real scans."
 UNKNOWN_WARNING = "Nobody knows what the network was trained on (no record beside its weights): not for clinical use."
 
 
 def warnings_of_scores(dataset: Mapping[str, Any], record: ModelRecord) -> list[str]:
-    """What a report must say in red where the data set, or what the weights were trained on, is made up."""
-    made_up = {MADE_UP_CASES: dataset.get("synthetic"), MADE_UP_WEIGHTS: record.get("synthetic")}
-    return [text for text, applies in made_up.items() if applies]
+    """What a report must say in red: the data set, or what the weights were trained on, is made up, or leaks."""
+    found = {MADE_UP_CASES: dataset.get("synthetic"), MADE_UP_WEIGHTS: record.get("synthetic")}
+    found |= {LEAKAGE: dataset.get("leakage"), LEAKAGE_IN_TRAINING: record.get("leakage")}
+    return [text for text, applies in found.items() if applies]
 
 
 def warning_of_results(record: ModelRecord) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from workflows import BUNDLES, command, config_files, message, rows, torchrun, workflow
 
+from shared.reports.provenance import LEAKAGE, LEAKAGE_IN_TRAINING
 from shared.utils import lock_folder, unlock_folder, write_json
 
 SEGMENT, CLASSIFY, DETECT = "abdominal_unetr_cbs", "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
@@ -80,6 +82,34 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     histology_data(folders[CLASSIFY], SIZE, 2, boxes=False)
     histology_data(folders[DETECT], 128, 2, boxes=True)
     return folders
+
+
+@pytest.mark.parametrize("bundle", [SEGMENT, CLASSIFY, DETECT])
+def test_what_training_sees_is_not_scored(bundle: str, data: dict[str, Path], tmp_path: Path) -> None:
+    content = json.loads((data[bundle] / "dataset.json").read_text())
+    for split in ("training", "validation", "test"):
+        for entry in content[split]:
+            entry |= {key: str(data[bundle] / entry[key]) for key in ("image", "label") if isinstance(entry[key], str)}
+    content["test"][0] = content["training"][0]
+    write_json(tmp_path / "list.json", content)
+    options = training(bundle, data, tmp_path / "run", datalist=str(tmp_path / "list.json"))
+    for names in (["train"], ["train", "evaluate"]):
+        done = run(*command(config_files(BUNDLES / bundle, [*names, "variants/demo"]), **options))
+        assert done.returncode == 1
+        assert re.search(r"Error: \S+list\.json: .* of 'training' are in 'test', .*--allow_leakage true", done.stderr)
+        assert not list((tmp_path / "run").glob("[!.]*"))
+    quick = {"max_epochs": 1, "allow_leakage": True}
+    done = run(*command(config_files(BUNDLES / bundle, ["train", "variants/demo"]), **options | quick))
+    assert done.returncode == 0, done.stderr
+    (leak,) = json.loads((tmp_path / "run" / "model.json").read_text())["leakage"]
+    assert done.stderr.count(leak) + done.stdout.count(leak) == 1
+    files = config_files(BUNDLES / bundle, ["train", "evaluate", "variants/demo"])
+    places = {key: value for key, value in options.items() if key not in QUICK[bundle]} | {"bootstrap": 10}
+    done = run(*command(files, **places, allow_leakage=True))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
+    assert summary["dataset"]["leakage"] == [leak]
+    assert summary["warnings"][-2:] == [LEAKAGE, LEAKAGE_IN_TRAINING]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from shared.reports.provenance import (
+    LEAKAGE,
+    LEAKAGE_IN_TRAINING,
     MADE_UP_CASES,
     MADE_UP_WEIGHTS,
     SYNTHETIC_WARNING,
@@ -29,6 +31,11 @@ def test_beside_results(record: dict[str, Any], warning: str | None) -> None:
 
 @pytest.mark.parametrize("dataset", [{}, {"synthetic": False}, {"synthetic": True}])
 @pytest.mark.parametrize("record", [{}, {"synthetic": False}, {"synthetic": True}])
-def test_in_reports(dataset: dict[str, Any], record: dict[str, Any]) -> None:
+@pytest.mark.parametrize("leakage", [None, "dataset", "record"])
+def test_in_reports(dataset: dict[str, Any], record: dict[str, Any], leakage: str | None) -> None:
     expected = [MADE_UP_CASES] * bool(dataset.get("synthetic")) + [MADE_UP_WEIGHTS] * bool(record.get("synthetic"))
-    assert warnings_of_scores(dataset, record) == expected
+    expected += {None: [], "dataset": [LEAKAGE], "record": [LEAKAGE_IN_TRAINING]}[leakage]
+    given = {"dataset": dataset, "record": record}
+    if leakage:
+        given[leakage] = given[leakage] | {"leakage": ["1 file"]}
+    assert warnings_of_scores(**given) == expected
