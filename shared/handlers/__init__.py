@@ -11,7 +11,7 @@ from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
 from .event_log import EventLog
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
-from .run_folders import claim_run
+from .run_folders import check_evaluation, claim_run
 from .save_detections import SaveDetections
 from .save_predictions import SavePredictions
 from .seed_epochs import SeedEpochs

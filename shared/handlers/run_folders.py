@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,23 @@ def check_output_dir(output_dir: Path, source: Path | None) -> None:
         f"{output_dir}: the results of another run are kept here, whose checkpoints are in {kept.get('ckpt_dir')}. "
         "Choose another --output_dir, or replace them with --overwrite true."
     )
+
+
+def check_evaluation(folder: str | os.PathLike, record: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Raise a `DataError` where a folder keeps the evaluation of other weights, as far as records tell them apart.
+
+    A new evaluation of the same weights replaces the earlier one. Call it in the `initialize` section of a bundle.
+    """
+    path = Path(folder) / "summary.json"
+    if flag("overwrite", overwrite) or not path.is_file():
+        return
+    kept = read_json_object(path, "the summary of an evaluation", "").get("model")
+    if kept and record and kept != json.loads(json.dumps(record)):
+        differ = [key for key in sorted(kept.keys() | record) if kept.get(key) != record.get(key)]
+        raise DataError(
+            f"{folder}: keeps the evaluation of other weights ({', '.join(differ[:5])} of their records differ). "
+            "Choose another --output_dir, or replace it with --overwrite true."
+        )
 
 
 def _part(checkpoint: Path, key: str) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.handlers import claim_run
+from shared.handlers import check_evaluation, claim_run
 from shared.utils import DataError, unlock_folder, write_json
 
 
@@ -73,3 +73,14 @@ def test_a_damaged_checkpoint_is_an_earlier_run(folders: tuple[Path, Path]) -> N
     (folders[0] / "last.pt").write_bytes(b"damaged")
     with pytest.raises(DataError, match="an earlier run is kept here"):
         claim_run(*folders)
+
+
+def test_the_evaluation_of_other_weights_is_kept(tmp_path: Path) -> None:
+    record = {"name": "a", "epoch": 3, "labels": {"liver": 1}}
+    check_evaluation(tmp_path, record)
+    write_json(tmp_path / "summary.json", {"model": record})
+    for same in (record, {}):  # weights without a record cannot be told apart
+        check_evaluation(tmp_path, same)
+    with pytest.raises(DataError, match=r"keeps the evaluation of other weights \(epoch of their records differ\)"):
+        check_evaluation(tmp_path, record | {"epoch": 4})
+    check_evaluation(tmp_path, record | {"epoch": 4}, overwrite="true")
