@@ -314,6 +314,7 @@ PLACES = [
     place(TRAIN, "--num_workers 1 --worker_timeout 2", r"--worker_timeout", before=STOPPED_WORKERS, late=True),
     place(TRAIN, "--roi_size [96,96,96] --spacing [1,1,1]", r"memory", before=LITTLE_MEMORY, late=True),
     place(f"torchrun {PATCHES}", "--max_epoch 3", MAX_EPOCH),
+    place(f"torchrun {PATCHES}", "--rank_timeout -1", rf"^rank_timeout is -1, {WHOLE} of 0 or above"),
     place(f"torchrun {PATCHES}", "--max_epochs abc", rf"^max_epochs is 'abc', {WHOLE}"),
 ]
 BUNDLE_TRIALS = [

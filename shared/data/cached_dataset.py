@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from ..utils import DataError, atomic_path, data_error_message, fault_list, is_disk_full, writable_folder
+from ..utils import DataError, atomic_path, data_error_message, fault_list, is_disk_full, progress, writable_folder
 
 CACHES = ("disk", "memory", "none")
 
@@ -95,19 +97,28 @@ def _hash_case(item: Mapping[str, Any]) -> bytes:
 
 def _for_all_cases(function: Callable, arguments: Sequence[Any], num_workers: int) -> list[Any]:
     """Call `function` on all arguments in threads; when some fail on bad data, name all of these cases at once."""
+    done = itertools.count(1)
 
     def attempt(argument: Any) -> Any:
+        began = time.monotonic()
         try:
-            return function(argument)
+            result = function(argument)
         except Exception as e:
             message = data_error_message(e)
             if message is None or is_disk_full(e):
                 raise
-            return DataError(message)
+            result = DataError(message)
+        say(next(done), done=True, began=began)
+        return result
 
+    def say(count: int, **how: Any) -> None:
+        progress.move("case", (0, count == len(arguments)), f"preprocessing, after {count} of {len(arguments)}", **how)
+
+    say(0)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         bar = tqdm(pool.map(attempt, arguments), total=len(arguments), desc="preprocessing cases", unit="case")
         results = list(bar)
+    say(len(arguments), waits=True)
     errors = [result for result in results if isinstance(result, DataError)]
     if len(errors) == 1:
         raise errors[0]

@@ -10,6 +10,7 @@ from .decision_threshold import DecisionThreshold
 from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
 from .event_log import EventLog
+from .follow_steps import follow_steps
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from .run_folders import check_evaluation, claim_run
 from .save_detections import SaveDetections

@@ -18,7 +18,7 @@ from ..data import MPP_TOLERANCE, Region, RegionTiles, TileData, collate_regions
 from ..data.region_tiles import check_overlap
 from ..metrics import Detections
 from ..networks import PyramidAnchors
-from ..utils import DataError
+from ..utils import DataError, progress
 from .detection import DetectionMerger
 
 _FEW_TILES = 16  # read before worker processes would have started
@@ -170,6 +170,7 @@ class RegionInferer(Inferer):
                     for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
                         merger.add(name, one, batch["image"].shape[2:], origin, core, scale, region.size)
                 bar.update(count)
+                progress.beat()
         return merger.merged(name)
 
     def _normalized(self, images: Tensor) -> Tensor:

@@ -21,5 +21,6 @@ from .files import (
 )
 from .locks import lock_folder, unlock_folder
 from .process_group import gather_list, join_process_group, leave_process_group
+from .rank_watch import progress
 from .temporary import EARLIER, temporary_folder
 from .text import text_table

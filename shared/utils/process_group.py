@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from .errors import DataError
+from .rank_watch import start_watch, stop_watch
 
 GRACE = 0.5  # seconds; the threads need some microseconds, and the interpreter's lock
 # How long a rank waits for another: in training, for the preprocessing of all cases before the first step; where inputs
@@ -21,7 +22,7 @@ GRACE = 0.5  # seconds; the threads need some microseconds, and the interpreter'
 PATIENCE, PATIENCE_WITH_INPUTS = timedelta(hours=2), timedelta(days=1)
 
 
-def join_process_group(optional: bool = False) -> None:
+def join_process_group(optional: bool = False, rank_timeout: float = 0) -> None:
     """Join the processes that torchrun has started, each on a GPU of its own where there are GPUs.
 
     A process that is in a group already stays in it.
@@ -30,6 +31,8 @@ def join_process_group(optional: bool = False) -> None:
         optional: for a program that runs alone as well. Without torchrun nothing happens. With it the ranks, of which
             there may be more than GPUs, can exchange what is in the main memory alone, and leave the group at the end
             of the program by themselves.
+        rank_timeout: seconds after which a rank that stands still is named and all ranks end, but at least three times
+            what a step has taken; 0: never.
 
     Raises:
         DataError: without torchrun, unless `optional`.
@@ -47,6 +50,7 @@ def join_process_group(optional: bool = False) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     backend = "nccl" if torch.cuda.is_available() and not optional else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE_WITH_INPUTS if optional else PATIENCE)
+    start_watch(rank_timeout)
     if optional:
         atexit.register(leave_process_group)
 
@@ -75,5 +79,6 @@ def leave_process_group() -> None:
     if dist.is_available() and dist.is_initialized():
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stop_watch()
         dist.destroy_process_group()
         time.sleep(GRACE)

@@ -68,6 +68,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "seed": (Whole(0, 2**32 - 1), "of all random draws"),
     "num_workers": (Whole(0), "processes that load data; 0: the run itself does"),
     "worker_timeout": (Whole(0), "seconds until such a process that gives nothing is given up; 0: never"),
+    "rank_timeout": (Whole(0), "seconds until a rank that stands still is given up; 0: never"),
     "cache": (Choice(("disk", "memory", "none")), "where preprocessed cases or patches are kept"),
     "cache_workers": (Whole(1), "how many fill the cache at a time"),
     "keep_going": (FLAG, "go on with the others where a case fails"),

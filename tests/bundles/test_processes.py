@@ -151,7 +151,7 @@ def alone(bundle: str, configs: list[str], **options: Any) -> ConfigWorkflow:
 
 # Runs the workflows that it is told to, one after the other, in one process group.
 WORKER = """
-import json, os, signal, sys
+import json, os, signal, subprocess, sys
 import torch, torch.distributed as dist
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
@@ -164,6 +164,10 @@ def refuse(path):
 def end(engine):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def stop(*arguments):  # torchrun would wait for half a minute until it kills this process
+    subprocess.Popen(["sh", "-c", f"sleep 12; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
 for job in json.loads(sys.argv[1]):
     flow = ConfigWorkflow(config_file=job["files"], logging_file=False, **job["options"])
     flow.parser["finalize"] = []
@@ -174,6 +178,11 @@ for job in json.loads(sys.argv[1]):
     if rank == job.get("killed"):
         trainer = flow.parser.get_parsed_content("train#trainer")
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=job["iteration"]), end)
+    if rank == 1 and job.get("stopped") == "training":
+        trainer = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=job["iteration"]), stop)
+    if rank == 1 and job.get("stopped") == "preprocessing":
+        sys.modules["shared.data.cached_dataset"]._DiskCacheDataset._pre_transform = stop
     flow.run()
     metrics = flow.parser.get_parsed_content("validate#evaluator").state.metrics
     metrics = {name: torch.as_tensor(value).tolist() for name, value in metrics.items()}
@@ -274,6 +283,29 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, data: d
     assert result.returncode == 0, result.stderr[-4000:]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
     assert [row["epoch"] for row in rows(tmp_path / "dice_per_class.csv")] == ["1", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bundle", "where", "said"),
+    [
+        (SEGMENT, "preprocessing", "preprocessing, after 0 of 1"),
+        (SEGMENT, "training", "in .*epoch [12].*, after [01] "),
+        (DETECT, "training", "in .*epoch [12].*, after [0-2] "),
+    ],
+)
+def test_a_rank_that_is_stopped_is_named(
+    tmp_path: Path, data: dict[str, Path], bundle: str, where: str, said: str
+) -> None:
+    iteration = 1 if bundle == SEGMENT else 2
+    options = training(bundle, data, tmp_path) | {"rank_timeout": 5, "cache_workers": 1}
+    task = job(bundle, ["train", "multi_gpu_train"], **options)
+    result = work(2, [{**task, "stopped": where, "iteration": iteration}], tmp_path)
+    assert result.returncode == 1
+    found = re.findall(r"Error: rank 1 of 2 has stood still for (\d+) s, (.*), and its process does", result.stderr)
+    assert len(found) == 1, result.stderr[-3000:]
+    assert re.match(said, found[0][1])  # as it said last
+    assert int(found[0][0]) < 12
 
 
 @pytest.mark.parametrize("bundle", [SEGMENT, CLASSIFY, DETECT])
