@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from ..utils import DataError
 
+DEFLATED = 1032
+"""Bytes that a byte of gzip, zlib or PNG stands for at most."""
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
 
@@ -18,7 +21,8 @@ def check_nifti_header(path: str | os.PathLike) -> None:
     """See to the header as it stands in the file: nibabel repairs a spacing ≤ 0 without saying where.
 
     Raises:
-        DataError: as `check_geometry`. What nibabel raises of an unreadable file is not caught.
+        DataError: as `check_geometry` and `check_claim`; also where voxels are complex numbers. What nibabel raises of
+            an unreadable file is not caught.
     """
     header_class = type(nib.load(path).header)
     with nib.openers.ImageOpener(path) as file:
@@ -26,7 +30,26 @@ def check_nifti_header(path: str | os.PathLike) -> None:
     rank = int(header["dim"][0])
     kind = header.get_data_dtype()
     channels = len(kind.names) if kind.names else 1
-    check_geometry(path, header["dim"][1 : rank + 1].tolist(), header["pixdim"][1 : min(rank, 3) + 1], channels)
+    shape = header["dim"][1 : rank + 1].tolist()
+    claimed = int(header["vox_offset"]) + math.prod(shape) * kind.itemsize
+    check_claim(path, claimed, DEFLATED if str(path).lower().endswith(".gz") else 1)
+    check_geometry(path, shape, header["pixdim"][1 : min(rank, 3) + 1], channels)
+    if kind.kind == "c":
+        raise DataError(f"{path}: its voxels are complex numbers ({kind}), expected real ones. Export it again.")
+
+
+def check_claim(path: str | os.PathLike, claimed: int, ratio: int) -> None:
+    """See that a file can hold the `claimed` bytes, before memory is taken for them; each of it is `ratio` at most.
+
+    Raises:
+        DataError: when it cannot.
+    """
+    size = os.path.getsize(path)
+    if claimed > size * ratio:
+        raise DataError(
+            f"{path}: its header claims {claimed:,} bytes, a file of {size:,} bytes holds {size * ratio:,} at most. "
+            "It was cut short, or its header is damaged: copy or export it again."
+        )
 
 
 def check_geometry(path: str | os.PathLike, shape: Sequence[int], spacing: Sequence[float], channels: int) -> None:
@@ -39,7 +62,7 @@ def check_geometry(path: str | os.PathLike, shape: Sequence[int], spacing: Seque
         channels: values a voxel.
 
     Raises:
-        DataError: when it does not.
+        DataError: when it does not, or is larger than this machine's memory.
     """
     size = " × ".join(str(n) for n in shape)
     if channels != 1:
@@ -51,6 +74,12 @@ def check_geometry(path: str | os.PathLike, shape: Sequence[int], spacing: Seque
         raise DataError(f"{path}: a {len(shape)}D picture ({size}), expected a 3D volume.")
     if 0 in shape:
         raise DataError(f"{path}: an axis is empty ({size} voxels), expected a 3D volume. Export it again.")
+    needed, there = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise DataError(
+            f"{path}: a grid of {size} voxels needs {needed / 1e9:,.0f} GB of memory, and this machine has "
+            f"{there / 1e9:,.0f}. Cut or resample the volume, or export it again where its header is wrong."
+        )
     if any(n != 1 for n in shape[3:]):
         raise DataError(
             f"{path}: a {len(shape)}D volume ({size}), expected 3D. Split it, and give one time point or channel."

@@ -25,7 +25,12 @@ def read_rgb(path: str | os.PathLike) -> Image.Image:
             image = opened.copy()
     except FileNotFoundError as e:
         raise DataError(f"{path}: there is no such file.") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow's readers raise
+    except Image.DecompressionBombError as e:
+        raise DataError(
+            f"{path}: its header claims more pixels than are decoded at once ({2 * Image.MAX_IMAGE_PIXELS:,}). Cut the "
+            "image into patches, or export it again where the header is wrong."
+        ) from e
+    except (OSError, SyntaxError, ValueError) as e:  # what Pillow's readers raise
         raise DataError(
             f"{path}: cannot be read as an image ({e}). Expected 8-bit RGB as PNG, JPEG or TIFF; copy the file again, "
             "or export it anew."

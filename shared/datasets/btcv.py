@@ -24,6 +24,7 @@ _ARRANGEMENTS = (
     ("imagesTr", "labelsTr"),
     ("RawData/imagesTr", "RawData/labelsTr"),
 )
+_MOST_UNPACKED = 100  # bytes of a member for a byte of it in the archive: the volumes are compressed themselves
 _MEMBER = re.compile(r"(?:.*/)?Training/(img|label)/((?:img|label)\d+\.nii\.gz)")
 
 
@@ -76,6 +77,20 @@ def _missing(archive: str | os.PathLike, folder: Path) -> dict[Path, zipfile.Zip
     return {path: m for path, m in members.items() if not path.is_file() or path.stat().st_size != m.file_size}
 
 
+def _check_sizes(archive: Path, members: Collection[zipfile.ZipInfo], target: Path) -> None:
+    """See that what is to be unpacked is as large as volumes that are compressed already, and fits on the disk."""
+    swollen = [m.filename for m in members if m.file_size > _MOST_UNPACKED * max(m.compress_size, 2**10)]
+    message = "{0} claims more than {most} times its size in the archive ({count} such). Download it again."
+    refuse(archive, swollen, message, most=_MOST_UNPACKED)
+    needed = sum(m.file_size for m in members)
+    free = shutil.disk_usage(next(p for p in (target, *target.absolute().parents) if p.is_dir())).free
+    if needed > free:
+        raise DataError(
+            f"{archive}: {needed / 1e9:.1f} GB are to be unpacked, and {target} has {free / 1e9:.1f} GB free. Free "
+            "space, or choose another --output_dir."
+        )
+
+
 def unpack_btcv(data_dir: str | os.PathLike, output_dir: str | os.PathLike, num_workers: int = 4) -> Path:
     """The folder for `find_btcv`: `data_dir` where it holds no `RawData.zip`, or all labelled cases of it in `RawData`.
 
@@ -83,13 +98,14 @@ def unpack_btcv(data_dir: str | os.PathLike, output_dir: str | os.PathLike, num_
     `data_dir` may be the archive itself.
 
     Raises:
-        DataError: when the archive is no zip file, holds no BTCV, or is damaged.
+        DataError: when the archive is no zip file, holds no BTCV, is damaged, or becomes larger than the disk allows.
     """
     source, target = Path(data_dir), Path(output_dir)
     archive = source / "RawData.zip" if source.is_dir() else source
     if not archive.is_file() or not _missing(archive, source):
         return source
     missing = _missing(archive, target)
+    _check_sizes(archive, missing.values(), target)
 
     def extract(path: Path, info: zipfile.ZipInfo) -> None:
         try:

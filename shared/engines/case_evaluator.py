@@ -13,14 +13,14 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 
 from ..utils import DataError, data_error_message, fault_list, flag, gather_list, is_disk_full
-from ..utils.errors import worker_silent_message
+from ..utils.errors import no_memory_message, worker_silent_message
 
 logger = logging.getLogger(__name__)
 
 
 def _reason(error: BaseException) -> str:
     """The message of the `DataError` at the bottom of it, or the error at the bottom with its type."""
-    message = data_error_message(error) or worker_silent_message(error)
+    message = data_error_message(error) or worker_silent_message(error) or no_memory_message(error)
     if message is None:
         while error.__cause__ is not None:
             error = error.__cause__

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gzip
 import logging
+import math
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 
 from ..data import case_name, ids_in_files
-from ..data.geometry import check_geometry, check_grid, check_nifti_header
+from ..data.geometry import DEFLATED, check_claim, check_geometry, check_grid, check_nifti_header
 from ..data.labels import MOST_CLASSES, MOST_FILE_ID
 from ..utils import DataError
 from ..utils.text import first_few
@@ -37,12 +40,23 @@ class _NiftiReader(NibabelReader):
     """Takes the affine that nibabel does, and every other program.
 
     The parent exchanges an sform that differs from `pixdim` by as little as rounding for the qform, even where the
-    header says that there is no qform: left and right can then be swapped.
+    header says that there is no qform: left and right can then be swapped. A compressed file is read to its end, so
+    that its checksum tells of damage anywhere in it.
     """
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> nib.Nifti1Image:
         self.filenames = ensure_tuple(data)
-        return nib.load(self.filenames[0], **kwargs)
+        path = self.filenames[0]
+        image = nib.load(path, **kwargs)
+        if not str(path).lower().endswith(".gz"):
+            return image
+        header = image.header
+        needed = int(image.dataobj.offset) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        with gzip.open(path) as file:
+            content = file.read(needed)
+            while file.read(2**20):  # to the end of the stream, where its checksum stands
+                pass
+        return type(image).from_bytes(content)
 
 
 class _SeriesReader(ITKReader):
@@ -153,8 +167,13 @@ class LoadVolumed(LoadImaged):
                 _check_itk_header(path)
                 reader = reader or ITKReader()
             loaded = self._loader(path, reader)
-        except (DataError, MemoryError):
+        except DataError:
             raise
+        except MemoryError as e:
+            raise DataError(
+                f"{path}: there is not enough memory to read it. Cut or resample the volume, or export it again where "
+                "its header claims more voxels than it has."
+            ) from e
         except Exception as e:  # each reader, and each codec below it, has types of its own
             raise DataError(
                 f"{path}: cannot be read ({type(e).__name__}: {_last_line(e)}). Expected NIfTI, NRRD, MetaImage or a "
@@ -201,7 +220,21 @@ def _check_itk_header(path: Path) -> None:
     io.ReadImageInformation()
     axes = range(io.GetNumberOfDimensions())
     spacing = [io.GetSpacing(i) for i in axes][:3]
+    if ratio := _packed(path):
+        check_claim(path, io.GetImageSizeInBytes(), ratio)
     check_geometry(path, [io.GetDimensions(i) for i in axes], spacing, io.GetNumberOfComponents())
+
+
+def _packed(path: Path) -> int:
+    """Bytes of voxels that a byte of a NRRD or MetaImage file holds at most; 0 where that is not known."""
+    with path.open("rb") as file:
+        head = file.read(2**12).lower()
+    if path.suffix.lower() == ".mha" and not re.search(rb"binarydata *= *false", head):
+        return DEFLATED if re.search(rb"compresseddata *= *true", head) else 1
+    encoding = re.search(rb"^encoding: *(raw|gzip|gz)\s", head, re.MULTILINE)
+    if path.suffix.lower() != ".nrrd" or not encoding or b"data file:" in head or b"datafile:" in head:
+        return 0
+    return 1 if encoding[1] == b"raw" else DEFLATED
 
 
 def _check_volume(volume: MetaTensor, path: Path) -> None:

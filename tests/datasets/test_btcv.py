@@ -6,7 +6,7 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -35,6 +35,21 @@ def write_tree(root: Path, images: str, labels: str, image: str = "img{:04d}", l
         )
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / labels / f"{label}.nii.gz".format(number))
     return root
+
+
+def test_archives_that_swell_are_refused_before_anything_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "RawData.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("RawData/Training/img/img0001.nii.gz", bytes(10**6))
+    with pytest.raises(DataError, match=r"RawData\.zip: .*img0001\.nii\.gz claims more than 100 times its size"):
+        unpack_btcv(archive, tmp_path / "out")
+    archive = write_archive(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(DataError, match=r"RawData\.zip: 0\.0 GB are to be unpacked, and .*out has 0\.0 GB free"):
+        unpack_btcv(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def write_archive(folder: Path, prefix: str = "") -> Path:

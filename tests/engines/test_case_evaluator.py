@@ -17,6 +17,7 @@ from shared.data import collate_readable, collate_regions
 from shared.engines import CaseEvaluator, FaultTolerantDataset, prepare_region
 from shared.networks import fusestyle_resnet
 from shared.utils import DataError, is_disk_full
+from shared.utils.errors import LESS_MEMORY
 
 CASES = ["a", "b", "c", "d"]
 
@@ -75,7 +76,7 @@ def test_goes_on_and_lists_the_failures_at_the_end(num_workers: int, caplog: pyt
     assert str(caught.value).splitlines() == [
         "3 of 4 cases failed:",
         "  a: a.nii: cannot be read.",
-        "  c: RuntimeError: out of memory",
+        "  c: memory is not enough (RuntimeError: out of memory). " + LESS_MEMORY,
         "  d: OSError: not permitted",
     ]
     assert evaluator.failures[0] == ("a", "a.nii: cannot be read.")

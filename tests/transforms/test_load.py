@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import locale
 import logging
 import shutil
@@ -174,9 +175,23 @@ def png(path: Path, channels: int = 3) -> Path:
     return path
 
 
-def cut(path: Path, data: np.ndarray) -> Path:
+def cut(path: Path, data: np.ndarray, count: int = 60) -> Path:
     nib.save(nib.Nifti1Image(data, AFFINE), path)
-    path.write_bytes(path.read_bytes()[:-60])
+    path.write_bytes(path.read_bytes()[:-count])
+    return path
+
+
+def flipped(path: Path) -> Path:
+    content = bytearray(gzip.compress(nib.Nifti1Image(NOISE, AFFINE).to_bytes(), 0))  # stored as they are: the bits
+    content[len(content) // 2] ^= 0xFF  # are those of a voxel, and gzip's checksum alone tells
+    path.write_bytes(content)
+    return path
+
+
+def huge_nifti(path: Path) -> Path:
+    header = save_nifti(path.with_name("h.nii"), ZEROS).read_bytes()
+    content = header[:42] + np.array([30_000] * 3, "<i2").tobytes() + header[48:]
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 
@@ -206,7 +221,13 @@ SHEARED = AFFINE + np.array([[0, 0, 0.5, 0], *np.zeros((3, 4))])
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda d: d / "x.nii.gz", r"x\.nii\.gz: there is no such file"),
     "truncated gzip": (lambda d: cut(d / "x.nii.gz", NOISE), r"x\.nii\.gz: cannot be read \(.*cut short"),
-    "truncated NIfTI": (lambda d: cut(d / "x.nii", NOISE), r"x\.nii: cannot be read \(OSError: .*cut short"),
+    "truncated NIfTI": (lambda d: cut(d / "x.nii", NOISE), r"x\.nii: its header claims 16,352 bytes.*cut short"),
+    "header of another": (lambda d: huge_nifti(d / "x.nii"), r"x\.nii: its header claims 54,000,000,000,352"),
+    "header of another, gzip": (lambda d: huge_nifti(d / "x.nii.gz"), r"its header claims 54,000,000,000,352"),
+    "header of another MHA": (lambda d: save_mha(d / "x.mha", size=(9999,) * 3, cut=2 * 9999**3 - 9), r"claims 1,99"),
+    "flipped bits": (lambda d: flipped(d / "x.nii.gz"), r"x\.nii\.gz: cannot be read \(.*CRC.*damaged"),
+    "a checksum cut short": (lambda d: cut(d / "x.nii.gz", NOISE, 4), r"x\.nii\.gz: cannot be read \(EOFError"),
+    "complex NIfTI": (lambda d: save_nifti(d / "x.nii", ZEROS.astype("c8")), r"voxels are complex numbers \(complex64"),
     "truncated MHA": (lambda d: save_mha(d / "x.mha", cut=50), r"x\.mha: cannot be read"),
     "text as NIfTI": (lambda d: text(d / "x.nii.gz"), r"x\.nii\.gz: cannot be read"),
     "text": (lambda d: text(d / "x.txt"), r"x\.txt: no known format of volumes\. Expected NIfTI"),
@@ -246,6 +267,21 @@ def test_bad_volumes(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         LoadVolumed("image")({"image": path})
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_volume_that_no_memory_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_nifti(tmp_path / "x.nii.gz", ZEROS)
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.data.geometry.os.sysconf", lambda name: 20)  # bytes a page, and pages
+        with pytest.raises(DataError, match=r"x\.nii\.gz: a grid of 4 × 5 × 6 voxels needs 0 GB of memory, and this"):
+            LoadVolumed("image")({"image": path})
+
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(nib.Nifti1Image, "from_bytes", no_memory)
+    with pytest.raises(DataError, match=r"x\.nii\.gz: there is not enough memory to read it"):
+        LoadVolumed("image")({"image": path})
 
 
 def load_pair(folder: Path, label: np.ndarray, affine: np.ndarray = AFFINE) -> dict:
