@@ -18,9 +18,14 @@ from ..utils.errors import no_memory_message, worker_silent_message
 logger = logging.getLogger(__name__)
 
 
-def _reason(error: BaseException) -> str:
-    """The message of the `DataError` at the bottom of it, or the error at the bottom with its type."""
-    message = data_error_message(error) or worker_silent_message(error) or no_memory_message(error)
+def _reason(error: BaseException, file: str = "") -> str:
+    """The message of the `DataError` at the bottom of it, or the error at the bottom with its type.
+
+    A lack of memory is that for the `file`.
+    """
+    message = data_error_message(error) or worker_silent_message(error)
+    if message is None and (lack := no_memory_message(error)):
+        message = f"{file}: {lack}" if file else lack
     if message is None:
         while error.__cause__ is not None:
             error = error.__cause__
@@ -140,7 +145,8 @@ class CaseEvaluator(InferenceEvaluator):
         except Exception as error:  # whatever it is, the other cases go on
             if not self.keep_going or is_disk_full(error):
                 raise
-            self.failures.append((case, _reason(error)))
+            names = getattr(batchdata.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj", "")
+            self.failures.append((case, _reason(error, names if isinstance(names, str) else names[0])))
             logger.error("%s failed: %s", case, self.failures[-1][1])
             logger.debug("traceback of %s", case, exc_info=True)
             # the batch and output of a failed case hold gigabytes that the next one needs

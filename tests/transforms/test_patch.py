@@ -124,6 +124,13 @@ def bad_image(folder: Path, what: str) -> Path:
     return path
 
 
+def test_more_pixels_than_are_decoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = png(tmp_path / "bomb.png", colours(), 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"bomb\.png: its header claims more pixels than are decoded at once \(20\)"):
+        read_rgb(path)
+
+
 @pytest.mark.parametrize(
     ("what", "found"),
     [
