@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -92,22 +93,24 @@ class RankWatch(threading.Thread):
         self.store = dist.PrefixStore(f"watch{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         self.ended, self.ticks = threading.Event(), 0
         self.seen: dict[int, Seen] = {}
+        self.last = time.monotonic()
 
     def run(self) -> None:
-        last = time.monotonic()
-        try:
-            while not self.ended.wait(self.interval):
-                self.publish()
-                now = time.monotonic()
-                if now - last > 4 * self.interval:  # this process was stopped itself, perhaps all were
-                    self.seen.clear()
-                last = now
-                self.look(now)
-                if still := standing_still(self.seen, now, max(self.patience, 5 * self.interval)):
-                    self.end(still, now)
+        while not self.ended.wait(self.interval):
+            with suppress(RuntimeError, OSError):  # of the store, which may answer the next time
+                self.tick()
+        with suppress(RuntimeError, OSError):
             self.publish(left=True)
-        except (RuntimeError, OSError):  # the store is gone, and with it torchrun or the first rank
-            return
+
+    def tick(self) -> None:
+        self.publish()
+        now = time.monotonic()
+        if now - self.last > 4 * self.interval:  # this process was stopped itself, perhaps all were
+            self.seen.clear()
+        self.last = now
+        self.look(now)
+        if still := standing_still(self.seen, now, max(self.patience, 5 * self.interval)):
+            self.end(still, now)
 
     def publish(self, left: bool = False) -> None:
         self.ticks += 1
