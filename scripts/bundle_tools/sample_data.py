@@ -56,7 +56,8 @@ def write_images(folder: Path, width: int, boxes: bool) -> Path:
             pixels = random.normal((220, 180, 210), 12, (width, width, 3))
             x, y = (int(v) for v in random.integers(25, width - 24, 2)) if boxes else (width // 2, width // 2)
             pixels[y - 8 : y + 8, x - 8 : x + 8] -= 110 * (boxes or number % 2)
-            case = {"image": f"{split}_{number}.png", "slide": str(number), "domain": ("XR", "S360", "CS")[number // 4]}
+            slide = f"{split}_{number}"
+            case = {"image": f"{slide}.png", "slide": slide, "domain": ("XR", "S360", "CS")[number // 4]}
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / case["image"])
             found = {"box": [[x - 25, y - 25, x + 25, y + 25]], "label": [number % 2]}
             content[split].append(case | (found if boxes else {"label": number % 2}))
