@@ -304,7 +304,8 @@ def test_compiles_without_a_break(use_checkpoint: bool) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"mlp_dim": 8, "use_checkpoint": True}])
 def test_mixed_precision_is_finite(options: dict[str, Any]) -> None:
-    network, x = net(**options).train(), image() * 100
+    # torch 2.13: the gradient of a bfloat16 Conv3d over as few as 2 x 3 x 2 voxels holds memory that nobody has written
+    network, x = net(**options).train(), image((32, 48, 32)) * 100
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = network(x)
     assert y.dtype == torch.bfloat16
