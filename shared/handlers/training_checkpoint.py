@@ -143,9 +143,10 @@ class TrainingCheckpoint:
         with atomic_path(self.ckpt_dir / "model.pt", durable=True) as temporary:
             torch.save(_unwrap(self.state["model"]).state_dict(), temporary)
         versions = {"monai": monai.__version__, "torch": torch.__version__}
-        write_json(self.ckpt_dir / "model.json", {**self.record, "epoch": epoch, **metric, "versions": versions})
+        record = {**self.record, "epoch": epoch, **metric, "versions": versions}
+        write_json(self.ckpt_dir / "model.json", record, durable=True)
         for name, content in self.companions.items():
-            write_json(self.ckpt_dir / name, content())
+            write_json(self.ckpt_dir / name, content(), durable=True)
 
     def _load(self, engine: Engine, source: Path) -> None:
         content = _read(source)

@@ -121,9 +121,9 @@ def parse_json(path: str | os.PathLike) -> Any:
         raise ValueError("nested too deeply") from e
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write `content` as indented JSON, atomically. NaN is refused: it is not JSON."""
-    with atomic_path(path) as temporary:
+def write_json(path: str | os.PathLike, content: Any, durable: bool = False) -> None:
+    """Write `content` as indented JSON, atomically; `durable` as in `atomic_path`. NaN is refused: it is not JSON."""
+    with atomic_path(path, durable) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

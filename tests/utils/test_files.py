@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import types
 from pathlib import Path
@@ -161,3 +162,25 @@ def test_what_is_no_json_object_is_told_with_what_it_should_be(tmp_path: Path) -
             read_json_object(path, "a list of fruit", "Look elsewhere.")
     path.write_text('{"apples": 3}')
     assert read_json_object(path, "a list of fruit", "") == {"apples": 3}
+
+
+def test_what_cannot_be_made_again_is_on_the_disk_before_the_older_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        done.append(("replace", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_json(tmp_path / "a.json", {}, durable=True)
+    assert done == [("fsync", "a.json"), ("replace", "a.json"), ("fsync", tmp_path.name)]
+    write_json(tmp_path / "b.json", {})
+    assert done[3:] == [("replace", "b.json")]
