@@ -107,6 +107,8 @@ class TrainingCheckpoint:
             # of the run that is overwritten: no old weights beside a new run
             for name in (*FILES[1:], *self.companions):
                 (self.ckpt_dir / name).unlink(missing_ok=True)
+            if self.output_dir:
+                (self.output_dir / RUN).unlink(missing_ok=True)
             if self.events:
                 self.events.load_state_dict({})
         self._save(engine)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -25,7 +26,7 @@ def check_archive(path: Path, remedy: str) -> None:
     try:
         with ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as e:
+    except (BadZipFile, EOFError, OSError, ValueError, RuntimeError, zlib.error) as e:  # by what has changed
         raise DataError(f"{path}: is cut short or damaged ({e}). {remedy}") from e
     if damaged:
         raise DataError(f"{path}: is damaged: {damaged} in it has changed since it was written. {remedy}")

@@ -74,7 +74,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "keep_going": (FLAG, "go on with the others where a case fails"),
     "skip_existing": (FLAG, "leave out what the same weights and settings have done already"),
     "resume": (Flag(("best",)), "go on after the last epoch that was saved, or after the best one"),
-    "overwrite": (FLAG, "replace the checkpoints of an earlier run"),
+    "overwrite": (FLAG, "replace the checkpoints and results of an earlier run"),
     "allow_leakage": (FLAG, "go on where what training sees is scored, too"),
     "save_interval": (Whole(1), "epochs from one checkpoint to the next"),
     # what is learnt

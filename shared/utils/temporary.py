@@ -50,14 +50,14 @@ def temporary_folder(parent: str | os.PathLike) -> Iterator[Path]:
         if (key := (found.st_dev, found.st_ino)) not in _swept:
             _sweep(parent)
             _swept.add(key)
-    lock = None
+    folder, lock = Path(tempfile.mkdtemp(dir=parent, prefix=PREFIX)), None
     try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=PREFIX) as name:
-            lock = _lock(Path(name))
-            yield Path(name)
+        lock = _lock(folder)
+        yield folder
     finally:
         if lock is not None:
-            os.close(lock)
+            os.close(lock)  # first: NFS keeps a file that is open, and so its folder
+        shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is a leftover, removed by a later run
 
 
 def _lock(folder: Path) -> int | None:

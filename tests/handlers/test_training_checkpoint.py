@@ -243,6 +243,14 @@ def test_resuming_from_the_best_epoch(tmp_path: Path) -> None:
         run(tmp_path, resume="worst")
 
 
+def encrypt(path: Path) -> None:
+    """Set the bit of an archive's first member that says so."""
+    content = bytearray(path.read_bytes())
+    for start in (b"PK\x01\x02", b"PK\x03\x04"):
+        content[content.index(start) + (8 if start == b"PK\x01\x02" else 6)] |= 1
+    path.write_bytes(content)
+
+
 def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x40
@@ -255,6 +263,7 @@ def flip_bit(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is cut short or damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), "is cut short or damaged"),
         (flip_bit, "is damaged: .* has changed since it was written"),
+        (encrypt, "is cut short or damaged"),
         (lambda path: path.write_text("not this"), "cannot be read as a checkpoint"),
         (lambda path: torch.save([1, 2], path), "is no checkpoint of a training"),
         (lambda path: torch.save({"weight": torch.zeros(2)}, path), "is no checkpoint of a training"),
@@ -394,3 +403,14 @@ def test_a_metric_that_is_a_numpy_scalar_can_be_loaded_again(tmp_path: Path) -> 
     TrainingCheckpoint(tmp_path, {"model": network}, evaluator).attach(trainer)
     trainer.run([0], max_epochs=1)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["evaluator"]["best_metric"] == 0.75
+
+
+def test_a_run_that_replaces_another_takes_its_name_off_the_results(tmp_path: Path) -> None:
+    """Else one that is killed in its first epoch could neither be resumed nor started again."""
+    output = tmp_path / "out"
+    output.mkdir()
+    run(tmp_path, epochs=1, output_dir=output)
+    assert (output / "run.json").is_file()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=2, interrupt=1, overwrite=True, output_dir=output)
+    assert not (output / "run.json").exists()
