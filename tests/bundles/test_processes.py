@@ -151,12 +151,12 @@ def alone(bundle: str, configs: list[str], **options: Any) -> ConfigWorkflow:
 
 # Runs the workflows that it is told to, one after the other, in one process group.
 WORKER = """
-import json, os, signal, subprocess, sys
+import json, os, signal, subprocess, sys, time
 import torch, torch.distributed as dist
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from shared.handlers import training_checkpoint
-from shared.utils import leave_process_group
+from shared.utils import leave_process_group, rank_watch
 
 def refuse(path):
     raise AssertionError(f"another rank than the first writes {path}")
@@ -164,9 +164,14 @@ def refuse(path):
 def end(engine):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def stop(*arguments):  # torchrun would wait for half a minute until it kills this process
+def stop(*arguments):
+    watch, said = rank_watch._watch, rank_watch._watch.ticks
+    while watch.ticks < said + 2:  # until the others have been told where this rank is
+        time.sleep(0.1)
+    # torchrun would wait for half a minute until it kills this process
     subprocess.Popen(["sh", "-c", f"sleep 12; kill -CONT {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(1)  # the signal may reach another thread first
 
 for job in json.loads(sys.argv[1]):
     flow = ConfigWorkflow(config_file=job["files"], logging_file=False, **job["options"])
@@ -302,7 +307,7 @@ def test_a_rank_that_is_stopped_is_named(
     task = job(bundle, ["train", "multi_gpu_train"], **options)
     result = work(2, [{**task, "stopped": where, "iteration": iteration}], tmp_path)
     assert result.returncode == 1
-    found = re.findall(r"Error: rank 1 of 2 has stood still for (\d+) s, (.*), and its process does", result.stderr)
+    found = re.findall(r"Error: rank 1 of 2 has stood still for (\d+) s, (.*); all end", result.stderr)
     assert len(found) == 1, result.stderr[-3000:]
     assert re.match(said, found[0][1])  # as it said last
     assert int(found[0][0]) < 12
