@@ -54,7 +54,7 @@ def main(
     write_json(folder / "dataset.json", {"name": "one case", **splits})
     options: dict[str, Any] = {"dataset_dir": folder, "output_dir": folder, "ckpt_dir": folder, "allow_leakage": True}
     options |= {"spacing": [spacing] * 3, "cache": "memory", "num_workers": 0, "learning_rate": 0.006}
-    options |= {"max_epochs": steps, "val_interval": 100, "warmup_epochs": 50, "save_interval": 50}
+    options |= {"max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
     options |= {"augmentation": "[]", "sw_overlap": 0.75}  # nothing but this scan, as it is
     variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
     start = time.monotonic()

@@ -34,8 +34,8 @@ def replace_or_end(*paths, **options):
 os.replace = replace_or_end
 """
 LONGER = {
-    UNETR: "--max_epochs 6 --val_interval 2 --reweighting_window 1",
-    LAMBDA: "--max_epochs 6 --val_interval 2 --save_interval 2",
+    UNETR: "--max_epochs 6 --val_interval 2 --save_seconds 0 --reweighting_window 1",
+    LAMBDA: "--max_epochs 6 --val_interval 2",
     PATCHES: "--max_epochs 6",
     REGIONS: "--max_epochs 4 --tile_size 128 --tiles_per_epoch 12",
 }

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import math
 import os
 import shutil
 import textwrap
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from torch import nn
 
 from ..networks import ModelRecord
 from ..networks.archive import check_archive
-from ..utils import DataError, atomic_path, flag, unlock_folder, writable_folder, write_json
+from ..utils import DataError, atomic_path, flag, is_disk_full, unlock_folder, writable_folder, write_json
 from .event_log import EventLog
 from .run_folders import FILES, RUN, check_ckpt_dir, resumed_file
 
@@ -37,6 +40,10 @@ class TrainingCheckpoint:
     * `model.json`: the record of what they were trained on: `record` with the epoch, the key metric, the versions;
     * what `companions` names besides.
 
+    Saved is at the end of an epoch: one that was validated, the last one, and any when `save_seconds` have passed. Of
+    another epoch a copy is kept where the network is, in place of the one before, and saved should a signal or an error
+    end the run. A kill alone takes more than the epoch that it falls in: the epochs since the last save.
+
     Attach it to the trainer as the last handler, after the validation and the learning-rate schedule, whose results
     it saves.
 
@@ -47,7 +54,8 @@ class TrainingCheckpoint:
         record: what `model.json` says; the epoch, its key metric and the versions are added.
         resume: continue from `last.pt`; `"best"`: from `best.pt`, giving up the epochs since.
         overwrite: start anew where the folder holds another run.
-        save_interval: epochs between saves, for short epochs; the best and the last are always saved.
+        save_seconds: from the end of a save to the next one, at least, of epochs without validation; 0: each is saved,
+            and no copy kept.
         companions: JSON files that belong to `model.pt` and are written with it: name → what gives the content.
         output_dir: folder of the run's results. `run.json` there says whose they are, from the first epoch on.
         events: the scalars for TensorBoard, which go on behind those of the checkpoint; a new run removes earlier ones.
@@ -69,14 +77,14 @@ class TrainingCheckpoint:
         record: ModelRecord | None = None,
         resume: bool | str = False,
         overwrite: bool = False,
-        save_interval: int = 1,
+        save_seconds: float = 60,
         companions: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
         output_dir: str | os.PathLike | None = None,
         events: EventLog | None = None,
     ) -> None:
-        if save_interval < 1:
-            raise ValueError(f"save_interval must be 1 or more, got {save_interval}")
-        self.save_interval = save_interval
+        if save_seconds < 0:
+            raise ValueError(f"save_seconds must be 0 or more, got {save_seconds}")
+        self.save_seconds = save_seconds
         self.ckpt_dir = Path(ckpt_dir)
         self.state = dict(state)
         self.evaluator = evaluator
@@ -88,6 +96,8 @@ class TrainingCheckpoint:
         self.events = events
         self.run = uuid4().hex
         self._kept: tuple[Path, int] | None = None  # what an interrupted run would go on from, and its epoch
+        self._saved_at = -math.inf
+        self._unsaved: dict[str, Any] | None = None  # of the last epoch, where it is not in last.pt
         if not self.source and not flag("overwrite", overwrite):
             check_ckpt_dir(self.ckpt_dir)
         writable_folder(self.ckpt_dir)
@@ -95,7 +105,7 @@ class TrainingCheckpoint:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-        engine.add_event_handler(Events.COMPLETED, self._release)
+        engine.add_event_handler(Events.COMPLETED, self._end)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
 
     def _start(self, engine: Engine) -> None:
@@ -119,23 +129,29 @@ class TrainingCheckpoint:
         return {name: value for name, value in objects.items() if value is not None}
 
     def _save(self, engine: Engine) -> None:
-        epoch, best = engine.state.epoch, self.evaluator.state
-        is_best = epoch > 0 and best.best_metric_epoch == epoch
-        due = epoch % self.save_interval == 0 or epoch == engine.state.max_epochs
-        if idist.get_rank() != 0 or not (is_best or due):
+        if idist.get_rank() != 0:
             return
+        epoch, best = engine.state.epoch, self.evaluator.state
         content = {name: value.state_dict() for name, value in self._objects(engine).items()}
         content["trainer"] = {key: getattr(engine.state, key) for key in ("epoch", "max_epochs", "epoch_length")}
         # MONAI's AUC is a NumPy scalar where two predictions tie, and torch would not load a file that holds one
         content["evaluator"] = {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
         content |= {"record": self.record, "run": self.run}
         content |= {"events": self.events.state_dict()} if self.events else {}
+        passed = time.monotonic() - self._saved_at >= self.save_seconds
+        if passed or epoch in (best.epoch, engine.state.max_epochs):
+            self._write(content)
+        else:
+            self._unsaved = copy.deepcopy(content)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        epoch, best = content["trainer"]["epoch"], self.evaluator.state
         # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
         with atomic_path(self.last, durable=True) as temporary:
             torch.save(content, temporary)
-            if is_best:
+            if epoch > 0 and best.best_metric_epoch == epoch:
                 self._save_best(temporary, epoch, {best.key_metric_name: float(best.best_metric)})
-        self._kept = (self.last, epoch)
+        self._kept, self._unsaved, self._saved_at = (self.last, epoch), None, time.monotonic()
         if self.output_dir and epoch > 0:
             write_json(self.output_dir / RUN, {"run": self.run, "ckpt_dir": str(self.ckpt_dir.resolve())})
 
@@ -186,7 +202,7 @@ class TrainingCheckpoint:
         self._scale_learning_rate(content["record"].get("learning_rate"))
         if self.events and "events" in content and idist.get_rank() == 0:
             self.events.load_state_dict(content["events"])
-        self._kept = (source, planned["epoch"])
+        self._kept, self._saved_at = (source, planned["epoch"]), time.monotonic()
         engine.state.epoch = planned["epoch"]
         engine.state.iteration = planned["epoch"] * planned["epoch_length"]
         for key, value in content["evaluator"].items():
@@ -221,12 +237,21 @@ class TrainingCheckpoint:
             setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
         logger.info("the learning rate was %g, now it is %g: all rates times %.4g", before, now, factor)
 
-    def _release(self) -> None:
-        for folder in filter(None, (self.ckpt_dir, self.output_dir)):
-            unlock_folder(folder)
+    def _end(self) -> None:
+        try:
+            if self._unsaved:
+                self._write(self._unsaved)
+        finally:
+            for folder in filter(None, (self.ckpt_dir, self.output_dir)):
+                unlock_folder(folder)
 
     def _explain(self, engine: Engine, error: BaseException) -> None:
-        self._release()
+        if is_disk_full(error):
+            self._unsaved = None  # nor does it fit
+        try:
+            self._end()
+        except Exception as e:  # where the device that holds it has failed, say
+            logger.warning("%s: the last whole epoch could not be saved (%s)", self.last, e)
         if isinstance(error, KeyboardInterrupt) and self._kept and idist.get_rank() == 0:
             state, (file, epoch) = engine.state, self._kept
             iterations = state.iteration - epoch * state.epoch_length

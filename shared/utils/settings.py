@@ -76,7 +76,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "resume": (Flag(("best",)), "go on after the last epoch that was saved, or after the best one"),
     "overwrite": (FLAG, "replace the checkpoints and results of an earlier run"),
     "allow_leakage": (FLAG, "go on where what training sees is scored, too"),
-    "save_interval": (Whole(1), "epochs from one checkpoint to the next"),
+    "save_seconds": (Number(0), "seconds from one checkpoint to the next, at the end of an epoch; 0: after each"),
     # what is learnt
     "labels": (Table(Whole(), "names and ids, as {'spleen': 1, 'liver': 2}"), "name and id, 1 to N, of each class"),
     "label_ids": (OrNone(Table(Ids(), "names and ids"), "those of labels"), "name and id or ids in the label files"),

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,14 @@ from torch import nn
 from workflows import scalars
 
 from shared.data import SeededDataset
-from shared.handlers import ClassBoostStrategy, EventLog, SeedEpochs, TrainingCheckpoint, TrainingReport
+from shared.handlers import (
+    ClassBoostStrategy,
+    EventLog,
+    SeedEpochs,
+    TrainingCheckpoint,
+    TrainingReport,
+    training_checkpoint,
+)
 from shared.handlers.training_checkpoint import load_optimizer
 from shared.metrics import ClassDice, MeanClassDice
 from shared.utils import DataError, DiskFullError
@@ -28,16 +38,16 @@ NAMES = ["left", "right"]
 
 
 class StopAfter:
-    """Ends a run as a signal does, in the middle of an epoch."""
+    """Ends a run as a signal does, in the middle of an epoch, or with an error."""
 
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
+    def __init__(self, iteration: int, error: BaseException) -> None:
+        self.iteration, self.error = iteration, error
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self)
 
     def __call__(self, engine: Engine) -> None:
-        raise KeyboardInterrupt("SIGTERM")
+        raise self.error
 
 
 def data(n: int) -> list[dict[str, Any]]:
@@ -46,7 +56,19 @@ def data(n: int) -> list[dict[str, Any]]:
     return [{"image": label + 0.8 * torch.randn(1, 6, 6, generator=generator), "label": label} for label in labels]
 
 
-def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0, **options: Any) -> dict[str, Any]:
+SIGNAL = KeyboardInterrupt("SIGTERM")
+
+
+def run(
+    folder: Path,
+    epochs: int = 8,
+    interrupt: int = 0,
+    num_workers: int = 0,
+    val_interval: int = 1,
+    error: BaseException = SIGNAL,
+    more: Sequence[Any] = (),
+    **options: Any,
+) -> dict[str, Any]:
     """A small training with everything a bundle's has; returns what must not depend on an interruption."""
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.2), nn.Conv2d(4, 3, 1))
@@ -69,7 +91,7 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
     state = {"model": network, "optimizer": optimizer, "lr_scheduler": schedule, "reweighting": reweighting}
     handlers = [
         SeedEpochs(5, dataset),
-        ValidationHandler(interval=1, validator=evaluator),
+        ValidationHandler(interval=val_interval, validator=evaluator),
         LrScheduleHandler(schedule, print_lr=False),
         TensorBoardStatsHandler(log, tag_name="train_loss", output_transform=from_engine("loss", first=True)),
         report,
@@ -87,7 +109,7 @@ def run(folder: Path, epochs: int = 8, interrupt: int = 0, num_workers: int = 0,
         network=network,
         optimizer=optimizer,
         loss_function=loss,
-        train_handlers=[*handlers, *([StopAfter(interrupt)] if interrupt else [])],
+        train_handlers=[*handlers, *more, *([StopAfter(interrupt, error)] if interrupt else [])],
     )
     try:
         trainer.run()
@@ -141,27 +163,27 @@ def test_resuming_a_complete_run_changes_nothing(tmp_path: Path) -> None:
     assert_same(again["weights"], whole["weights"])
 
 
-@pytest.mark.parametrize(("stop", "every", "at_most"), [(2, 4, 0), (7, 1, 2), (17, 4, 5)])
+@pytest.mark.parametrize(("stop", "val_interval"), [(2, 1), (7, 1), (17, 4)])
 def test_an_interruption_says_what_is_lost(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, stop: int, every: int, at_most: int
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stop: int, val_interval: int
 ) -> None:
-    """There are three iterations in an epoch."""
+    """There are three iterations in an epoch. That alone is lost which the interruption falls in."""
 
-    def said(name: str, stop: int) -> str:
-        epoch, saved = -(-stop // 3), torch.load(tmp_path / name, weights_only=True)["trainer"]["epoch"]
+    def said(name: str, stop: int, saved: int) -> str:
+        assert torch.load(tmp_path / name, weights_only=True)["trainer"]["epoch"] == saved
+        epoch = -(-stop // 3)
         lost = f"{stop - 3 * saved} iterations of {epoch - saved} epochs are lost"
         return f"interrupted in epoch {epoch}; {tmp_path / name} holds epoch {saved}: {lost}; go on with --resume "
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, interrupt=stop, save_interval=every)
-    assert said("last.pt", stop) + "true" in caplog.text
-    if at_most == 0:
+        run(tmp_path, interrupt=stop, val_interval=val_interval)
+    assert said("last.pt", stop, (stop - 1) // 3) + "true" in caplog.text
+    if stop < 3:
         return
     best = torch.load(tmp_path / "best.pt", weights_only=True)["trainer"]["epoch"]
-    assert best <= at_most
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, interrupt=3 * best + 1, save_interval=every, resume="best")
-    assert said("best.pt", 3 * best + 1) + "best" in caplog.text
+        run(tmp_path, interrupt=3 * best + 1, val_interval=val_interval, resume="best")
+    assert said("best.pt", 3 * best + 1, best) + "best" in caplog.text
 
 
 def test_the_best_epoch_is_kept_with_its_record(tmp_path: Path) -> None:
@@ -349,15 +371,60 @@ def test_a_save_that_is_cut_short_is_done_again(tmp_path: Path, monkeypatch: pyt
     assert json.loads((tmp_path / "parts" / "model.json").read_text())["epoch"] == best
 
 
-def test_saves_can_be_farther_apart(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", interrupt=16, save_interval=4)
-    epoch = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"]
-    assert epoch == max(e for e in (4, whole["best"][1]) if e <= 5)
-    resumed = run(tmp_path / "parts", resume=True, save_interval=4)
-    assert_same(resumed["weights"], whole["weights"])
-    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"] == 8
+class CopyAt:
+    """Keeps what a kill in the middle of an epoch would leave."""
+
+    def __init__(self, iteration: int, folder: Path, copy: Path) -> None:
+        self.iteration, self.folder, self.copy = iteration, folder, copy
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self)
+
+    def __call__(self, engine: Engine) -> None:
+        shutil.copytree(self.folder, self.copy)
+
+
+# after the fifth of eight epochs; a second passes from one look at the clock to the next
+@pytest.mark.parametrize(("seconds", "saved"), [(0, 5), (60, 3), (2, 5), (3, 3)])
+def test_saved_is_by_time_and_after_each_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saved: int
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(training_checkpoint, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    folder, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"val_interval": 3, "save_seconds": seconds}
+    whole = run(folder, more=[CopyAt(16, folder, killed)], **options)
+    assert torch.load(killed / "last.pt", weights_only=True)["trainer"]["epoch"] == saved
+    assert torch.load(folder / "last.pt", weights_only=True)["trainer"]["epoch"] == 8
+    resumed = run(killed, resume=True, **options)
+    assert resumed["files"] == whole["files"]
+    for name in ("weights", "moments", "events"):
+        assert_same(resumed[name], whole[name])
+
+
+def test_an_error_leaves_the_last_whole_epoch_too(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", val_interval=4)
+    with pytest.raises(ValueError, match="this"):
+        run(tmp_path / "parts", interrupt=20, error=ValueError("this"), val_interval=4)
+    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["trainer"]["epoch"] == 6
+    resumed = run(tmp_path / "parts", resume=True, val_interval=4)
+    assert repr(resumed["events"]) == repr(whole["events"])
+    assert_same([resumed["weights"], resumed["moments"]], [whole["weights"], whole["moments"]])
+
+
+def test_a_state_that_cannot_be_saved_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(self: TrainingCheckpoint, content: dict[str, Any]) -> None:
+        if content["trainer"]["epoch"]:
+            raise RuntimeError("the device is gone")
+        write(self, content)
+
+    write = TrainingCheckpoint._write
+    monkeypatch.setattr(TrainingCheckpoint, "_write", lost)
+    with pytest.raises(ValueError, match="this"):
+        run(tmp_path, interrupt=5, error=ValueError("this"), val_interval=4)
+    assert f"{tmp_path / 'last.pt'}: the last whole epoch could not be saved (the device is gone)" in caplog.text
 
 
 @pytest.mark.parametrize("fused", [None, True])

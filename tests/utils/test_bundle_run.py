@@ -138,9 +138,10 @@ def test_an_overlay_before_its_base_never_trains(tmp_path: Path) -> None:
 
 
 WRONG = {
-    **{name: ["abc", 0, -3, 1.5, "3"] for name in ("max_epochs", "batch_size", "val_interval", "save_interval")},
+    **{name: ["abc", 0, -3, 1.5, "3"] for name in ("max_epochs", "batch_size", "val_interval")},
     "learning_rate": ["fast", float("nan"), "nan", -1, 0, 1e30],
     "num_workers": [-1, 0.5],
+    "save_seconds": ["abc", -1],
     "seed": ["abc", -1],
     "cache": ["foo", None],
     "fold": ["x", -1],
