@@ -2,6 +2,8 @@
 
 import os
 import sys
+from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 from experiments.fork_server import ForkServer
@@ -23,3 +25,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that the code under test starts are forked, too."""
     monkeypatch.setattr(sys, "executable", os.environ["TEST_PYTHON"])
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pretended_cuda.start` needs, in the process that is to have the device."""
+    import pretended_cuda  # and torch with it, for which the process that starts the others has no use
+
+    if reason := pretended_cuda.missing():
+        pytest.skip(reason)
+    try:
+        return pretended_cuda.build(tmp_path_factory.mktemp("pretended_cuda"))
+    except CalledProcessError as e:
+        pytest.skip(f"the pretended device cannot be built: {e.stderr[-300:]}")
