@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,12 @@ class Trainer(BundleTrainTask):
         trained, served = Path(self.bundle_path, "training"), Path(self.bundle_path, "models")
         for name in ("model.json", "model.pt"):  # those of an earlier run must not be served for this one's
             (trained / name).unlink(missing_ok=True)
-        result = super().__call__(request, datastore)
+        try:
+            result = super().__call__(request, datastore)
+        finally:  # the folders of a run that never started are locked, and a server that trains by itself lives on
+            if locks := sys.modules.get("scripts.utils.locks"):
+                for folder in (trained, Path(self.bundle_path, "output")):
+                    locks.unlock_folder(folder)
         for name in ("model.json", "model.pt"):  # the server looks at the latter's time of change
             shutil.copyfile(trained / name, served / f"{name}.new")
             os.replace(served / f"{name}.new", served / name)

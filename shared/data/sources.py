@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..utils import DataError
 
-# Headers of what lies beside them under their name: voxels in a file, a slide in a folder.
-HEADERS = (".mhd", ".nhdr", ".mrxs")
+# Headers, whose voxels or slide lie beside them: in files that they name, or that are called like them, or in a folder.
+HEADERS = (".mhd", ".nhdr", ".mrxs", ".vms", ".vmu")
 
 
 def source_digest(path: str | os.PathLike) -> str:
@@ -29,30 +30,44 @@ def source_digest(path: str | os.PathLike) -> str:
     if path.is_dir():
         files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
     elif path.suffix.lower() in HEADERS:
-        files = [p for p in path.parent.iterdir() if p.is_file() and p.stem == path.stem]
+        header, beside = _content(path), [p for p in path.parent.iterdir() if p.is_file()]
+        files = [p for p in beside if p.stem == path.stem or os.fsencode(p.name) in header]
         files += [p for p in path.with_suffix("").glob("*") if p.is_file()]
     digests = [_file_digest(file) for file in sorted(files)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:
+    with _named(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    with _named(path):
+        return path.read_bytes()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        yield
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}). Copy it again, or change its permissions.") from e
+
+
+def weights_digest(ckpt_path: str | os.PathLike) -> str | None:
+    """SHA-256 of a file of weights; None where there is none: who loads it will say so."""
+    return _file_digest(Path(ckpt_path)) if Path(ckpt_path).is_file() else None
 
 
 def made_with(ckpt_path: str | os.PathLike, **settings: Any) -> dict[str, Any]:
     """What results depend on beside the image, as it stands in them: `weights`, a SHA-256, and `settings`.
 
     Args:
-        ckpt_path: of the weights; where there are none, nothing is said of them: who loads them will.
+        ckpt_path: of the weights.
         settings: of the inference, as a configuration has them.
     """
-    path = Path(ckpt_path)
-    weights = _file_digest(path) if path.is_file() else None
-    return {"weights": weights, "settings": json.loads(json.dumps(settings, default=str))}
+    return {"weights": weights_digest(ckpt_path), "settings": json.loads(json.dumps(settings, default=str))}
 
 
 def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -75,7 +75,7 @@ def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, s
     """The columns of a table that the user gives, and its rows; missing cells are empty.
 
     In UTF-8, in UTF-16 with its byte order mark, or, with a warning, in cp1252, as Excel in western Europe writes it;
-    with commas, semicolons or tabs.
+    with commas, semicolons, tabs or bars.
 
     Raises:
         DataError: when it is missing or no table; `remedy` says what to do.
@@ -86,7 +86,7 @@ def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, s
 
     def rows() -> Iterator[list[str]]:
         try:
-            yield from csv.reader(StringIO(text, newline=""), delimiter=max(",;\t", key=partial(_suits, text)))
+            yield from csv.reader(StringIO(text, newline=""), delimiter=max(",;\t|", key=partial(_suits, text)))
         except csv.Error as e:
             raise DataError(f"{path}: not readable as a table ({e}). {remedy}") from e
 
@@ -98,21 +98,27 @@ def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, s
 
     found = rows()
     header = list(map(cell_text, next(found, [])))
+    refuse(path, repeated(filter(None, header)), "has two columns called {0!r}. Rename one of them.")
     return header, named(header, found)
 
 
 def _table_text(path: Path, remedy: str) -> str:
     data = path.read_bytes()
     encodings = ["utf-16"] if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ["utf-8-sig", "cp1252"]
+    if encodings == ["utf-16"] and len(data) % 2:
+        raise DataError(f"{path}: half of its last character is missing, it is cut short. Copy it again.")
     for encoding in encodings:
         try:
             text = data.decode(encoding)
             break
         except UnicodeDecodeError as e:
             if encoding == encodings[-1]:
-                raise DataError(f"{path}: not readable as text ({e}). Expected a table in UTF-8. {remedy}") from e
+                raise DataError(f"{path}: not readable as text ({e}). Save the table in UTF-8. {remedy}") from e
     if "\0" in text:
-        raise DataError(f"{path}: no text, it holds a zero byte. Expected a table in UTF-8. {remedy}")
+        raise DataError(
+            f"{path}: no text, or UTF-16 or UTF-32 without the mark that says so: it holds a zero byte. Save the table "
+            f"in UTF-8. {remedy}"
+        )
     if encoding == "cp1252":
         _tell_of_cp1252(path)
     return text

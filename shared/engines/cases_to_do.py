@@ -14,7 +14,7 @@ from ..data import check_source, source_digest
 from ..reports.detection_files import WRITERS
 from ..reports.result_table import ResultTable
 from ..transforms.save import read_segmentation, segmentation_files
-from ..utils import DataError, flag
+from ..utils import DataError, flag, share_list
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def cases_to_do(
             "adapt_batch_norm takes its statistics from all images of an inference, and skip_existing leaves some out. "
             "Leave one of the two options out."
         )
+    if idist.get_rank() > 0:  # one reads the images of earlier results, however many ranks there are
+        return share_list(None)
     find = _in_folders(folder) if table is None else _in_table(folder, table)
     left = []
     for case in map(dict, cases):
@@ -64,10 +66,9 @@ def cases_to_do(
         except DataError as e:
             case["failure"] = str(e)
         left.append(case)
-    if len(left) < len(cases) and idist.get_rank() == 0:
+    if len(left) < len(cases):
         logger.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
-    idist.barrier()
-    return left
+    return share_list(left)
 
 
 def _in_folders(folder: Path) -> Callable[[str], dict[str, Any]]:

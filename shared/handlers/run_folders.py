@@ -11,7 +11,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 
-from ..utils import DataError, flag, lock_folder, read_json_object, writable_folder
+from ..utils import DataError, flag, lock_folder, read_json_object, unlock_folder, writable_folder
 
 FILES = ("last.pt", "best.pt", "model.pt", "model.json")
 RUN = "run.json"  # in the folder of results: which run's they are
@@ -23,9 +23,10 @@ def claim_run(
 ) -> None:
     """Keep the folders of a training for this process, before anything is preprocessed for it.
 
-    Other trainings are held off until this one or its process ends (`TrainingCheckpoint` sees to it). What only reads
-    the checkpoints, such as an evaluation beside the training, is not. In a distributed run rank 0 does it. Call it in
-    the `initialize` section of a bundle.
+    Other trainings are held off until this one or its process ends (`TrainingCheckpoint` sees to it; in a process that
+    outlives a training which never started, `shared.utils.unlock_folder` does). What only reads the checkpoints, such
+    as an evaluation beside the training, is not. In a distributed run rank 0 does it. Call it in the `initialize`
+    section of a bundle.
 
     Raises:
         DataError: when another run writes to one of the folders (a resumed run waits a minute for its end), an earlier
@@ -34,12 +35,17 @@ def claim_run(
     overwrite = flag("overwrite", overwrite)
     if idist.get_rank() == 0:
         source = resumed_file(Path(ckpt_dir), resume)  # nothing is made where there is nothing to resume
-        for folder, option in ((ckpt_dir, "--ckpt_dir"), (output_dir, "--output_dir")):
-            lock_folder(writable_folder(folder), option, PATIENCE if source else 0)
-        if not source and not overwrite:
-            check_ckpt_dir(Path(ckpt_dir))
-        if not overwrite:
-            check_output_dir(Path(output_dir), source)
+        try:
+            for folder, option in ((ckpt_dir, "--ckpt_dir"), (output_dir, "--output_dir")):
+                lock_folder(writable_folder(folder), option, PATIENCE if source else 0)
+            if not source and not overwrite:
+                check_ckpt_dir(Path(ckpt_dir))
+            if not overwrite:
+                check_output_dir(Path(output_dir), source, Path(ckpt_dir))
+        except BaseException:
+            for folder in (ckpt_dir, output_dir):
+                unlock_folder(folder)
+            raise
     idist.barrier()
 
 
@@ -73,35 +79,61 @@ def check_ckpt_dir(ckpt_dir: Path) -> None:
     )
 
 
-def check_output_dir(output_dir: Path, source: Path | None) -> None:
-    """Raise a `DataError` where the results are kept of another run than that of the checkpoint, if there is one."""
+def check_output_dir(output_dir: Path, source: Path | None, ckpt_dir: Path) -> None:
+    """Raise a `DataError` where the results are kept of another run than that of the checkpoint, if there is one.
+
+    Results without a note, which an older version wrote, are those of the checkpoints that have none either.
+    """
     path = output_dir / RUN
-    if not path.is_file():
+    if path.is_file():
+        kept = read_json_object(path, "the note of the run whose results are here", "")
+    elif any(output_dir.glob("tensorboard/events.out.tfevents.*")) and _has_note(ckpt_dir / "last.pt"):
+        kept = {}
+    else:
         return
-    kept = read_json_object(path, "the note of the run whose results are here", "")
     if source and _part(source, "run") in (kept.get("run"), {}):
         return
+    where = f", whose checkpoints are in {kept['ckpt_dir']}" if "ckpt_dir" in kept else ""
     raise DataError(
-        f"{output_dir}: the results of another run are kept here, whose checkpoints are in {kept.get('ckpt_dir')}. "
-        "Choose another --output_dir, or replace them with --overwrite true."
+        f"{output_dir}: the results of another run are kept here{where}. Choose another --output_dir, or replace them "
+        "with --overwrite true."
     )
 
 
-def check_evaluation(folder: str | os.PathLike, record: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Raise a `DataError` where a folder keeps the evaluation of other weights, as far as records tell them apart.
+def check_evaluation(
+    folder: str | os.PathLike, record: Mapping[str, Any], overwrite: bool = False, weights: str | None = None
+) -> None:
+    """Raise a `DataError` where a folder keeps the evaluation of other weights.
 
     A new evaluation of the same weights replaces the earlier one. Call it in the `initialize` section of a bundle.
+
+    Args:
+        folder: of the evaluation.
+        record: what the weights were trained on: where a digest is missing, it tells them apart.
+        overwrite: let it be replaced.
+        weights: their digest, see `shared.data.weights_digest`.
     """
     path = Path(folder) / "summary.json"
     if flag("overwrite", overwrite) or not path.is_file():
         return
-    kept = read_json_object(path, "the summary of an evaluation", "").get("model")
-    if kept and record and kept != json.loads(json.dumps(record)):
-        differ = [key for key in sorted(kept.keys() | record) if kept.get(key) != record.get(key)]
-        raise DataError(
-            f"{folder}: keeps the evaluation of other weights ({', '.join(differ[:5])} of their records differ). "
-            "Choose another --output_dir, or replace it with --overwrite true."
-        )
+    kept = read_json_object(path, "the summary of an evaluation", "")
+    theirs, ours = kept.get("model") or {}, json.loads(json.dumps(dict(record)))
+    known = bool(kept.get("weights") and weights)
+    if kept["weights"] == weights if known else (not theirs or not ours or theirs == ours):
+        return
+    differ = [key for key in sorted(theirs.keys() | ours) if theirs.get(key) != ours.get(key)]
+    why = f"{', '.join(differ[:5])} of their records differ" if differ else "their files differ"
+    raise DataError(
+        f"{folder}: keeps the evaluation of other weights ({why}). Choose another --output_dir, or replace it with "
+        "--overwrite true."
+    )
+
+
+def _has_note(last: Path) -> bool:
+    """Whether the run of these checkpoints, if there is one, leaves its note beside its results."""
+    if not last.is_file():
+        return True
+    return _part(last, "run") != {} and _part(last, "trainer").get("epoch") != 0
 
 
 def _part(checkpoint: Path, key: str) -> Any:

@@ -98,6 +98,7 @@ class SaveDetections:
         engine.add_event_handler(Events.ITERATION_STARTED, self._remove)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._save)  # where a failure is the case's own
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
 
     def _start(self, engine: Engine) -> None:
         self.rows, self.begun = [], []
@@ -127,12 +128,12 @@ class SaveDetections:
         if f"{case}.json" in SUMMARY:
             raise DataError(f"{file}: its results would be called like the summary, {case}.json. Rename the image.")
         try:
-            row = self._write(case, region, found)
+            row = {"source_digest": source_digest(file), **self._write(case, region, found)}
         except BaseException:
             self._remove(engine)
             raise
         stated = {"stated_mpp": batch["mpp"][0]} if "mpp" in batch else {}
-        row = {"case": case, "file": file, "status": "done", **row, "source_digest": source_digest(file), **stated}
+        row = {"case": case, "file": file, "status": "done", **row, **stated}
         self.rows.append(row)
         self.table.add([row])
 
@@ -168,16 +169,22 @@ class SaveDetections:
             "enough_tissue": count.enough_tissue,
         }
 
+    def _give_up(self, engine: Engine, error: BaseException) -> None:
+        unlock_folder(self.output_dir)
+        raise error
+
     def _finish(self, engine: Engine) -> None:
         rows, failures = gather_list(self.rows), gather_list(getattr(engine, "failures", []))
         begun = {*gather_list(self.begun)}
         if idist.get_rank() > 0:
             return
-        kept = self.table.read().rows.items()
-        self.table.rows = {case: row for case, row in kept if case not in begun and self._is_whole(case)}
         warning = warning_of_results(self.record)
-        self.table.write(rows, failures, COLUMNS, **({"warning": warning} if warning else {}))
-        unlock_folder(self.output_dir)
+        try:
+            kept = self.table.read().rows.items()
+            self.table.rows = {case: row for case, row in kept if case not in begun and self._is_whole(case)}
+            self.table.write(rows, failures, COLUMNS, **({"warning": warning} if warning else {}))
+        finally:
+            unlock_folder(self.output_dir)
 
     def _is_whole(self, case: str) -> bool:
         return all((self.output_dir / f"{case}{ending}").is_file() for ending in WRITERS)

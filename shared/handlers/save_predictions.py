@@ -88,6 +88,7 @@ class SavePredictions:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
 
     def _start(self, engine: Engine) -> None:
         self.predictions, self.failures = [], []
@@ -102,8 +103,7 @@ class SavePredictions:
     def _collect(self, engine: Engine) -> None:
         batch = engine.state.batch
         for case, reason in batch.get("failures", []):
-            self.failures.append((case, reason))
-            logger.error("%s failed: %s", case, reason)
+            self._fail(case, reason)
         if not batch["case"]:
             return
         probabilities = checked_probabilities(engine.state.output["pred"], batch["case"])
@@ -111,16 +111,29 @@ class SavePredictions:
         for case, file, probability in zip(batch["case"], batch["file"], probabilities, strict=True):
             called = self.class_names[probability >= self.threshold]
             row = {"case": case, "file": file, "probability": probability, "class": called}
-            found.append({**row, "source_digest": source_digest(file)})
+            try:
+                found.append({**row, "source_digest": source_digest(file)})
+            except DataError as e:
+                self._fail(case, str(e))
         self.predictions += found
         self.table.add(found)
+
+    def _fail(self, case: str, reason: str) -> None:
+        self.failures.append((case, reason))
+        logger.error("%s failed: %s", case, reason)
+
+    def _give_up(self, engine: Engine, error: BaseException) -> None:
+        unlock_folder(self.output_dir)
+        raise error
 
     def _finish(self, engine: Engine) -> None:
         # of all ranks, on rank 0; the others are left with nothing to write or to raise
         self.predictions, self.failures = gather_list(self.predictions), gather_list(self.failures)
         if idist.get_rank() == 0:
-            self._write()
-            unlock_folder(self.output_dir)
+            try:
+                self._write()
+            finally:
+                unlock_folder(self.output_dir)
         if self.failures:
             raise self._failed()
 

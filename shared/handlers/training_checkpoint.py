@@ -227,6 +227,8 @@ class TrainingCheckpoint:
     def _scale_learning_rate(self, before: float | None) -> None:
         """Bring the rates of a resumed run to the learning rate that is now set, where the schedule has led them."""
         now = self.record.get("learning_rate")
+        if now and not before:
+            logger.warning("%s does not say its learning rate: it is kept, --learning_rate has no effect", self.source)
         if not before or not now or before == now:
             return
         factor = now / before

@@ -45,11 +45,16 @@ class ResultTable:
         """Take over the rows of earlier inferences.
 
         Raises:
-            DataError: when they were made with other weights or settings.
+            DataError: when they were made with other weights or settings, or the file is another one, such as the
+                summary of an evaluation.
         """
         content = self._json()
-        self.rows = {row["case"]: row for row in content.pop(self.key, [])}
-        self.failed = {entry["case"]: entry["reason"] for entry in content.pop("failed", [])}
+        rows, failed = content.pop(self.key, []), content.pop("failed", [])
+        try:
+            self.rows = {row["case"]: row for row in rows}
+            self.failed = {entry["case"]: entry["reason"] for entry in failed}
+        except (TypeError, KeyError) as e:
+            raise self._other(f"what stands under {self.key} or failed is no list of cases") from e
         self.earlier = content
         for line in self._lines():
             if "head" in line:
@@ -104,7 +109,15 @@ class ResultTable:
             content = json.loads((self.folder / f"{self.name}.json").read_bytes())
         except (OSError, ValueError):  # what is damaged may be replaced
             return {}
-        return content if isinstance(content, dict) else {}
+        if not isinstance(content, dict) or self.key not in content:
+            raise self._other(f"it has no {self.key}")
+        return content
+
+    def _other(self, why: str) -> DataError:
+        return DataError(
+            f"{self.folder / self.name}.json: is not from an inference of this kind ({why}) and would be replaced. "
+            "Choose another --output_dir."
+        )
 
     def _lines(self) -> list[Row]:
         try:

@@ -25,6 +25,7 @@ class Scoring:
     Args:
         dataset: what `shared.data.dataset_info` says.
         record: what the weights were trained on, as `shared.networks.read_model_record` returns it.
+        weights: their digest, see `shared.data.weights_digest`.
         bootstrap: number of resamples.
         seed: of the resamples.
 
@@ -34,6 +35,7 @@ class Scoring:
 
     dataset: Mapping[str, Any] | None = None
     record: ModelRecord | None = None
+    weights: str | None = None
     bootstrap: int = 1000
     seed: int = 0
 
@@ -99,6 +101,7 @@ class Summary(ABC):
             "dataset": self.how.dataset,
             **self.results(),
             "model": self.how.record,
+            "weights": self.how.weights,
             "warnings": self.warnings,
             "notes": self.notes,
             "versions": {"monai": monai.__version__, "torch": torch.__version__},

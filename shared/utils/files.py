@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from errno import EDQUOT, EIO, ENOSPC
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,19 +70,23 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         temporary = folder / path.name
         yield temporary
         if durable:
-            _sync(temporary)
+            _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
         if durable:
-            _sync(path.parent)
+            _sync(path.parent, os.O_RDONLY)
 
 
-def _sync(path: Path) -> None:
-    """Have the disk hold what a file, or a folder's list of names, holds."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(path: Path, mode: int) -> None:
+    """Have the disk hold what a file, or a folder's list of names, holds, where the system can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, mode)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as e:
+        if e.errno in (EDQUOT, EIO, ENOSPC):  # others say that folders, or files there, cannot be synchronised
+            raise
 
 
 def file_in_the_way(folder: Path) -> Path | None:

@@ -64,6 +64,15 @@ def gather_list(part: Sequence[Any]) -> list[Any]:
     return [item for of_rank in parts or [] for item in of_rank]
 
 
+def share_list(items: Sequence[Any] | None) -> list[Any]:
+    """The list of rank 0, on all ranks; the others give None."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(items)
+    shared = [items]
+    dist.broadcast_object_list(shared)
+    return list(shared[0])
+
+
 def leave_process_group() -> None:
     """Destroy the default process group, where there is one, so that the program can end.
 

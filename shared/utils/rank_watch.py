@@ -96,9 +96,16 @@ class RankWatch(threading.Thread):
         self.last = time.monotonic()
 
     def run(self) -> None:
+        silent = 0.0
         while not self.ended.wait(self.interval):
-            with suppress(RuntimeError, OSError):  # of the store, which may answer the next time
+            began = time.monotonic()
+            try:
                 self.tick()
+                silent = 0.0
+            except (RuntimeError, OSError):  # of the store, which may answer the next time; where it is gone, at once
+                silent += time.monotonic() - began
+                if silent >= self.patience:
+                    self.leave(f"the process through which the ranks talk has not answered for {silent:.0f} s; {GO_ON}")
         with suppress(RuntimeError, OSError):
             self.publish(left=True)
 
@@ -129,9 +136,14 @@ class RankWatch(threading.Thread):
     def end(self, still: list[int], now: float) -> None:
         """End this process, and with it, by torchrun, all others. The first rank that can says why."""
         if self.rank == min(set(self.seen) - set(still), default=min(still)):
-            print(f"\nError: {self.message(still, now)}", file=sys.stderr)
-        else:
-            time.sleep(3 * self.interval)
+            self.leave(self.message(still, now))
+        time.sleep(3 * self.interval)
+        self.leave()
+
+    def leave(self, message: str | None = None) -> None:
+        """End this process at once, with the reason if nobody else has given it."""
+        if message:
+            print(f"\nError: {message}", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         logging.shutdown()

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -24,6 +25,7 @@ PREFIX = ".writing-"
 EARLIER = "earlier"  # in a temporary folder: what stands beside it, under its name, while it is being replaced
 LOCK = ".lock"
 YOUNG = 60.0  # seconds in which a folder gets its lock
+DAY = 86400.0  # seconds; younger ones of another machine may be in use although their lock looks free, as on some NFS
 _ours = re.compile(re.escape(PREFIX) + r"\w{8}")
 # Folders that this process has looked through, by device and inode. It does so before it makes its first temporary
 # folder there: its own locks are free to itself, and closing such a file would give them up.
@@ -65,6 +67,7 @@ def _lock(folder: Path) -> int | None:
     if fcntl is None:
         return None
     file = os.open(folder / f"{LOCK}-new", os.O_RDWR | os.O_CREAT, 0o666)
+    os.write(file, socket.gethostname().encode())
     with suppress(OSError):  # without locks, nobody else gets this one either
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.rename(folder / f"{LOCK}-new", folder / LOCK)
@@ -83,10 +86,13 @@ def _sweep(parent: Path) -> None:
 
 def _remove_leftover(folder: Path) -> None:
     """Remove a temporary folder whose lock is free; otherwise raise an `OSError`."""
-    if not (folder / LOCK).exists() and time.time() - folder.stat().st_mtime < YOUNG:
+    age = time.time() - folder.stat().st_mtime
+    if not (folder / LOCK).exists() and age < YOUNG:
         return
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
+        if os.read(file, 1000) not in (b"", socket.gethostname().encode()) and age < DAY:
+            return
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for kept in sorted((folder / EARLIER).iterdir()) if (folder / EARLIER).is_dir() else []:
             place = folder.parent / kept.name

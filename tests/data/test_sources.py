@@ -18,12 +18,14 @@ def test_a_digest_is_of_all_files_of_an_image(tmp_path: Path) -> None:
         ("series", "series/2.dcm", "series.txt"),
         ("a.mhd", "a.raw", "b.raw"),
         ("slide.mrxs", "slide/Data0.dat", "slides/Data0.dat"),
+        ("c.nhdr", "voxels.zraw", "other.zraw"),
+        ("slide.vms", "slide-1.opt", "slide-2.opt"),
     ):
         for name in (part, other):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(b"1")
         if image != "series":
-            (tmp_path / image).write_text("header")
+            (tmp_path / image).write_text(f"file={part}\n" if image in ("c.nhdr", "slide.vms") else "header")
         before = source_digest(tmp_path / image)
         (tmp_path / other).write_bytes(b"2")
         assert source_digest(tmp_path / image) == before

@@ -64,10 +64,12 @@ def test_what_separates_the_cells(text: str, expected: dict[str, str], tmp_path:
     ("content", "message"),
     [
         (None, "there is no such table. Copy it."),
-        (b"a,b\n1,\0\n", "no text, it holds a zero byte. Expected a table in UTF-8. Copy it."),
-        ("a,b\n".encode("utf-16-le"), "no text, it holds a zero byte"),  # nothing says what it is
+        (b"a,b\n1,\0\n", "no text, or UTF-16 or UTF-32 without the mark that says so: it holds a zero byte. Save"),
+        ("a,b\n".encode("utf-16-le"), "no text, or UTF-16"),
         (b"a,b\n\x81,1\n", "not readable as text ('charmap' codec can't decode"),
-        (codecs.BOM_UTF16_LE + b"abc", "not readable as text ('utf-16-le' codec can't decode"),
+        (codecs.BOM_UTF16_LE + b"abc", "half of its last character is missing, it is cut short. Copy it again."),
+        (codecs.BOM_UTF16_LE + b"\0\xd8", "not readable as text ('utf-16-le' codec can't decode"),
+        (b"a,b,a\n1,2,3\n", "has two columns called 'a'. Rename one of them."),
         (b'a,b\n"' + 200_000 * b"1", "not readable as a table (field larger than field limit (131072)). Copy it."),
         (b"a,b\n1,2,3\n", "a row has more cells than the header, '3' is one."),
     ],

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from commands import is_locked
 
 from shared.handlers import check_evaluation, claim_run
 from shared.utils import DataError, unlock_folder, write_json
@@ -27,7 +29,7 @@ def leave_run(folders: tuple[Path, Path], epoch: int = 3, run: str = "first") ->
 
 def test_new_folders_are_made_and_taken(folders: tuple[Path, Path]) -> None:
     claim_run(*folders)
-    assert all((folder / ".lock").is_file() for folder in folders)
+    assert all(map(is_locked, folders))
 
 
 def test_where_there_is_nothing_to_resume_nothing_is_made(folders: tuple[Path, Path]) -> None:
@@ -40,6 +42,7 @@ def test_an_earlier_run_is_kept_unless_it_goes_on_or_is_given_up(folders: tuple[
     leave_run(folders)
     with pytest.raises(DataError, match="an earlier run is kept here"):
         claim_run(*folders)
+    assert not any(map(is_locked, folders))  # a process that lives on holds nobody off
     claim_run(*folders, resume="true")
     claim_run(*folders, overwrite=True)
 
@@ -68,6 +71,26 @@ def test_a_resumed_run_goes_on_with_its_own_results_alone(folders: tuple[Path, P
         unlock_folder(folder)
 
 
+def test_results_without_a_note_are_those_of_a_run_that_leaves_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of an older version, or one that failed in its first epoch."""
+    for epoch, run in ((3, {}), (0, {"run": "first"})):
+        leave_run(folders, epoch=0)
+        torch.save({"trainer": {"epoch": epoch}, **run}, folders[0] / "last.pt")
+        (folders[1] / "tensorboard").mkdir()
+        (folders[1] / "tensorboard" / "events.out.tfevents.1").touch()
+        claim_run(*folders, resume=True)
+        for folder in folders:
+            unlock_folder(folder)
+        if run:
+            break
+        shutil.rmtree(folders[0])
+        shutil.rmtree(folders[1])
+    leave_run((tmp_path / "others", tmp_path / "others_output"))
+    for place, resume in ((tmp_path / "others", True), (tmp_path / "new", False)):
+        with pytest.raises(DataError, match=rf"{folders[1]}: the results of another run are kept here\. Choose"):
+            claim_run(place, folders[1], resume=resume)
+
+
 def test_a_damaged_checkpoint_is_an_earlier_run(folders: tuple[Path, Path]) -> None:
     leave_run(folders)
     (folders[0] / "last.pt").write_bytes(b"damaged")
@@ -84,3 +107,10 @@ def test_the_evaluation_of_other_weights_is_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"keeps the evaluation of other weights \(epoch of their records differ\)"):
         check_evaluation(tmp_path, record | {"epoch": 4})
     check_evaluation(tmp_path, record | {"epoch": 4}, overwrite="true")
+    check_evaluation(tmp_path, record, weights="a")
+    write_json(tmp_path / "summary.json", {"model": record, "weights": "a"})
+    check_evaluation(tmp_path, {}, weights="a")
+    with pytest.raises(DataError, match=r"\(epoch, labels, name of their records differ\)"):
+        check_evaluation(tmp_path, {}, weights="b")
+    with pytest.raises(DataError, match=r"\(their files differ\)"):
+        check_evaluation(tmp_path, record, weights="b")

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import PYTHON
+from commands import PYTHON, is_locked
 from monai.data import DataLoader
 from PIL import Image
 
-from shared.data import collate_regions
+from shared.data import collate_regions, source_digest
 from shared.data.regions import Region
 from shared.engines import CaseEvaluator, FaultTolerantDataset, cases_to_do, prepare_region
-from shared.handlers import SaveDetections
+from shared.handlers import SaveDetections, save_detections
 from shared.reports.detection_files import WRITERS
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import OpenRegiond
-from shared.utils import DataError
+from shared.utils import DataError, write_json
 
 NAMES = ("non_mitotic", "mitotic")
 RECORD = {"name": "MIDOG", "synthetic": False}
@@ -159,6 +159,11 @@ def test_a_failure_in_writing_is_the_image_s_own(tmp_path: Path, monkeypatch: py
             raise OSError("no space left on device")
         draw(path, *args)
 
+    with monkeypatch.context() as context:
+        context.setattr(save_detections, "source_digest", lambda file: source_digest(f"{file}/a.png"))
+        with pytest.raises(DataError, match=r"a\.png: cannot be read"):
+            infer(tmp_path / "out", images(tmp_path / "in", a=100))
+    assert written(tmp_path / "out") == ["summary.csv", "summary.json"]
     monkeypatch.setitem(WRITERS, "_gallery.png", full)
     with pytest.raises(DataError, match=r"1 of 2 cases failed:\n  a: OSError: no space left on device"):
         infer(tmp_path / "out", images(tmp_path / "in", a=100, b=100))
@@ -206,6 +211,18 @@ def test_a_second_inference_adds_to_the_summary(tmp_path: Path) -> None:
     assert [(row["case"], row["width"]) for row in rows] == [("a", "100"), ("b", "200"), ("c", "100")]
     assert [image["case"] for image in content["images"]] == ["a", "b", "c"]
     assert content["weights"] == "abc"
+
+
+@pytest.mark.parametrize("content", [{"images": [3]}, {"mean": 0.5, "model": {}}, ["a"]])
+def test_another_file_is_not_replaced(tmp_path: Path, content: Any) -> None:
+    """Such as the summary of an evaluation."""
+    out, data = tmp_path / "out", images(tmp_path / "in", a=100)
+    write_json(out / "summary.json", content)
+    for attempt in (lambda: to_do(out, data), lambda: infer(out, data)):
+        with pytest.raises(DataError, match=r"summary\.json: is not from an inference of this kind"):
+            attempt()
+    assert json.loads((out / "summary.json").read_text()) == content
+    assert not is_locked(out)
 
 
 def test_the_results_of_another_image_stay(tmp_path: Path) -> None:

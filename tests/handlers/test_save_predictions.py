@@ -10,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from commands import is_locked
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
@@ -162,12 +163,23 @@ def test_an_interrupted_inference_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         context.setattr(BrightIsPositive, "forward", lambda self, x: outputs.pop())
         with pytest.raises(IndexError, match="pop from empty list"):
             infer(out, to_do(out, data), made_with=MADE_WITH)
+    assert not is_locked(out)
     assert [row["case"] for row in read(out)[0]] == ["0.png"]
     left = to_do(out, data)
     assert left == data[4:]
     infer(out, left, made_with=MADE_WITH)
     assert [row["case"] for row in read(out)[0]] == [d["case"] for d in data]
     assert not (out / "predictions.unfinished.jsonl").exists()
+
+
+def test_an_image_that_goes_meanwhile_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, data = tmp_path / "out", images(tmp_path / "in", 2)
+    monkeypatch.setattr(
+        BrightIsPositive, "forward", lambda self, x: Path(data[0]["file"]).unlink() or torch.zeros(2, 1)
+    )
+    with pytest.raises(DataError, match=r"1 of 2 images failed:\n  0\.png: .*0\.png: cannot be read \(No such file"):
+        infer(out, data)
+    assert [row["case"] for row in read(out)[0]] == ["1.png"]
 
 
 def test_batch_norm_is_not_adapted_to_the_rest(tmp_path: Path) -> None:

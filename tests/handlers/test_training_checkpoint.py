@@ -313,9 +313,14 @@ def test_the_learning_rate_of_a_resumed_run_may_be_another(tmp_path: Path) -> No
     assert last["optimizer"]["param_groups"][0]["initial_lr"] == pytest.approx(0.1 * rates["initial_lr"])
 
 
-def test_what_an_older_checkpoint_does_not_say_is_not_compared(tmp_path: Path) -> None:
+def test_what_an_older_checkpoint_does_not_say_is_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run(tmp_path, epochs=1, record={"name": "a", "seed": 1})
-    run(tmp_path, epochs=1, record={"name": "b", "seed": 1, "spacing": [1, 1, 1]}, resume=True)
+    assert "learning rate" not in caplog.text
+    now = {"name": "b", "seed": 1, "spacing": [1, 1, 1], "learning_rate": 0.1}
+    run(tmp_path, epochs=1, record=now, resume=True)
+    assert "last.pt does not say its learning rate: it is kept, --learning_rate has no effect" in caplog.text
     with pytest.raises(DataError, match="other settings: seed was 1, now it is 2"):
         run(tmp_path, epochs=1, record={"seed": 2}, resume=True)
 

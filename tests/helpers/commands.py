@@ -30,6 +30,12 @@ def run(*arguments: object, python: str = PYTHON, **options: Any) -> subprocess.
     return subprocess.run([python, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process than this one would be held off, see `shared.utils.lock_folder`."""
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return run("-c", code, folder / ".lock").returncode != 0
+
+
 def benchmark(name: str, folder: Path, **options: object) -> tuple[dict[str, Any], str]:
     """The result of `scripts/benchmark.py NAME`, and what it printed."""
     flags = [f"--{key}={value}" for key, value in (options | {"output": folder / "cost.json"}).items()]

@@ -63,11 +63,12 @@ def test_files(tmp_path: Path) -> None:
         "mean": 0.5,
         "intervals": {"level": 0.95, "method": "percentile bootstrap over cases", "resamples": 7, "seed": 1},
         "model": record,
+        "weights": None,
         "warnings": [MADE_UP_WEIGHTS],
         "notes": ["What a mean is."],
         "versions": {"monai": monai.__version__, "torch": torch.__version__},
     }
-    assert list(content)[-4:] == ["model", "warnings", "notes", "versions"]
+    assert list(content)[-4:] == ["weights", "warnings", "notes", "versions"]
     with (tmp_path / "scores.csv").open() as file:
         assert list(csv.reader(file)) == [["case", "dice"], ["a", "0.5"], ["b", ""]]
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from commands import run
+from commands import is_locked, run
 from monai.bundle import ConfigParser
 from PIL import Image
 from workflows import command
@@ -385,6 +385,13 @@ def test_one_epoch_of_training(server: Server, data: Path, tmp_path: Path) -> No
     assert failed["status"] == "ERROR"
     assert (models / "model.pt").read_bytes() == after
     assert not (server.bundle(model) / "training" / "model.pt").exists()
+
+    (label,) = (server.studies / "labels" / "final").glob("ct_001.*gz")
+    label.write_bytes(b"damaged")
+    with pytest.raises(AssertionError, match="HTTP Error 500"):  # of a training in the server's own process
+        server.ask_json(f"/train/{model}?run_sync=true", {"device": "cpu", "max_epochs": 1, "val_split": 0.5})
+    for folder in ("training", "output"):
+        assert not is_locked(server.bundle(model) / folder)
 
 
 def check_trained(server: Server, model: str, image: Path, expected: Path) -> None:

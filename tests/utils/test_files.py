@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import types
+from contextlib import nullcontext
+from errno import EBADF, EINVAL, EIO, ENOSPC
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,16 @@ def test_what_cannot_be_made_again_is_on_the_disk_before_the_older_file_is_gone(
     assert done == [("fsync", "a.json"), ("replace", "a.json"), ("fsync", tmp_path.name)]
     write_json(tmp_path / "b.json", {})
     assert done[3:] == [("replace", "b.json")]
+
+
+@pytest.mark.parametrize(("error", "passes"), [(EINVAL, True), (EBADF, True), (EIO, False), (ENOSPC, False)])
+def test_where_nothing_can_be_synchronised_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, passes: bool
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if passes else pytest.raises((OSError, DataError)):
+        write_json(tmp_path / "a.json", {}, durable=True)
+    assert (tmp_path / "a.json").is_file() == passes

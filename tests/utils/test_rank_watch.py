@@ -4,13 +4,15 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from commands import PYTHON
 
-from shared.utils.rank_watch import FIRST, RankProgress, Seen, standing_still
+from shared.utils import rank_watch
+from shared.utils.rank_watch import FIRST, RankProgress, RankWatch, Seen, standing_still
 
 
 def at(place: list[int], heard: float = 100, moved: float = 0, waits: bool = False, limit: float = 10) -> Seen:
@@ -117,6 +119,32 @@ def test_a_rank_that_stands_still_is_named_and_the_run_ends(tmp_path: Path, faul
     assert ("its process does not answer" in error) == (fault == "stop")
     assert "; all end. A training goes on from its last checkpoint with --resume true." in error
     assert took < 20
+
+
+def test_a_store_that_hangs_with_its_process_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It is in rank 0 where torchrun has none of its own."""
+    now = [0.0]
+
+    def hang(self: RankWatch) -> None:
+        now[0] += 60
+        raise RuntimeError("wait timeout after 60000ms")
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    watch = RankWatch.__new__(RankWatch)
+    watch.ended, watch.interval, watch.patience = threading.Event(), 0.0, 200.0
+    monkeypatch.setattr(RankWatch, "tick", hang)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(rank_watch.time, "monotonic", lambda: now[0])
+    with pytest.raises(SystemExit):
+        watch.run()
+    assert (
+        "Error: the process through which the ranks talk has not answered for 240 s; all end."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_slow_run_that_moves_is_left_alone(tmp_path: Path) -> None:

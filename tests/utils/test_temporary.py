@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOLCK
@@ -104,6 +105,17 @@ def test_a_folder_that_has_no_lock_yet_is_left_for_a_minute(tmp_path: Path, monk
         assert young.exists()
         assert other.exists()
         assert not old.exists()
+
+
+def test_a_folder_of_another_machine_is_left_for_a_day(tmp_path: Path) -> None:
+    """Some network file systems keep locks to each machine: those of others look free."""
+    for name, age in (("new", 3600), ("old", 2 * 86400)):
+        folder = tmp_path / f".writing-{name:_<8}"
+        folder.mkdir()
+        (folder / ".lock").write_text("another machine")
+        os.utime(folder, (time.time() - age,) * 2)
+    with temporary_folder(tmp_path):
+        assert [path.name for path in tmp_path.glob(".writing-*_")] == [".writing-new_____"]
 
 
 def test_nothing_is_put_back_beside_what_is_whole(tmp_path: Path) -> None:
