@@ -27,6 +27,8 @@ from .run_folders import FILES, RUN, check_ckpt_dir, resumed_file
 
 logger = logging.getLogger(__name__)
 
+PRECISION = ("amp", "amp_dtype")  # of a record: what follows from the machine
+
 
 class TrainingCheckpoint:
     """Keep a training so that it can go on as if it had never stopped.
@@ -145,23 +147,24 @@ class TrainingCheckpoint:
             self._unsaved = copy.deepcopy(content)
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        epoch, best = content["trainer"]["epoch"], self.evaluator.state
+        content, best = _in_main_memory(content), self.evaluator.state
+        epoch = content["trainer"]["epoch"]
         # last.pt comes into place last: when a save is cut short, the resumed run does this epoch again, best and all.
         with atomic_path(self.last, durable=True) as temporary:
             torch.save(content, temporary)
             if epoch > 0 and best.best_metric_epoch == epoch:
-                self._save_best(temporary, epoch, {best.key_metric_name: float(best.best_metric)})
+                self._save_best(temporary, content, {best.key_metric_name: float(best.best_metric)})
         self._kept, self._unsaved, self._saved_at = (self.last, epoch), None, time.monotonic()
         if self.output_dir and epoch > 0:
             write_json(self.output_dir / RUN, {"run": self.run, "ckpt_dir": str(self.ckpt_dir.resolve())})
 
-    def _save_best(self, checkpoint: Path, epoch: int, metric: Mapping[str, float]) -> None:
+    def _save_best(self, checkpoint: Path, saved: Mapping[str, Any], metric: Mapping[str, float]) -> None:
         with atomic_path(self.ckpt_dir / "best.pt", durable=True) as temporary:
             shutil.copyfile(checkpoint, temporary)
         with atomic_path(self.ckpt_dir / "model.pt", durable=True) as temporary:
-            torch.save(_unwrap(self.state["model"]).state_dict(), temporary)
+            torch.save(saved["model"], temporary)
         versions = {"monai": monai.__version__, "torch": torch.__version__}
-        record = {**self.record, "epoch": epoch, **metric, "versions": versions}
+        record = {**self.record, "epoch": saved["trainer"]["epoch"], **metric, "versions": versions}
         write_json(self.ckpt_dir / "model.json", record, durable=True)
         for name, content in self.companions.items():
             write_json(self.ckpt_dir / name, content(), durable=True)
@@ -179,9 +182,13 @@ class TrainingCheckpoint:
                     "more epochs may follow), or start a new one from its weights with --pretrained."
                 )
         self._compare_records(content["record"])
+        self._tell_of_precision(content["record"])
         self.run = content.get("run", self.run)
         total = getattr(self.state.get("lr_scheduler"), "t_total", None)
         for name, value in self._objects(engine).items():
+            if name == "scaler" and not content.get(name):  # of a run on a CPU, or in another precision
+                logger.info("%s: saved without a scale of the gradients, which are now scaled anew", source)
+                continue
             if name not in content:
                 raise DataError(
                     f"{source}: holds no state of {name}. Resume with the overlays the run was started with."
@@ -211,11 +218,11 @@ class TrainingCheckpoint:
 
     def _compare_records(self, before: Mapping[str, Any]) -> None:
         """What the run is must stay. Only the data may be called otherwise, when its folder has moved, and the learning
-        rate may be another. What an older checkpoint does not say is not compared.
+        rate and the precision may be others. What an older checkpoint does not say is not compared.
         """
         now = json.loads(json.dumps(self.record))
         before = json.loads(json.dumps(before))
-        kept = (before.keys() & now) - {"name", "version", "learning_rate", "leakage"}
+        kept = (before.keys() & now) - {"name", "version", "learning_rate", "leakage", *PRECISION}
         differ = [key for key in sorted(kept) if before[key] != now[key]]
         if differ:
             changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differ)
@@ -223,6 +230,12 @@ class TrainingCheckpoint:
                 f"{self.source}: this run was started with other settings: {changes}. Resume with those of the run, or "
                 "start a new one from its weights with --pretrained."
             )
+
+    def _tell_of_precision(self, before: Mapping[str, Any]) -> None:
+        """A run may go on where there is a GPU, or none, or in another type."""
+        for key in PRECISION:
+            if key in before and key in self.record and before[key] != self.record[key]:
+                logger.info("%s: %s was %s, now it is %s", self.source, key, before[key], self.record[key])
 
     def _scale_learning_rate(self, before: float | None) -> None:
         """Bring the rates of a resumed run to the learning rate that is now set, where the schedule has led them."""
@@ -300,6 +313,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _in_main_memory(value: Any) -> Any:
+    """The same with its tensors in the main memory: a file of them can be read where there is no GPU."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        moved = copy.copy(value)  # with what torch keeps beside the items, the versions of the modules
+        moved.update({key: _in_main_memory(item) for key, item in value.items()})
+        return moved
+    return type(value)(map(_in_main_memory, value)) if isinstance(value, list | tuple) else value
 
 
 def _unwrap(network: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ import monai.bundle
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from .errors import DataError
+from .errors import DataError, settings_at_hand
 from .settings import SETTINGS
 from .values import check_value
 
@@ -96,6 +96,7 @@ def check_command_line() -> None:
         content = ConfigParser.load_config_files(line.files)
         check_names(line, content)
         check_values(content | line.options)
+        settings_at_hand.update(content)  # for what is said where memory is not enough
     except DataError:
         if int(os.environ.get("RANK", 0)):  # the first rank says it
             raise SystemExit(1) from None

@@ -21,6 +21,10 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 NO_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread", "Cannot allocate memory")
 WORKER_ENDED = ("DataLoader worker", "process in the process pool was terminated abruptly")
 LESS_MEMORY = "Lower --num_workers, --batch_size or --sw_batch_size, as far as there are such, or choose --cache disk."
+# What a GPU without memory makes torch say, and what takes less of it.
+NO_GPU_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+LESS_GPU_MEMORY = ("batch_size", "num_samples", "sw_batch_size")
+settings_at_hand: set[str] = set()  # of the configuration that runs, where it is known
 
 FREE_SPACE = (
     "Free space, or choose another folder, and run the command again; a training goes on from its last checkpoint with "
@@ -92,12 +96,28 @@ def no_memory_message(error: BaseException) -> str | None:
     """What to say where memory was not enough, also for a process that the system has ended for that; else None."""
     error = innermost(error)
     text = str(error)
+    if any(sign in text for sign in NO_GPU_MEMORY):
+        return _no_gpu_memory(text)
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM or any(s in text for s in NO_MEMORY):
-        what = "the GPU's memory" if "CUDA" in text else "memory"
-        return f"{what} is not enough ({last_line(error)}). {LESS_MEMORY}"
+        return f"memory is not enough ({last_line(error)}). {LESS_MEMORY}"
     if any(sign in text for sign in WORKER_ENDED) and "Caught" not in text:
         return f"a process that loads data has ended, probably for want of memory ({last_line(error)}). {LESS_MEMORY}"
     return None
+
+
+def _no_gpu_memory(text: str) -> str:
+    found = ". ".join(re.split(r"\. |\n", text)[:3]).rstrip(
+        "."
+    )  # of torch's lines, what it asked for and what there is
+    settings = [name for name in LESS_GPU_MEMORY if name in settings_at_hand or not settings_at_hand]
+    if "max_epochs" in settings_at_hand or not settings_at_hand:  # in inference they are those of the training
+        settings += [name for name in ("roi_size", "tile_size") if name in settings_at_hand or not settings_at_hand]
+    which = "" if settings_at_hand else ", as far as there are such"
+    stitching = ", or choose --stitching_device cpu" if "stitching_device" in settings_at_hand else ""
+    return (
+        f"the GPU's memory is not enough ({found}). Lower {', '.join(f'--{name}' for name in settings)}{which}"
+        f"{stitching}; --amp true takes less than false. nvidia-smi says whether another process is on the GPU."
+    )
 
 
 def worker_silent_message(error: BaseException) -> str | None:

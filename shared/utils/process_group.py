@@ -35,7 +35,7 @@ def join_process_group(optional: bool = False, rank_timeout: float = 0) -> None:
             what a step has taken; 0: never.
 
     Raises:
-        DataError: without torchrun, unless `optional`.
+        DataError: unless `optional`, without torchrun, or where it has started more processes than there are GPUs.
     """
     if optional and not (dist.is_available() and dist.is_torchelastic_launched()):
         return
@@ -46,13 +46,32 @@ def join_process_group(optional: bool = False, rank_timeout: float = 0) -> None:
             "multi_gpu_train.json and multi_gpu_evaluate.json are for processes that torchrun starts: begin the "
             "command with torchrun --standalone --nproc_per_node 2 -m monai.bundle, or leave the overlay out."
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    backend = "nccl" if torch.cuda.is_available() and not optional else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE_WITH_INPUTS if optional else PATIENCE)
+    gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
+    if gpus:
+        torch.cuda.set_device(local_rank % gpus)
+    if optional or not gpus:
+        dist.init_process_group("gloo", timeout=PATIENCE_WITH_INPUTS if optional else PATIENCE)
+    else:
+        _check_gpus(local_rank, gpus)
+        # which lets NCCL connect now, and not within the first step
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device("cuda", local_rank))
     start_watch(rank_timeout)
     if optional:
         atexit.register(leave_process_group)
+
+
+def _check_gpus(local_rank: int, gpus: int) -> None:
+    """Raise a `DataError` in a rank that has no GPU to itself."""
+    ranks, visible = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if ranks <= gpus:
+        return
+    if local_rank:  # the first rank says it
+        raise SystemExit(1)
+    shown = "" if visible is None else f" that CUDA_VISIBLE_DEVICES ({visible!r}) shows"
+    raise DataError(
+        f"torchrun has started {ranks} processes here, and there are {gpus} GPUs{shown}: each needs one of its own. "
+        f"Start {gpus} with --nproc_per_node {gpus}, or show more GPUs."
+    )
 
 
 def gather_list(part: Sequence[Any]) -> list[Any]:

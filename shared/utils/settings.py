@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,11 @@ from .values import Choice, Flag, Kind, Number, OrNone, Several, Table, Text, Wh
 class Device:
     """A device that this machine has, by the name that torch gives it, or as torch's object."""
 
-    expected: str = "cpu, or cuda or cuda:N for a GPU that this machine has"
+    @property
+    def expected(self) -> str:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = "" if visible is None else f" and CUDA_VISIBLE_DEVICES ({visible!r}) shows"
+        return f"cpu, or cuda or cuda:N for a GPU that this machine has{shown}"
 
     def accepts(self, value: Any) -> bool:
         try:

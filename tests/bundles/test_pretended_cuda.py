@@ -125,10 +125,12 @@ def jobs(bundle: str, folder: Path) -> list[tuple[list[str], dict[str, Any], lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", [SEGMENT, SEGMENT_LAMBDA, CLASSIFY, DETECT])
-def test_how_often_the_host_waits(bundle: str, cuda_library: Path, tmp_path: Path) -> None:
+def test_a_bundle_in_half_precision(bundle: str, cuda_library: Path, tmp_path: Path) -> None:
     write_data(bundle, tmp_path / "data")
     printed = run_there(cuda_library, SCRIPT, json.dumps(jobs(bundle, tmp_path)))
     parts = ("training", "validation", "evaluation", "inference")
     for part, steps, most in zip(parts, json.loads(printed.splitlines()[-1]), BUDGETS[bundle], strict=True):
         worst = Counter(map(tuple, max(steps, key=len)))
         assert worst.total() <= most, part + "".join(f"\n{n} {kind} at {at}" for (kind, at), n in worst.items())
+    for name in ("model.pt", "last.pt", "best.pt"):
+        torch.load(tmp_path / name)  # where there is no GPU, as exports do

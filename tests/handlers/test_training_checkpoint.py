@@ -361,10 +361,10 @@ def test_a_save_that_is_cut_short_is_done_again(tmp_path: Path, monkeypatch: pyt
     whole = run(tmp_path / "whole")
     best = whole["best"][1]
 
-    def full_disk(self: TrainingCheckpoint, checkpoint: Path, epoch: int, metric: float) -> None:
-        if epoch == best:
+    def full_disk(self: TrainingCheckpoint, checkpoint: Path, saved: dict[str, Any], metric: float) -> None:
+        if saved["trainer"]["epoch"] == best:
             raise OSError(28, "No space left on device")
-        save_best(self, checkpoint, epoch, metric)
+        save_best(self, checkpoint, saved, metric)
 
     save_best = TrainingCheckpoint._save_best
     with monkeypatch.context() as patch:

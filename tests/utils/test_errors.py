@@ -77,7 +77,6 @@ def test_an_exception_that_was_only_being_handled_is_not_the_innermost() -> None
     [
         "raise MemoryError",
         "import torch; torch.empty(1 << 50)",
-        "import torch; raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')",
         "import errno; raise OSError(errno.ENOMEM, 'Cannot allocate memory')",
         "raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')",
     ],
@@ -88,6 +87,30 @@ def test_a_lack_of_memory_is_named_with_what_to_lower(raised: str) -> None:
     assert "memory" in result.stderr
     assert "Lower --num_workers, --batch_size or --sw_batch_size" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+CUDA_SAYS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.92 GiB of which 1.19 GiB is free. "
+    "Including non-PyTorch memory, this process has 6.70 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lower"),
+    [
+        ([], "--batch_size, --num_samples, --sw_batch_size, --roi_size, --tile_size, as far as there are such; --amp"),
+        (["batch_size", "tile_size", "max_epochs", "seed"], "--batch_size, --tile_size; --amp"),
+        (["sw_batch_size", "roi_size", "stitching_device"], "--sw_batch_size, or choose --stitching_device cpu; --amp"),
+    ],
+)
+def test_a_lack_of_the_gpus_memory_is_named_with_the_bundles_settings(settings: list[str], lower: str) -> None:
+    known = f"from shared.utils import errors\nerrors.settings_at_hand.update({settings})\n"
+    raised = f"import torch; raise torch.OutOfMemoryError({CUDA_SAYS!r})"
+    result = run_code(known + UNFORESEEN.format(raised=raised))
+    assert result.returncode == 1
+    said, found = "Error: the GPU's memory is not enough (", "of which 1.19 GiB is free). Lower "
+    assert said + CUDA_SAYS.partition(" of which")[0] + " " + found + lower in result.stderr
+    assert result.stderr.count("\n") == 2
 
 
 def test_a_worker_process_that_is_killed_is_named() -> None:

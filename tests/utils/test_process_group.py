@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from commands import PYTHON, run
 
@@ -48,6 +49,30 @@ def test_several_gpus_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(DataError, match="begin the command with torchrun"):
         join_process_group()
+
+
+@pytest.mark.parametrize(("rank", "error"), [("0", DataError), ("1", SystemExit)])
+def test_more_ranks_than_gpus(rank: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "5"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(error) as caught:
+        join_process_group()
+    if error is DataError:
+        assert "2 processes here, and there are 1 GPUs that CUDA_VISIBLE_DEVICES ('5') shows" in str(caught.value)
+        assert "--nproc_per_node 1" in str(caught.value)
+
+
+def test_nccl_is_told_the_gpu_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen, given = [], {}
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: given.update(backend=backend, **options))
+    join_process_group()
+    assert (chosen, given["backend"], given["device_id"]) == ([1], "nccl", torch.device("cuda", 1))
 
 
 PEER = """
