@@ -16,6 +16,7 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from ..losses import labelled_loss
+from ..utils import DataError
 
 
 def prepare_detection_batch(
@@ -25,29 +26,39 @@ def prepare_detection_batch(
 
     Args:
         batch: as `shared.data.collate_detections` makes it.
-        device: where to bring images, boxes and labels.
+        device: where to bring the images. Boxes and labels stay in main memory: the loss looks at them there first.
         non_blocking: as of `torch.Tensor.to`.
         kwargs: more of its options, for the images.
 
     Returns:
         The images (B, channels, H, W), and `boxes` and `labels`, one tensor for each image, `image_size`, (H, W), and
-        where the batch has them `domains`, names, and `labelled`, whether each image is.
+        where the batch has them `domains` and `cases`, names, and `labelled`, whether each image is.
     """
     image = batch["image"].to(device=device, non_blocking=non_blocking, **kwargs)
     targets: dict[str, Any] = {
-        "boxes": [boxes.to(device=device, non_blocking=non_blocking) for boxes in batch["box"]],
-        "labels": [labels.to(device=device, non_blocking=non_blocking) for labels in batch["label"]],
+        "boxes": list(batch["box"]),
+        "labels": list(batch["label"]),
         "image_size": tuple(image.shape[-2:]),
     }
-    optional = {"domains": "domain", "labelled": "labelled"}
+    optional = {"domains": "domain", "labelled": "labelled", "cases": "case"}
     return image, targets | {name: list(batch[key]) for name, key in optional.items() if key in batch}
 
 
 def _apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
     """The loss of the labelled images, or of all of them where the loss takes domains."""
-    if getattr(loss_function, "takes_domains", False):
-        return loss_function(output, **targets)
-    return labelled_loss(loss_function, output, **{k: v for k, v in targets.items() if k != "domains"})
+    takes_domains = getattr(loss_function, "takes_domains", False)
+    given = {k: v for k, v in targets.items() if k != "cases" and (takes_domains or k != "domains")}
+    try:
+        return loss_function(output, **given) if takes_domains else labelled_loss(loss_function, output, **given)
+    except DataError as error:
+        raise _of_images(error, targets) from error
+
+
+def _of_images(error: DataError, targets: Mapping[str, Any]) -> DataError:
+    """An error of a loss, which knows its images by their numbers from 0, with their names."""
+    names = targets.get("cases", [])
+    labelled = [name for name, known in zip(names, targets.get("labelled", [True] * len(names)), strict=True) if known]
+    return DataError(f"{error} Its labelled images: {', '.join(labelled)}.") if labelled else error
 
 
 class DetectionTrainer(SupervisedTrainer):
@@ -123,24 +134,27 @@ class MeanImageLoss(Metric):
     """
 
     def reset(self) -> None:
-        self.losses: dict[str, float] = {}
+        self.batches: list[tuple[list[str | None], Tensor]] = []
 
     def attach(self, engine: Engine, name: str = "val_loss", usage: Any = EpochWise.usage_name) -> None:
         super().attach(engine, name, usage)
 
     def iteration_completed(self, engine: Engine) -> None:
         batch = engine.state.batch
-        losses = engine.state.output[CommonKeys.LOSS].tolist()
-        labelled = batch.get("labelled", [True] * len(losses))
-        self.update({case: x for case, x, known in zip(batch["case"], losses, labelled, strict=True) if known})
+        cases, labelled = batch["case"], batch.get("labelled", [True] * len(batch["case"]))
+        names = [case if known else None for case, known in zip(cases, labelled, strict=True)]
+        self.update((names, engine.state.output[CommonKeys.LOSS]))
 
-    def update(self, output: Mapping[str, float]) -> None:
-        self.losses.update(output)
+    def update(self, output: tuple[list[str | None], Tensor]) -> None:
+        self.batches.append(output)  # read at the end: the host would have to wait for a GPU here
 
     def compute(self) -> float:
         """NaN without a labelled image."""
+        names = [name for of_batch, _ in self.batches for name in of_batch]
+        losses = torch.cat([losses for _, losses in self.batches]).tolist() if self.batches else []
+        own = {name: loss for name, loss in zip(names, losses, strict=True) if name is not None}
         gathered: dict[str, float] = {}
-        for part in idist.all_gather(self.losses):
+        for part in idist.all_gather(own):
             gathered.update(part)
         return math.fsum(gathered[case] for case in sorted(gathered)) / len(gathered) if gathered else math.nan
 
@@ -195,9 +209,16 @@ class DetectionEvaluator(SupervisedEvaluator):
         return output
 
     def _image_losses(self, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
+        """From the loss's `image_losses` where it has such, or from the loss for each image by itself."""
+        labelled = targets.get("labelled", [True] * len(output))
+        if hasattr(self.loss_function, "image_losses") and all(labelled):
+            try:
+                return self.loss_function.image_losses(output, *(targets[k] for k in ("boxes", "labels", "image_size")))
+            except DataError as error:
+                raise _of_images(error, targets) from error
         losses = output.new_full((len(output),), torch.nan)
-        for i in range(len(output)):
-            own = {k: v if k == "image_size" else v[i : i + 1] for k, v in targets.items()}
-            if all(own.get("labelled", [True])):
+        for i, known in enumerate(labelled):
+            if known:
+                own = {k: v if k == "image_size" else v[i : i + 1] for k, v in targets.items()}
                 losses[i] = _apply_loss(self.loss_function, output[i : i + 1], own)
         return losses

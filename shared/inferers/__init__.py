@@ -5,7 +5,7 @@ Tiles of regions, merged detections, restored label maps.
 May import: data, layers, metrics, networks, utils.
 """
 
-from .detection import DetectionMerger
+from .detection import DetectionMerger, TilePlace
 from .findings import FindingsCollector
 from .region import RegionInferer
 from .restore import axis_maps, restore_label_map

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor
 from ..data import RegionEntry
 from ..metrics import Findings, box_centres
 from ..networks import PyramidAnchors
-from ..utils import DataError
-from .detection import DetectionMerger
+from .detection import DetectionMerger, TilePlace
 
 
 class FindingsCollector:
@@ -52,24 +50,20 @@ class FindingsCollector:
         """Take in what a network says of a batch of `shared.data.RegionTiles`.
 
         Raises:
-            DataError: when the network's output is not finite.
+            DataError: here, later or by `findings`, when the network's output is not finite.
         """
-        for i, values in enumerate(output):
-            if not values.isfinite().all():
-                raise DataError(
-                    f"{batch['case'][i]}: the network gives no number here. Its weights are damaged, or overflow in "
-                    "half precision: try another checkpoint, or --amp false."
-                )
-            place = (batch["origin"][i], batch["core"][i], float(batch["scale"][i]), batch["size"][i])
-            self.merger.add(int(batch["region"][i]), values, batch["image"].shape[-2:], *place)
+        keys = ("region", "origin", "core", "scale", "size", "case")
+        tiles = [TilePlace(*place) for place in zip(*(batch[key] for key in keys), strict=True)]
+        self.merger.add(output, batch["image"].shape[-2:], tiles)
 
     def findings(self, match_radius: float) -> Findings:
         """Of all regions, in their order, from all ranks; to be called on all of them together."""
-        parts = defaultdict(list)
-        for of_rank in idist.all_gather(dict(self.merger.parts)):
+        of_ranks = idist.all_gather(dict(self.merger.parts))
+        self.merger.clear()
+        parts = self.merger.parts
+        for of_rank in of_ranks:
             for region, tiles in of_rank.items():
                 parts[region] += tiles
-        self.merger.parts = parts
         found = [self.merger.merged(i) for i in range(len(self.regions))]
         return Findings.matched(
             [box_centres(image["box"]) for image in found],

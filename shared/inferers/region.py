@@ -19,7 +19,7 @@ from ..data.region_tiles import check_overlap
 from ..metrics import Detections
 from ..networks import PyramidAnchors
 from ..utils import DataError, progress
-from .detection import DetectionMerger
+from .detection import DetectionMerger, TilePlace
 
 _FEW_TILES = 16  # read before worker processes would have started
 
@@ -167,8 +167,8 @@ class RegionInferer(Inferer):
                 if batch:
                     images = self._normalized(batch["image"].to(device, non_blocking=True))
                     output = network(images, *args, **kwargs)
-                    for one, origin, core in zip(output, batch["origin"], batch["core"], strict=True):
-                        merger.add(name, one, batch["image"].shape[2:], origin, core, scale, region.size)
+                    places = zip(batch["origin"], batch["core"], strict=True)
+                    merger.add(output, images.shape[2:], [TilePlace(name, *at, scale, region.size) for at in places])
                 bar.update(count)
                 progress.beat()
         return merger.merged(name)
@@ -178,7 +178,8 @@ class RegionInferer(Inferer):
         if self.image_mean is None or self.image_std is None:
             return images
         mean, std = (
-            images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.image_mean, self.image_std)
+            torch.tensor(v, dtype=torch.float32)[:, None, None].to(images.device, non_blocking=True)
+            for v in (self.image_mean, self.image_std)
         )
         return (images / 255 - mean) / std
 

@@ -1,19 +1,19 @@
 """The loss of RetinaNet: Lin et al., *Focal Loss for Dense Object Detection*, arXiv 1708.02002.
 
-Axes: B batch, K classes, A anchors, N boxes, P positive anchors.
+Axes: B batch, K classes, A anchors, N boxes of all images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from monai.losses.focal_loss import sigmoid_focal_loss
-from monai.losses.giou_loss import BoxGIoULoss
 from torch import Tensor, nn
 
 from ..networks import PyramidAnchors, match_anchors
-from ..networks.anchors import BETWEEN, BOX_CODER
+from ..networks.anchors import BETWEEN, box_giou, decode_boxes, encode_boxes
 from ..utils import DataError
 
 BOX_LOSSES = ("smooth_l1", "giou")
@@ -24,9 +24,12 @@ class RetinaNetLoss(nn.Module):
 
         FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)
 
-    for every class at every anchor but those that meet a box neither well nor badly (`match_anchors`), in float32
-    whatever the precision of the network. An image without a positive anchor is divided by 1; the batch's loss is
-    the mean over its images.
+    for every class at every anchor but those that meet a box neither well nor badly (`match_anchors`), in float32 or,
+    for an output in float64, in that, whatever the precision of the network. An image without a positive anchor is
+    divided by 1; the batch's loss is the mean over its images.
+
+    Boxes and labels belong in main memory, also where the network is on a GPU: they are checked there, and brought to
+    the output's device together, so that the host never waits for a GPU. From another device they are fetched first.
 
     Args:
         anchors: as the network has them.
@@ -66,7 +69,6 @@ class RetinaNetLoss(nn.Module):
         self.box_weight = box_weight
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
-        self.giou = BoxGIoULoss(reduction="sum")
 
     def forward(
         self, output: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], image_size: Sequence[int]
@@ -88,6 +90,19 @@ class RetinaNetLoss(nn.Module):
         self, output: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], image_size: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """The losses on the classes and on the boxes, the latter without its weight. Arguments: see `forward`."""
+        classification_B, regression_B = self._image_terms(output, boxes, labels, image_size)
+        return classification_B.mean(), regression_B.mean()
+
+    def image_losses(
+        self, output: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], image_size: Sequence[int]
+    ) -> Tensor:
+        """The loss of each image, (B,). Arguments: see `forward`."""
+        classification_B, regression_B = self._image_terms(output, boxes, labels, image_size)
+        return classification_B + self.box_weight * regression_B
+
+    def _image_terms(
+        self, output: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], image_size: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         anchors = self.anchors(image_size, output.device)
         if output.ndim != 3 or output.shape[2] != len(anchors) or not len(output) == len(boxes) == len(labels):
             raise ValueError(
@@ -95,45 +110,58 @@ class RetinaNetLoss(nn.Module):
                 f"{len(boxes)} lists of boxes, {len(labels)} of labels, and {len(anchors)} anchors for images of the "
                 f"size {list(image_size)}. Give the network and the anchors of the loss the same levels and kinds."
             )
-        images = []
-        for i, item in enumerate(zip(output.float(), boxes, labels, strict=True)):
-            _check_targets(i, item[1], item[2], num_classes=output.shape[1] - 4)
-            images.append(self._image_terms(*item, anchors))
-        classification, regression = torch.stack(images).mean(dim=0)
-        return classification, regression
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        num_classes, counts = output.shape[1] - 4, [len(own) for own in boxes]
+        rows_N5 = _checked_rows(boxes, labels, num_classes).to(output.dtype)
+        rows_N5 = nn.functional.pad(rows_N5, (0, 0, 0, 1), value=-1.0)  # the last: of anchors without a box
+        first_B1 = torch.tensor([0, *accumulate(counts)])[:-1, None]
+        rows_N5, first_B1 = (x.to(output.device, non_blocking=True) for x in (rows_N5, first_B1))
+        match_BA = match_anchors(anchors, rows_N5[:-1, :4].float(), self.positive_iou, self.negative_iou, counts)
+        positive_BA = match_BA >= 0
+        target_BA5 = rows_N5[(match_BA + first_B1).masked_fill(~positive_BA, len(rows_N5) - 1)]
 
-    def _image_terms(self, output: Tensor, boxes: Tensor, labels: Tensor, anchors: Tensor) -> Tensor:
-        boxes = boxes.to(anchors)
-        match = match_anchors(anchors, boxes, self.positive_iou, self.negative_iou)
-        positive_P = (match >= 0).nonzero().flatten()
-        box_P = match[positive_P]
+        there_BKA = target_BA5[:, None, :, 4] == torch.arange(num_classes, device=output.device)[:, None]
+        focal_BKA = self._focal(output[:, :-4], there_BKA.to(output))
+        classification_B = (focal_BKA * (match_BA != BETWEEN)[:, None]).sum(dim=(1, 2))
 
-        logits_KA, offsets_P4 = output[:-4], output[-4:, positive_P].T
-        target_KA = torch.zeros_like(logits_KA)
-        target_KA[labels.to(box_P)[box_P], positive_P] = 1
-        focal_KA = sigmoid_focal_loss(logits_KA, target_KA, self.gamma, self.alpha)
-        classification = (focal_KA * (match != BETWEEN)).sum()
+        # Elsewhere an anchor is to find itself, and does: a term of 0, whose gradient is 0.
+        box_BA4 = torch.where(positive_BA[..., None], target_BA5[..., :4], anchors)
+        offsets_BA4 = output[:, -4:].transpose(1, 2).masked_fill(~positive_BA[..., None], 0)
+        regression_B = self._box_terms(offsets_BA4, box_BA4, anchors.to(output)).sum(dim=1)
+        count_B = positive_BA.sum(dim=1).clamp(min=1)
+        return classification_B / count_B, regression_B / count_B
+
+    def _focal(self, logits: Tensor, there: Tensor) -> Tensor:
+        # With its alpha, MONAI's function copies a number to the device, for which the host waits.
+        return sigmoid_focal_loss(logits, there, self.gamma) * (there * (2 * self.alpha - 1) + (1 - self.alpha))
+
+    def _box_terms(self, offsets: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
         if self.box_loss == "giou":
-            regression = self.giou(BOX_CODER.decode_single(offsets_P4, anchors[positive_P]), boxes[box_P])
-        else:
-            target_P4 = BOX_CODER.encode_single(boxes[box_P], anchors[positive_P])
-            regression = nn.functional.smooth_l1_loss(offsets_P4, target_P4, reduction="sum", beta=self.beta)
-        return torch.stack([classification, regression]) / max(1, len(positive_P))
+            return 1 - box_giou(boxes, decode_boxes(offsets, anchors))
+        wanted = encode_boxes(boxes, anchors)
+        return nn.functional.smooth_l1_loss(offsets, wanted, reduction="none", beta=self.beta).sum(dim=-1)
 
 
-def _check_targets(image: int, boxes: Tensor, labels: Tensor, num_classes: int) -> None:
-    where = f"image {image} of the batch"
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
+def _checked_rows(boxes: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int) -> Tensor:
+    """The boxes and labels of all images, (N, 5), in main memory."""
+    for i, (own, classes) in enumerate(zip(boxes, labels, strict=True)):
+        if own.ndim != 2 or own.shape[1] != 4 or classes.shape != (len(own),):
+            raise DataError(
+                f"image {i} of the batch has boxes of the shape {tuple(own.shape)} and labels of the shape "
+                f"{tuple(classes.shape)}, expected (N, 4) and (N,), also for no box."
+            )
+    rows = torch.cat([torch.cat(tuple(boxes)), torch.cat(tuple(labels))[:, None]], dim=1).cpu()
+    no_box = ~(rows.isfinite().all(dim=1) & (rows[:, :2] < rows[:, 2:4]).all(dim=1))
+    no_class = (rows[:, 4] < 0) | (rows[:, 4] >= num_classes)
+    if (no_box | no_class).any():
+        row = int((no_box | no_class).nonzero()[0])
+        image = next(i for i in range(len(boxes)) if sum(map(len, boxes[: i + 1])) > row)
+        if no_box[row]:
+            raise DataError(
+                f"image {image} of the batch has the box {rows[row, :4].tolist()}, expected finite x1 < x2 and "
+                "y1 < y2. Clip boxes to the image, and drop those of which nothing is left."
+            )
         raise DataError(
-            f"{where} has boxes of the shape {tuple(boxes.shape)} and labels of the shape {tuple(labels.shape)}, "
-            "expected (N, 4) and (N,), also for no box."
+            f"image {image} of the batch has the label {int(rows[row, 4])}, expected 0 to {num_classes - 1}."
         )
-    wrong = ~(boxes.isfinite().all(dim=1) & (boxes[:, :2] < boxes[:, 2:]).all(dim=1))
-    if wrong.any():
-        raise DataError(
-            f"{where} has the box {boxes[wrong][0].tolist()}, expected finite x1 < x2 and y1 < y2. Clip boxes to the "
-            "image, and drop those of which nothing is left."
-        )
-    wrong = (labels < 0) | (labels >= num_classes)
-    if wrong.any():
-        raise DataError(f"{where} has the label {labels[wrong][0].item()}, expected 0 to {num_classes - 1}.")
+    return rows

@@ -34,9 +34,10 @@ def labelled_loss(
     """
     known = [i for i in range(len(output)) if labelled is None or labelled[i]]
     if not known:
-        return output[known].float().sum()
+        return output[:0].float().sum()
     if len(known) < len(output):
-        output, boxes, labels = output[known], [boxes[i] for i in known], [labels[i] for i in known]
+        boxes, labels = [boxes[i] for i in known], [labels[i] for i in known]
+        output = torch.stack([output[i] for i in known])  # a list as an index would have to be copied to a GPU
     return loss(output, boxes, labels, image_size)
 
 
@@ -161,7 +162,8 @@ class DomainAdversarialLoss(nn.Module):
                 f"an image is of the domain {unknown[0]}, expected one of {', '.join(self.domains)}. Name all domains "
                 "of the training data, those of unlabelled images too."
             )
-        target = torch.tensor([self.domains.index(domain) for domain in domains], device=features.device)
+        target = torch.tensor([self.domains.index(domain) for domain in domains])
+        target = target.to(features.device, non_blocking=True)
         with torch.autocast(features.device.type, enabled=False):
             pooled = features.float().mean(dim=(2, 3))
             pooled.register_hook(lambda gradient: -self.weight * gradient)  # reverses what goes back to the network

@@ -96,7 +96,7 @@ def test_what_the_loss_is_given() -> None:
     assert images.dtype == torch.float64
     torch.testing.assert_close(images.float(), batch["image"])
     assert (targets.pop("image_size"), targets.pop("domains")) == (SIZE, ["XR", "CS"])
-    assert targets.pop("labelled") == [True, False]
+    assert (targets.pop("labelled"), targets.pop("cases")) == ([True, False], ["tile 0", "tile 1"])
     for name, key in (("boxes", "box"), ("labels", "label")):
         assert all(map(torch.equal, targets.pop(name), batch[key]))
     assert targets == {}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shared.data import collate_detections
 from shared.engines import DetectionEvaluator
 from shared.handlers import DetectionReport
+from shared.inferers import TilePlace
 from shared.metrics import Findings, bootstrap_detection, detection_scores
 from shared.networks import PyramidAnchors
 from shared.utils import DataError
@@ -194,7 +195,7 @@ def test_tiles_of_all_ranks_count_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_running_again_starts_anew(tmp_path: Path) -> None:
     evaluator, report = evaluate(tmp_path / "out", regions(tmp_path, count=1))
     first = (tmp_path / "out" / "summary.json").read_bytes()
-    report.detections.merger.add(0, torch.full((6, 784), 1.0), [SIZE, SIZE])
+    report.detections.merger.add(torch.full((1, 6, 784), 1.0), [SIZE, SIZE], [TilePlace(0)])
     evaluator.run()
     assert (tmp_path / "out" / "summary.json").read_bytes() == first
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)

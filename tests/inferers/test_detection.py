@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from shared.inferers import DetectionMerger
+from shared.inferers import DetectionMerger, TilePlace
 from shared.networks import PyramidAnchors
 
 ANCHORS = PyramidAnchors()
@@ -22,9 +25,13 @@ def output(size: tuple[int, int], figures: list[tuple[float, float, float, int]]
     return out.flatten(1)
 
 
+def add(merger: DetectionMerger, image: Any, out: torch.Tensor, image_size: Sequence[int], **place: Any) -> None:
+    merger.add(out[None], image_size, [TilePlace(image, **place)])
+
+
 def test_centres_come_back_in_pixels_of_the_image() -> None:
     merger = DetectionMerger(ANCHORS)
-    merger.add("a", output((128, 96), [(41.0, 70.5, 0.9, 1)]), [128, 96], origin=(1000, 50), scale=2.0)
+    add(merger, "a", output((128, 96), [(41.0, 70.5, 0.9, 1)]), [128, 96], origin=(1000, 50), scale=2.0)
     found = merger.merged("a")
     np.testing.assert_allclose(found["box"], [[1032, 141, 1132, 241]], atol=1e-3)
     assert found["score"] == pytest.approx(0.9)
@@ -34,7 +41,7 @@ def test_centres_come_back_in_pixels_of_the_image() -> None:
 def test_a_tile_answers_for_its_core() -> None:
     merger = DetectionMerger(ANCHORS, radius=3)
     figures = [(8.0, 40.0, 0.9, 1), (40.0, 40.0, 0.8, 0), (80.0, 40.0, 0.7, 1), (40.0, 80.0, 0.6, 1)]
-    merger.add("a", output((128, 128), figures), [128, 128], core=(40, 0, 64, 64))
+    add(merger, "a", output((128, 128), figures), [128, 128], core=(40, 0, 64, 64))
     np.testing.assert_allclose(merger.merged("a")["score"], [0.8], rtol=1e-5)
 
 
@@ -43,8 +50,8 @@ def test_a_figure_on_a_seam_is_found_once(seen: tuple[float, float]) -> None:
     """Two tiles hold it, and do not quite agree about where it is, or what."""
     merger = DetectionMerger(ANCHORS)
     left, right = output((128, 128), [(seen[0], 40, 0.9, 1)]), output((128, 128), [(seen[1] - 64, 40, 0.8, 0)])
-    merger.add("a", left, [128, 128], core=(-np.inf, -np.inf, 96, np.inf))
-    merger.add("a", right, [128, 128], origin=(64, 0), core=(32, -np.inf, np.inf, np.inf))
+    add(merger, "a", left, [128, 128], core=(-np.inf, -np.inf, 96, np.inf))
+    add(merger, "a", right, [128, 128], origin=(64, 0), core=(32, -np.inf, np.inf, np.inf))
     assert len(merger.merged("a")["score"]) == 1
 
 
@@ -62,7 +69,7 @@ def test_many_figures_all_have_room() -> None:
             out[2:4, row, column] = torch.tensor([(x - 8 * column - 4) / 50, (y - 8 * row - 4) / 50])
     for top_k, expected in ((300, len(places)), (100, 100)):
         merger = DetectionMerger(ANCHORS, top_k=top_k)
-        merger.add("a", out.flatten(1), [512, 512])
+        add(merger, "a", out.flatten(1), [512, 512])
         found = merger.merged("a")["box"]
         assert len(found) == expected
         centres = {tuple(c) for c in ((found[:, :2] + found[:, 2:]) / 2).round().astype(int).tolist()}
@@ -72,15 +79,15 @@ def test_many_figures_all_have_room() -> None:
 def test_nothing_is_found_beyond_the_image() -> None:
     merger = DetectionMerger(ANCHORS)
     figures = [(20.0, 20.0, 0.9, 1), (90.0, 20.0, 0.9, 1), (20.0, 90.0, 0.9, 1)]
-    merger.add("a", output((128, 128), figures), [128, 128], origin=(200, 100), scale=2.0, size=(340, 250))
+    add(merger, "a", output((128, 128), figures), [128, 128], origin=(200, 100), scale=2.0, size=(340, 250))
     np.testing.assert_allclose(merger.merged("a")["box"], [[190, 90, 290, 190]], atol=1e-3)
 
 
 def test_images_are_apart_and_empty_ones_are_fine() -> None:
     merger = DetectionMerger(ANCHORS, top_k=1)
     figures = [(40.0, 40.0, 0.6, 1), (80.0, 80.0, 0.7, 0)]
-    merger.add(0, output((128, 128), figures), [128, 128])
-    merger.add(1, output((64, 64), []), [64, 64])
+    add(merger, 0, output((128, 128), figures), [128, 128])
+    add(merger, 1, output((64, 64), []), [64, 64])
     np.testing.assert_allclose(merger.merged(0)["score"], [0.7], rtol=1e-5)
     assert [merger.merged(1)[key].shape for key in ("box", "score", "label")] == [(0, 4), (0,), (0,)]
     assert merger.merged(2)["box"].shape == (0, 4)

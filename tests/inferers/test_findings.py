@@ -99,7 +99,7 @@ def test_an_output_that_is_no_number_names_its_tile() -> None:
     damaged = tile(2, (20, 20, 0.9, 1), x=8)
     damaged[1][5, 3] = math.nan
     with pytest.raises(DataError, match="c 8,0: the network gives no number here"):
-        collect(TILES[0], damaged)
+        collect(TILES[0], damaged).findings(25.0)
 
 
 def test_a_region_that_nobody_annotated_is_refused() -> None:

@@ -9,7 +9,7 @@ from monai.data.box_utils import box_iou
 from torch import Tensor
 
 from shared.networks import PyramidAnchors, decode_detections, match_anchors
-from shared.networks.anchors import BACKGROUND, BETWEEN, BOX_CODER
+from shared.networks.anchors import BACKGROUND, BETWEEN, decode_boxes, encode_boxes
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -126,7 +126,7 @@ def test_hundreds_of_boxes_each_get_an_anchor() -> None:
 
 def test_offsets_are_the_literal_ones_and_lead_back() -> None:
     anchors, boxes = PyramidAnchors()((128, 128))[:30], figures(30, 4)
-    codes = BOX_CODER.encode_single(boxes, anchors)
+    codes = encode_boxes(boxes, anchors)
     for code, box, anchor in zip(codes.tolist(), boxes.tolist(), anchors.tolist(), strict=True):
         width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
         literal = [
@@ -136,7 +136,7 @@ def test_offsets_are_the_literal_ones_and_lead_back() -> None:
             math.log((box[3] - box[1]) / height),
         ]
         assert code == pytest.approx(literal, abs=1e-5)
-    torch.testing.assert_close(BOX_CODER.decode_single(codes, anchors), boxes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(decode_boxes(codes, anchors), boxes, rtol=0, atol=1e-4)
 
 
 def detections(logits: Any, offsets: Any, size: tuple[int, int] = (8, 16), **options: Any) -> Any:
@@ -187,7 +187,7 @@ def test_extreme_half_precision_decodes_to_finite_boxes(value: float) -> None:
 
 
 def test_wrong_outputs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(6, 63\), expected \(classes \+ 4, 64\)"):
+    with pytest.raises(ValueError, match=r"shape \(1, 6, 63\), expected \(B, classes \+ 4, 64\)"):
         decode_detections(torch.zeros(6, 63), PyramidAnchors()((64, 64)))
     with pytest.raises(ValueError, match="values that are not finite"):
         decode_detections(torch.full((6, 64), torch.nan), PyramidAnchors()((64, 64)))
