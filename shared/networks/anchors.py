@@ -3,7 +3,7 @@
 A box is (x1, y1, x2, y2) in pixels, pixel i reaching from i to i + 1. A box has the offsets (dx, dy, dw, dh) from an
 anchor: those of its centre in widths and heights of the anchor, and the logarithms of the ratios of width and height.
 
-Nothing here makes the host wait for a GPU: what is found has the same shape whatever it is.
+Nothing here but `decode_detections` makes the host wait for a GPU: results have the same shape whatever is found.
 
 Axes: B images, A anchors, N boxes, K classes, D detections.
 """
@@ -22,7 +22,6 @@ BACKGROUND = Matcher.BELOW_LOW_THRESHOLD
 BETWEEN = Matcher.BETWEEN_THRESHOLDS
 
 _LARGEST = math.log(1000 / 16)  # of dw and dh, as MONAI's BoxCoder has it: a box is at most 62.5 times its anchor
-_EPS = torch.finfo(torch.float32).eps
 _SIZES_KEPT = 8  # of images, whose anchors a `PyramidAnchors` remembers
 
 
@@ -69,7 +68,7 @@ class PyramidAnchors(AnchorGenerator):
             grids = [[-(-size // stride) for size in key[:2]] for stride in self.strides]
             with torch.inference_mode(False):  # a training may use them later
                 made = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))
-                self._made[key] = made.to(device)
+                self._made[key] = made.to(device, non_blocking=True)
         return self._made[key]
 
 
@@ -87,7 +86,8 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
     inter, union = box_overlap(a, b)
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     hull = hull[..., 0] * hull[..., 1]
-    return inter / (union + _EPS) - (hull - union) / (hull + _EPS)
+    eps = torch.finfo(a.dtype).eps
+    return inter / (union + eps) - (hull - union) / (hull + eps)
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def match_anchors(
         (-2).
     """
     inter, union = box_overlap(boxes[:, None], anchors)
-    iou_NA = inter / (union + _EPS)
+    iou_NA = inter / (union + torch.finfo(inter.dtype).eps)
     own_NA = torch.zeros_like(iou_NA)
     if len(boxes):
         own_NA.scatter_(1, iou_NA.argmax(dim=1, keepdim=True), 1.0)

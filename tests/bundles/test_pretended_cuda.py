@@ -34,7 +34,7 @@ BUDGETS = {
     SEGMENT: (5, 7, 29, 29),
     SEGMENT_LAMBDA: (5, 7, 29, 29),
     CLASSIFY: (5, 4, 4, 2),
-    DETECT: (58, 82, 32, 51),
+    DETECT: (4, 2, 2, 1),
 }
 
 # Runs the workflows that it is told to, and prints what the host has waited for in each step of each engine.

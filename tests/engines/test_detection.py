@@ -296,8 +296,20 @@ def test_bad_clip_norm(clip_norm: float) -> None:
 def test_wrong_boxes_are_reported() -> None:
     items = tiles(2)
     items[1] |= {"box": torch.tensor([[5.0, 5, 5, 9]]), "label": torch.tensor([1])}
-    with pytest.raises(DataError, match="image 1 of the batch has the box"):
-        trainer(Tiny(), items).run()
+    said = r"image 1 of the batch has the box .* Its labelled images: tile 0, tile 1\."
+    for run in (trainer(Tiny(), items), evaluator(Tiny(), items)):
+        with pytest.raises(DataError, match=said):
+            run.run()
+
+
+def test_a_loss_that_gives_no_loss_of_each_image_validates_as_one_that_does() -> None:
+    class Plain(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return LOSS(*args, **kwargs)
+
+    runs = [evaluator(Tiny(), tiles(5), loss_function=loss) for loss in (LOSS, Plain())]
+    found = [run.run() or run.state.metrics["val_loss"] for run in runs]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def validate(indices: Sequence[int], batch_size: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from shared.inferers import DetectionMerger, TilePlace
 from shared.networks import PyramidAnchors
+from shared.utils import DataError
 
 ANCHORS = PyramidAnchors()
 
@@ -93,3 +95,50 @@ def test_images_are_apart_and_empty_ones_are_fine() -> None:
     assert merger.merged(2)["box"].shape == (0, 4)
     merger.clear()
     assert not len(merger.merged(0)["score"])
+
+
+def test_a_batch_is_merged_as_its_tiles_one_by_one_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    out = torch.cat([2 * torch.randn(6, 2, 256, generator=generator), 0.1 * torch.randn(6, 4, 256)], dim=1)
+    out[0, :2] = 30.0  # scores that are all 1
+    tiles = [TilePlace("ab"[i % 2], (96 * i, 0), (16, 0, 112, 128), 1.0, (500, 100)) for i in range(6)]
+    single, together = DetectionMerger(ANCHORS, radius=4), DetectionMerger(ANCHORS, radius=4)
+    for one, tile in zip(out, tiles, strict=True):
+        single.add(one[None], [128, 128], [tile])
+    together.add(out, [128, 128], tiles)
+    for image in "ab":
+        found, expected = together.merged(image), single.merged(image)
+        assert len(found["score"]) > 20
+        for key in found:
+            np.testing.assert_array_equal(found[key], expected[key])
+
+
+def test_damaged_tiles_are_named_and_leave_no_thread() -> None:
+    merger = DetectionMerger(ANCHORS)
+    good, bad = output((64, 64), [(20, 20, 0.9, 1)]), torch.full((6, 64), torch.inf)
+    before = threading.active_count()
+    merger.add(torch.stack([good, bad]), [64, 64], [TilePlace("a"), TilePlace("a", name="a 64,0")])
+    with pytest.raises(DataError, match="a 64,0: the network gives no number here"):
+        merger.merged("a")
+    assert threading.active_count() == before
+    add(merger, "b", bad, [64, 64])
+    merger.clear()
+    assert (threading.active_count(), merger.parts) == (before, {})
+    with pytest.raises(ValueError, match="of 2 tiles, and 1 places are given"):
+        merger.add(torch.stack([good, good]), [64, 64], [TilePlace("a")])
+
+
+def test_the_caller_waits_where_it_is_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    merger, out = DetectionMerger(ANCHORS), output((64, 64), [(20, 20, 0.9, 1)])
+    take_in, go = DetectionMerger._take_in, threading.Event()
+    monkeypatch.setattr(DetectionMerger, "_take_in", lambda *args: go.wait(10) and take_in(*args))
+    for i in range(4):
+        add(merger, i, out, [64, 64])
+    assert not merger._parts
+    caller = threading.Thread(target=add, args=(merger, 4, out, [64, 64]))
+    caller.start()
+    caller.join(0.2)
+    assert caller.is_alive()
+    go.set()
+    caller.join(10)
+    assert sorted(merger.parts) == [0, 1, 2, 3, 4]

@@ -42,7 +42,7 @@ def slow_giou(offsets: Tensor, box: list[float], anchor: list[float]) -> Tensor:
     y = (anchor[1] + anchor[3]) / 2 + offsets[1] * height
     w, h = torch.exp(offsets[2]) * width, torch.exp(offsets[3]) * height
     found = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    target = [torch.tensor(v) for v in box]
+    target = [torch.tensor(v, dtype=offsets.dtype) for v in box]
     inter = torch.ones(())
     hull = torch.ones(())
     for low, high in ((0, 2), (1, 3)):
@@ -78,18 +78,20 @@ def slow_loss(output: Tensor, boxes: list[Tensor], labels: list[Tensor], box_los
     return classification / len(output), regression / len(output)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
-def test_values_and_gradients_are_the_literal_ones(box_loss: str) -> None:
+def test_values_and_gradients_are_the_literal_ones(box_loss: str, dtype: torch.dtype, tolerance: float) -> None:
     output, boxes, labels = batch()
+    output, close = output.to(dtype), {"rtol": tolerance, "atol": tolerance}
     found_from, wanted_from = output.clone().requires_grad_(), output.clone().requires_grad_()
     found = RetinaNetLoss(ANCHORS, box_loss).terms(found_from, boxes, labels, SIZE)
     wanted = slow_loss(wanted_from, boxes, labels, box_loss)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, wanted, **close)
     (found[0] + 2 * found[1]).backward()
     (wanted[0] + 2 * wanted[1]).backward()
-    torch.testing.assert_close(found_from.grad, wanted_from.grad)
+    torch.testing.assert_close(found_from.grad, wanted_from.grad, **close)
     total = RetinaNetLoss(ANCHORS, box_loss, box_weight=2.0)(output, boxes, labels, SIZE)
-    torch.testing.assert_close(total, wanted[0] + 2 * wanted[1])
+    torch.testing.assert_close(total, wanted[0] + 2 * wanted[1], **close)
 
 
 def test_anchors_between_the_thresholds_do_not_count() -> None:
@@ -142,6 +144,20 @@ def test_every_image_weighs_the_same() -> None:
     loss = RetinaNetLoss(ANCHORS)
     single = [loss(output[i : i + 1], boxes[i : i + 1], labels[i : i + 1], SIZE) for i in range(3)]
     torch.testing.assert_close(loss(output, boxes, labels, SIZE), torch.stack(single).mean())
+    torch.testing.assert_close(loss.image_losses(output, boxes, labels, SIZE), torch.stack(single))
+
+
+def test_what_an_anchor_without_a_box_says_of_one_is_not_asked() -> None:
+    output, boxes, labels = batch()
+    match = match_anchors(ANCHORS(SIZE), boxes[0])
+    output[0][2:, match < 0] = torch.nan
+    output.requires_grad_()
+    for box_loss in ("smooth_l1", "giou"):
+        loss = RetinaNetLoss(ANCHORS, box_loss)(output, boxes, labels, SIZE)
+        (gradient,) = torch.autograd.grad(loss, output)
+        assert loss.isfinite()
+        assert not gradient[0][2:, match < 0].any()
+        assert gradient[0][2:, match >= 0].any(dim=0).all()
 
 
 @pytest.mark.parametrize(

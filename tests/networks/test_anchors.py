@@ -124,6 +124,25 @@ def test_hundreds_of_boxes_each_get_an_anchor() -> None:
     torch.testing.assert_close(found[best][alone], torch.arange(400)[alone])
 
 
+def test_images_are_matched_together_as_each_by_itself() -> None:
+    anchors, boxes, counts = PyramidAnchors()((128, 128)), figures(45, 5), [0, 3, 40, 0, 2]
+    found = match_anchors(anchors, boxes, counts=counts)
+    assert found.shape == (5, 256)
+    for own, part in zip(found, boxes.split(counts), strict=True):
+        assert torch.equal(own, match_anchors(anchors, part))
+    assert match_anchors(anchors, boxes[:0], counts=[0, 0]).tolist() == [[BACKGROUND] * 256] * 2
+
+
+def test_anchors_are_made_once_for_a_size_and_serve_where_gradients_are_asked_for() -> None:
+    generator = PyramidAnchors()
+    with torch.inference_mode():
+        first = generator((64, 96))
+    assert generator([64, 96]) is first
+    assert not first.is_inference()
+    assert all(len(generator((8 * n, 8))) == n for n in range(1, 20))
+    assert torch.equal(generator((64, 96)), first)
+
+
 def test_offsets_are_the_literal_ones_and_lead_back() -> None:
     anchors, boxes = PyramidAnchors()((128, 128))[:30], figures(30, 4)
     codes = encode_boxes(boxes, anchors)
