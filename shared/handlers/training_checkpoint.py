@@ -270,11 +270,10 @@ class TrainingCheckpoint:
         if isinstance(error, KeyboardInterrupt) and self._kept and idist.get_rank() == 0:
             state, (file, epoch) = engine.state, self._kept
             iterations = state.iteration - epoch * state.epoch_length
-            lost = f"{iterations} iterations of {state.epoch - epoch} epochs are" if iterations else "nothing is"
-            logger.warning(
-                "interrupted in epoch %d; %s holds epoch %d: %s lost; go on with --resume %s",
-                *(state.epoch, file, epoch, lost, "best" if file.name == "best.pt" else "true"),
-            )
+            lost = f"the {iterations} iterations since then are" if iterations else "nothing is"
+            how = f"in epoch {state.epoch}; go on with --resume {'best' if file.name == 'best.pt' else 'true'}"
+            logger.warning("interrupted %s: %s holds epoch %d, %s lost", how, file, epoch, lost)
+            raise KeyboardInterrupt(f"{error} {how}".strip()) from error  # what the program ends with
         raise error
 
 

@@ -170,20 +170,23 @@ def test_an_interruption_says_what_is_lost(
     """There are three iterations in an epoch. That alone is lost which the interruption falls in."""
 
     def said(name: str, stop: int, saved: int) -> str:
+        """How the program ends, where that is logged with what is lost."""
         assert torch.load(tmp_path / name, weights_only=True)["trainer"]["epoch"] == saved
         epoch = -(-stop // 3)
-        lost = f"{stop - 3 * saved} iterations of {epoch - saved} epochs are lost"
-        return f"interrupted in epoch {epoch}; {tmp_path / name} holds epoch {saved}: {lost}; go on with --resume "
+        kept = f"{tmp_path / name} holds epoch {saved}, the {stop - 3 * saved} iterations since then are lost"
+        how = f"in epoch {epoch}; go on with --resume {'best' if name == 'best.pt' else 'true'}"
+        assert f"interrupted {how}: {kept}" in caplog.text
+        return how
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as error:
         run(tmp_path, interrupt=stop, val_interval=val_interval)
-    assert said("last.pt", stop, (stop - 1) // 3) + "true" in caplog.text
+    assert str(error.value) == "SIGTERM " + said("last.pt", stop, (stop - 1) // 3)
     if stop < 3:
         return
     best = torch.load(tmp_path / "best.pt", weights_only=True)["trainer"]["epoch"]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, interrupt=3 * best + 1, val_interval=val_interval, resume="best")
-    assert said("best.pt", 3 * best + 1, best) + "best" in caplog.text
+    said("best.pt", 3 * best + 1, best)
 
 
 def test_the_best_epoch_is_kept_with_its_record(tmp_path: Path) -> None:
