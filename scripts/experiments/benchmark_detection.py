@@ -13,14 +13,17 @@ from typing import Annotated, Any
 import numpy as np
 import tifffile
 import torch
+from monai.apps.detection.utils.box_coder import BoxCoder
 from monai.bundle import ConfigParser
-from monai.data.box_utils import batched_nms
+from monai.data.box_utils import batched_nms, box_iou
+from monai.losses.focal_loss import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from shared.data import Region, RegionTiles, read_rgb
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.inferers import RegionInferer, suppress_within_radius
-from shared.networks import fusestyle_retinanet
+from shared.losses import RetinaNetLoss
+from shared.networks import PyramidAnchors, fusestyle_retinanet
 from shared.networks.resnet import NAMES
 from shared.utils import write_json
 from shared.utils.values import Choice, Number, Several, Whole
@@ -66,6 +69,44 @@ def suppression(candidates: int, rounds: int) -> dict[str, Any]:
     name = "time batched_nms / suppress_within_radius"
     result = {"candidates": candidates, "radius": RADIUS, "iou": IOU, "kept": counts}
     return {**result, "seconds_batched_nms": slow, name: show_quartiles(name, slow / seconds, 100.0, at_least=True)}
+
+
+def monai_loss(anchors: Tensor, output: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    """The same loss image by image, of MONAI's functions, which check each box."""
+    losses, coder = [], BoxCoder((1.0, 1.0, 1.0, 1.0))
+    for values, own, classes in zip(output, boxes, labels, strict=True):
+        iou = box_iou(own, anchors)
+        best, match = iou.max(dim=0)
+        positive = best >= 0.5
+        positive[iou.argmax(dim=1)], match[iou.argmax(dim=1)] = True, torch.arange(len(own))
+        place, box = positive.nonzero().flatten(), match[positive]
+        there = torch.zeros_like(values[:-4])
+        there[classes[box], place] = 1
+        focal = sigmoid_focal_loss(values[:-4], there, 2.0, 0.25) * (positive | (best < 0.4))
+        wanted = coder.encode_single(own[box], anchors[place])
+        offsets = nn.functional.smooth_l1_loss(values[-4:, place].T, wanted, reduction="sum", beta=1 / 9)
+        losses.append((focal.sum() + offsets) / len(place))
+    return torch.stack(losses).mean()
+
+
+def loss_of_tiles(tiles: int, rounds: int) -> dict[str, Any]:
+    """Forward and backward of the loss of tiles of 512 pixels with a few figures each, against MONAI's functions."""
+    generator, size = torch.Generator().manual_seed(0), (512, 512)
+    anchors = PyramidAnchors()
+    output = torch.randn(tiles, 6, len(anchors(size)), generator=generator).requires_grad_()
+    corners = [462 * torch.rand(1 + i % 3, 2, generator=generator) for i in range(tiles)]
+    boxes = [torch.cat([corner, corner + 50], dim=1) for corner in corners]
+    labels, loss = [torch.arange(len(own)) % 2 for own in boxes], RetinaNetLoss(anchors)
+    both = {
+        "monai": lambda: monai_loss(anchors(size), output, boxes, labels),
+        "ours": lambda: loss(output, boxes, labels, size),
+    }
+    torch.testing.assert_close(both["monai"](), both["ours"]())
+    steps = {name: lambda of=of: seconds_of(lambda: of().backward()) for name, of in both.items()}
+    found = in_turns(steps, rounds)
+    name = "time of the loss of MONAI's functions / ours"
+    medians = {f"seconds_{name}": float(np.median(seconds)) for name, seconds in found.items()}
+    return {"tiles": tiles, **medians, name: show_quartiles(name, found["monai"] / found["ours"], 1.0, at_least=True)}
 
 
 def make_region(path: Path, width: int, height: int, tissue: list[np.ndarray]) -> Path:
@@ -228,7 +269,7 @@ def benchmark_detection(
     backbone: Annotated[str, Choice(NAMES)] = "",
     device: Device = "",
 ) -> None:
-    """Time the suppression, then inference in a made-up region with a stub for the network; then the peak memory.
+    """Time the loss and the suppression, then inference in a made-up region with a stub for the network; then memory.
 
     The inferer is the bundle's. The aims that are printed hold for the default sizes.
 
@@ -246,7 +287,7 @@ def benchmark_detection(
     """
     device = chosen_device(device)
     backbone = backbone or ("resnet50" if device == "cuda" else "")
-    result = {"suppression": suppression(candidates, rounds)}
+    result = {"loss": loss_of_tiles(6, 10 * rounds), "suppression": suppression(candidates, rounds)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tissue = made_up_tissue(folder / "tissue")

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..utils import DataError, cell_text, file_in_the_way, write_json
+from ..utils import DataError, cell_text, file_in_the_way, own_cores, write_json
 from ..utils.text import first_few
 from ..utils.values import OrNone, Whole, check_value
 
@@ -30,7 +30,7 @@ NEW_FOLDER = "Choose a new folder with --output_dir, or delete this one first."
 
 def worker_count(workers: int | None) -> int:
     """How many files or cases are worked on at a time: the number given, or one for each core, 8 at most."""
-    return min(_cores(), 8) if workers is None else workers
+    return min(own_cores(), 8) if workers is None else workers
 
 
 def repeated(values: Iterable[Any]) -> list[Any]:
@@ -163,7 +163,7 @@ def make_data_set(
     if path.exists() and path.read_text(encoding="utf-8") != json.dumps(lists[path.name], indent=2) + "\n":
         raise DataError(f"{path}: already describes another data set, expected an empty folder. {NEW_FOLDER}")
     check_value("processes", processes, OrNone(Whole(1), "one for each core"))
-    processes = min(processes or _cores(), len(items))
+    processes = min(processes or own_cores(), len(items))
     progress = partial(tqdm, total=len(items), desc=lists[path.name]["name"], unit=unit)
     if processes == 1:
         list(progress(map(write, items)))
@@ -174,8 +174,3 @@ def make_data_set(
     for name, content in lists.items():
         write_json(folder / name, content)
     return path
-
-
-def _cores() -> int:
-    # Not every system tells how many of its cores this process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

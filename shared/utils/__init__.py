@@ -20,7 +20,7 @@ from .files import (
     write_json,
 )
 from .locks import lock_folder, unlock_folder
-from .process_group import gather_list, join_process_group, leave_process_group, share_list
+from .process_group import gather_list, join_process_group, leave_process_group, own_cores, share_list
 from .rank_watch import progress
 from .temporary import EARLIER, temporary_folder
 from .text import text_table

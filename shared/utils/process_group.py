@@ -74,6 +74,13 @@ def _check_gpus(local_rank: int, gpus: int) -> None:
     )
 
 
+def own_cores() -> int:
+    """How many cores this machine has for each process of a run, at least 1."""
+    # Not every system tells how many of its cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def gather_list(part: Sequence[Any]) -> list[Any]:
     """The lists of all ranks, that of rank 0 first, on rank 0, and an empty one on the others; alone, `part`."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -28,6 +28,14 @@ def test_training_and_inference_see_tiles_alike() -> None:
         assert train[key] == inference[key]
 
 
+def test_batches_and_processes_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.utils.own_cores", lambda: 5)
+    for device, expected in (("cpu", (6, 2)), ("cuda:0", (32, 5)), ("$torch.device('cuda')", (32, 5))):
+        parser = parsed("inference")
+        parser["device"] = device
+        assert tuple(map(parser.get_parsed_content, ("batch_size", "num_workers"))) == expected
+
+
 def test_evaluation_and_validation_put_tiles_together_alike() -> None:
     chosen, report = load("train")["choose_threshold"], load("evaluate")["report"]
     for key in ("anchors", "match_radius", "suppress_radius", "score_threshold", "top_k"):

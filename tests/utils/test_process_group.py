@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from commands import PYTHON, run
 
-from shared.utils import DataError, gather_list, join_process_group, leave_process_group
+from shared.utils import DataError, gather_list, join_process_group, leave_process_group, own_cores
 
 # A Python thread stands for gloo's: it holds on to its last tensors until it gets the interpreter's lock.
 RANK = """
@@ -33,6 +33,18 @@ def test_threads_have_time_to_free_what_they_hold(tmp_path: Path) -> None:
 def test_without_a_group_nothing_happens() -> None:
     assert not dist.is_initialized()
     leave_process_group()
+
+
+def test_ranks_share_the_cores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert own_cores() == 12
+    for ranks, cores in ((4, 3), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert own_cores() == cores
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert own_cores() == 1
 
 
 def test_a_program_that_also_runs_alone_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
