@@ -58,7 +58,7 @@ def _of_images(error: DataError, targets: Mapping[str, Any]) -> DataError:
     """An error of a loss, which knows its images by their numbers from 0, with their names."""
     names = targets.get("cases", [])
     labelled = [name for name, known in zip(names, targets.get("labelled", [True] * len(names)), strict=True) if known]
-    return DataError(f"{error} Its labelled images: {', '.join(labelled)}.") if labelled else error
+    return DataError(f"{error} The labelled images of the batch: {', '.join(labelled)}.") if labelled else error
 
 
 class DetectionTrainer(SupervisedTrainer):
@@ -170,7 +170,8 @@ class DetectionEvaluator(SupervisedEvaluator):
         device: where the network is.
         val_data_loader: gives batches as `shared.data.collate_detections` makes them, of items with a `case`.
         network: the detector.
-        loss_function: as for `DetectionTrainer`, or None.
+        loss_function: as for `DetectionTrainer`, or None. Where it has a method `image_losses`, as `RetinaNetLoss`
+            has, that gives the losses of a whole batch at once.
         prepare_batch: see `prepare_detection_batch`.
         decollate: as for `SupervisedEvaluator`.
         val_handlers: as for `SupervisedEvaluator`.

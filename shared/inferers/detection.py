@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import Detections, box_centres
-from ..networks import PyramidAnchors
-from ..networks.anchors import decode_batch
+from ..networks import PyramidAnchors, decode_batch
 from ..utils import DataError
 from .suppression import suppress_within_radius
 

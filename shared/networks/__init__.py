@@ -3,7 +3,7 @@
 May import: layers, utils.
 """
 
-from .anchors import PyramidAnchors, decode_detections, match_anchors
+from .anchors import PyramidAnchors, decode_batch, decode_detections, match_anchors
 from .batch_norm import adapt_batch_norm
 from .lambda3d import Lambda3D
 from .prepare import prepare_network

@@ -296,7 +296,7 @@ def test_bad_clip_norm(clip_norm: float) -> None:
 def test_wrong_boxes_are_reported() -> None:
     items = tiles(2)
     items[1] |= {"box": torch.tensor([[5.0, 5, 5, 9]]), "label": torch.tensor([1])}
-    said = r"image 1 of the batch has the box .* Its labelled images: tile 0, tile 1\."
+    said = r"image 1 of the batch has the box .* The labelled images of the batch: tile 0, tile 1\."
     for run in (trainer(Tiny(), items), evaluator(Tiny(), items)):
         with pytest.raises(DataError, match=said):
             run.run()

@@ -8,7 +8,7 @@ import torch
 from monai.data.box_utils import box_iou
 from torch import Tensor
 
-from shared.networks import PyramidAnchors, decode_detections, match_anchors
+from shared.networks import PyramidAnchors, decode_batch, decode_detections, match_anchors
 from shared.networks.anchors import BACKGROUND, BETWEEN, decode_boxes, encode_boxes
 
 
@@ -191,6 +191,18 @@ def test_the_best_of_many_in_descending_order() -> None:
     assert scores.tolist() == pytest.approx([1 / (1 + math.exp(-logit)) for logit, _ in table], abs=1e-6)
     assert classes.tolist() == [int(column[1] > column[0]) for _, column in table]
     assert boxes.shape == (20, 4)
+
+
+def test_a_batch_is_decoded_as_each_of_its_images() -> None:
+    anchors = PyramidAnchors()((128, 128))
+    output = torch.randn(3, 6, 256, generator=torch.Generator().manual_seed(0))
+    found = decode_batch(output, anchors, top_k=20)
+    assert found.shape == (3, 20, 6)
+    for own, values in zip(found, output, strict=True):
+        boxes, scores, classes = decode_detections(values, anchors, score_threshold=0, top_k=20)
+        assert torch.equal(own, torch.cat([boxes, scores[:, None], classes[:, None]], dim=1))
+    output[1, 5, 255] = torch.inf
+    assert decode_batch(output, anchors, top_k=300)[:, :, 4].isnan().all(dim=1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("value", [-1e4, 1e4])
