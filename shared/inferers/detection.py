@@ -109,7 +109,7 @@ class DetectionMerger:
             if np.isnan(rows[:, 4]).any():
                 raise DataError(
                     f"{tile.name or tile.image}: the network gives no number here. Its weights are damaged, or "
-                    "overflow in half precision: try another checkpoint, or --amp false."
+                    "overflow in half precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
                 )
             self._parts[tile.image].append(self._kept(rows[rows[:, 4] >= self.score_threshold], tile))
 

@@ -6,7 +6,7 @@ May import: layers, utils.
 from .anchors import PyramidAnchors, decode_batch, decode_detections, match_anchors
 from .batch_norm import adapt_batch_norm
 from .lambda3d import Lambda3D
-from .prepare import prepare_network
+from .prepare import place_network, prepare_network
 from .pretrained import DETECTION_HEADS, load_pretrained, read_state_dict
 from .record import ModelRecord, check_record, read_model_record, record_with_history
 from .resnet import fusestyle_resnet

@@ -6,6 +6,7 @@ import torch
 from monai.networks.utils import freeze_layers
 from torch import nn
 
+from ..utils import flag
 from .pretrained import SEGMENTATION_HEADS, load_pretrained
 
 
@@ -15,6 +16,8 @@ def prepare_network(
     freeze: str | None = None,
     pretrained: str | Path | None = None,
     head: str | tuple[str, ...] = SEGMENTATION_HEADS,
+    channels_last: bool | str = False,
+    compile: bool | str = False,
 ) -> nn.Module:
     """Make a network ready for training: frozen parameters, weights to start from, device, memory layout.
 
@@ -30,12 +33,14 @@ def prepare_network(
             them: `DistributedDataParallel` waits for their gradient in vain.
         pretrained: a file with weights to start from, see `load_pretrained`.
         head: how the names of the head's parameters begin, see there.
+        channels_last: see `place_network`.
+        compile: see there.
     """
     if freeze:
         freeze_layers(network, freeze_vars=freeze)
     if pretrained:
         load_pretrained(network, pretrained, head)
-    network = network.to(device)
+    network = place_network(network, device, channels_last, compile)
     kinds = {type(module) for module in network.modules()}
     if torch.device(device).type == "cpu" and nn.Conv3d in kinds and nn.InstanceNorm3d not in kinds:
         network = network.to(memory_format=torch.channels_last_3d)
@@ -44,6 +49,29 @@ def prepare_network(
             # of this layer takes twenty times as long.
             if isinstance(module, nn.BatchNorm3d) and module.num_features < 16:
                 module.register_forward_pre_hook(_contiguous_input)
+    return network
+
+
+def place_network(
+    network: nn.Module,
+    device: torch.device | str,
+    channels_last: bool | str = False,
+    compile: bool | str = False,
+) -> nn.Module:
+    """Bring a network to its device, in the layout and the form that may be faster there.
+
+    Args:
+        network: changed in place, but its names stay, so that its weights can be loaded anywhere.
+        device: where it goes.
+        channels_last: lay out the weights of convolutions with the channels last, and with them what they give.
+        compile: let torch compile it at the first call, and for each new shape again. TorchScript stays as it is.
+    """
+    network = network.to(device)
+    if flag("channels_last", channels_last):
+        volumes = any(parameter.ndim == 5 for parameter in network.parameters())
+        network = network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
+    if flag("compile", compile) and not isinstance(network, torch.jit.ScriptModule):
+        network.compile()
     return network
 
 

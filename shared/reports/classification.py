@@ -87,7 +87,7 @@ def checked_probabilities(probabilities: torch.Tensor, cases: Sequence[str]) -> 
     if bad:
         raise DataError(
             f"{bad[0]}: the network gives no number ({len(bad)} such patches in this batch). Its weights are damaged, "
-            "or overflow in half precision: try another checkpoint, or --amp false."
+            "or overflow in half precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
         )
     return probabilities
 

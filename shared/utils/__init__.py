@@ -5,6 +5,7 @@ May import: no other room.
 """
 
 from .bundle_run import check_command_line
+from .device import prepare_device
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
 from .files import (
     append_csv,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .device import visible_gpus
 from .errors import DataError
 from .rank_watch import start_watch, stop_watch
 
@@ -62,15 +63,14 @@ def join_process_group(optional: bool = False, rank_timeout: float = 0) -> None:
 
 def _check_gpus(local_rank: int, gpus: int) -> None:
     """Raise a `DataError` in a rank that has no GPU to itself."""
-    ranks, visible = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)), os.environ.get("CUDA_VISIBLE_DEVICES")
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
     if ranks <= gpus:
         return
     if local_rank:  # the first rank says it
         raise SystemExit(1)
-    shown = "" if visible is None else f" that CUDA_VISIBLE_DEVICES ({visible!r}) shows"
     raise DataError(
-        f"torchrun has started {ranks} processes here, and there are {gpus} GPUs{shown}: each needs one of its own. "
-        f"Start {gpus} with --nproc_per_node {gpus}, or show more GPUs."
+        f"torchrun has started {ranks} processes here; each needs a GPU of its own, expected as many as this machine "
+        f"has{visible_gpus()}: --nproc_per_node {gpus}."
     )
 
 

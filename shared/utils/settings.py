@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .device import visible_gpus
 from .values import Choice, Flag, Kind, Number, OrNone, Several, Table, Text, Whole
 
 
@@ -17,9 +17,7 @@ class Device:
 
     @property
     def expected(self) -> str:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        shown = "" if visible is None else f" and CUDA_VISIBLE_DEVICES ({visible!r}) shows"
-        return f"cpu, or cuda or cuda:N for a GPU that this machine has{shown}"
+        return f"cpu, or cuda or cuda:N for a GPU that this machine has{visible_gpus()}"
 
     def accepts(self, value: Any) -> bool:
         try:
@@ -69,7 +67,12 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     # how a run goes
     "device": (Device(), "where the network runs"),
     "stitching_device": (Device(), "where windows are put together"),
-    "amp": (FLAG, "mixed precision"),
+    "amp": (FLAG, "mixed precision, on a GPU"),
+    "amp_dtype": (Choice(("float16", "bfloat16")), "its type; bfloat16 does not overflow, and needs an A100 or later"),
+    "cudnn_benchmark": (FLAG, "try a GPU's convolutions for each new shape and take the fastest"),
+    "deterministic": (FLAG, "the same numbers each time, also on a GPU, where it is slower"),
+    "channels_last": (FLAG, "memory layout of the network that may be faster on a GPU"),
+    "compile": (FLAG, "let torch compile the network, which takes minutes at the start"),
     "seed": (Whole(0, 2**32 - 1), "of all random draws"),
     "num_workers": (Whole(0), "processes that load data; 0: the run itself does"),
     "worker_timeout": (Whole(0), "seconds until such a process that gives nothing is given up; 0: never"),

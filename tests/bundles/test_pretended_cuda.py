@@ -12,29 +12,16 @@ from typing import Any
 import pytest
 import torch
 from commands import run
-from small_runs import (
-    CLASSIFY,
-    DETECT,
-    QUICK,
-    SEGMENT,
-    SEGMENT_LAMBDA,
-    SIZE,
-    SMALL,
-    configs_of,
-    ct_data,
-    histology_data,
-    training,
-)
+from small_runs import CLASSIFY, DETECT, SEGMENT, SEGMENT_LAMBDA, configs_of, flows, training, write_data
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-CT = (SEGMENT, SEGMENT_LAMBDA)
 # How often the host waits, at most: in a step of training; in a batch or case of the validation in it, of an
 # evaluation, of an inference.
 BUDGETS = {
-    SEGMENT: (5, 7, 29, 29),
-    SEGMENT_LAMBDA: (5, 7, 29, 29),
-    CLASSIFY: (5, 4, 4, 2),
-    DETECT: (4, 2, 2, 1),
+    SEGMENT: (2, 5, 27, 28),
+    SEGMENT_LAMBDA: (2, 5, 27, 28),
+    CLASSIFY: (1, 2, 2, 1),
+    DETECT: (2, 2, 2, 1),
 }
 
 # Runs the workflows that it is told to, and prints what the host has waited for in each step of each engine.
@@ -95,42 +82,47 @@ def test_the_device_refuses_what_cuda_refuses(cuda_library: Path, tmp_path: Path
     assert torch.load(tmp_path / "x.pt", map_location="cpu")["x"].tolist() == [1, 1]
 
 
-def write_data(bundle: str, folder: Path) -> None:
-    """The data set, and in `input` what inference gets."""
-    folder.mkdir()
-    if bundle in CT:
-        ct_data(folder)
-    else:
-        histology_data(folder, 128 if bundle == DETECT else SIZE, 4, boxes=bundle == DETECT)
-    (folder / "input").mkdir()
-    for path in [*folder.glob("image_*"), *folder.glob("test_*.png")]:
-        (folder / "input" / path.name).symlink_to(path)
-
-
-def jobs(bundle: str, folder: Path) -> list[tuple[list[str], dict[str, Any], list[str]]]:
-    """A training, an evaluation and an inference: config files, options, engines."""
-    common = {"device": "cuda", "amp": True}
-    options = training(bundle, {bundle: folder / "data"}, folder, **common)
-    evaluation = {key: value for key, value in options.items() if key not in QUICK[bundle] or key.endswith("tile_size")}
-    evaluation |= {"bootstrap": 1} | ({} if bundle in CT else {"batch_size": 2})
-    places = {"input": str(folder / "data" / "input"), "output_dir": str(folder / "eval"), "num_workers": 0}
-    inference = {**SMALL[bundle], **common, **places, "ckpt_path": str(folder / "model.pt")}
-    inference |= {"mpp": 0.25, "inferer#progress": False} if bundle == DETECT else {}
-    return [
-        (configs_of(bundle, ["train"]), options, ["train#trainer", "validate#evaluator"]),
-        (configs_of(bundle, ["train", "evaluate"]), evaluation, ["validate#evaluator"]),
-        (configs_of(bundle, ["inference"]), inference, ["evaluator"]),
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", [SEGMENT, SEGMENT_LAMBDA, CLASSIFY, DETECT])
 def test_a_bundle_in_half_precision(bundle: str, cuda_library: Path, tmp_path: Path) -> None:
     write_data(bundle, tmp_path / "data")
-    printed = run_there(cuda_library, SCRIPT, json.dumps(jobs(bundle, tmp_path)))
+    printed = run_there(cuda_library, SCRIPT, json.dumps(flows(bundle, tmp_path, device="cuda", amp=True)))
     parts = ("training", "validation", "evaluation", "inference")
     for part, steps, most in zip(parts, json.loads(printed.splitlines()[-1]), BUDGETS[bundle], strict=True):
         worst = Counter(map(tuple, max(steps, key=len)))
         assert worst.total() <= most, part + "".join(f"\n{n} {kind} at {at}" for (kind, at), n in worst.items())
     for name in ("model.pt", "last.pt", "best.pt"):
         torch.load(tmp_path / name)  # where there is no GPU, as exports do
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_precision(cuda_library: Path, tmp_path: Path) -> None:
+    write_data(CLASSIFY, tmp_path / "data")
+    options = training(CLASSIFY, {CLASSIFY: tmp_path / "data"}, tmp_path)
+    parts = [
+        {"device": "cpu", "amp": False},
+        {"device": "cuda", "amp": True},
+        {"device": "cuda", "amp": True, "amp_dtype": "bfloat16"},
+        {"device": "cuda", "amp": True},
+    ]
+    epochs = [
+        (configs_of(CLASSIFY, ["train"]), options | part | {"max_epochs": i, "resume": i > 1}, ["train#trainer"])
+        for i, part in enumerate(parts, start=1)
+    ]
+    logged = "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+    *log, steps = run_there(
+        cuda_library, SCRIPT.replace("found = []", logged + "found = []"), json.dumps(epochs)
+    ).splitlines()
+    assert [len(part) for part in json.loads(steps)] == [2, 2, 2, 2]
+    said = [line.partition("last.pt: ")[2] for line in log if "last.pt: " in line]
+    fresh = "saved without a scale of the gradients, which are now scaled anew"
+    assert said == [
+        "amp was False, now it is True",
+        fresh,
+        "amp_dtype was float16, now it is bfloat16",
+        "amp_dtype was bfloat16, now it is float16",
+        fresh,
+    ]
+    saved = torch.load(tmp_path / "last.pt")
+    assert saved["scaler"]["scale"] > 1
+    assert (saved["record"]["amp"], saved["record"]["amp_dtype"]) == (True, "float16")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
 from torch import nn
 
 from shared.handlers import StopOnBadLoss
@@ -31,7 +32,9 @@ def test_it_stops_before_the_step_and_names_the_cases(bad: float) -> None:
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-def test_a_finite_loss_goes_on() -> None:
-    engine = trainer([1.0, 2.0, 3.0, 4.0], nn.Linear(1, 1))
+def test_a_finite_loss_goes_on_and_is_a_number_for_others() -> None:
+    engine, seen = trainer([1.0, 2.0, 3.0, 4.0], nn.Linear(1, 1)), []
+    engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda engine: seen.append(dict(engine.state.output)))
     engine.run()
     assert engine.state.iteration == 2
+    assert [output["loss_value"] for output in seen] == [output["loss"].item() for output in seen]

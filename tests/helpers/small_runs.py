@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,40 @@ def histology_data(folder: Path, width: int, images: int, boxes: bool) -> None:
     write_json(folder / "dataset.json", {**head, **({"box_mode": "xyxy", "mpp": 0.25} if boxes else {}), **splits})
 
 
-def configs_of(bundle: str, configs: list[str]) -> list[str]:
-    return config_files(BUNDLES / bundle, [*configs, "variants/demo"])
+def configs_of(bundle: str, configs: Sequence[str], overlays: Sequence[str] = ()) -> list[str]:
+    return config_files(BUNDLES / bundle, [*configs, "variants/demo", *overlays])
 
 
 def training(bundle: str, data: dict[str, Path], folder: Path, **options: Any) -> dict[str, Any]:
     places = {"dataset_dir": str(data[bundle]), "output_dir": str(folder), "ckpt_dir": str(folder), "num_workers": 0}
     places |= {"cache_dir": str(folder / "cache")} if bundle in (SEGMENT, SEGMENT_LAMBDA) else {}
     return {**places, **SMALL[bundle], **QUICK[bundle], **options}
+
+
+def write_data(bundle: str, folder: Path) -> None:
+    """The data set, and in `input` what inference gets."""
+    folder.mkdir()
+    if bundle in (SEGMENT, SEGMENT_LAMBDA):
+        ct_data(folder)
+    else:
+        histology_data(folder, 128 if bundle == DETECT else SIZE, 4, boxes=bundle == DETECT)
+    (folder / "input").mkdir()
+    for path in [*folder.glob("image_*"), *folder.glob("test_*.png")]:
+        (folder / "input" / path.name).symlink_to(path)
+
+
+def flows(
+    bundle: str, folder: Path, overlays: Sequence[str] = (), **common: Any
+) -> list[tuple[list[str], dict[str, Any], list[str]]]:
+    """A training, an evaluation and an inference on the set in `data`: config files, options, names of engines."""
+    options = training(bundle, {bundle: folder / "data"}, folder, **common)
+    evaluation = {key: value for key, value in options.items() if key not in QUICK[bundle] or key.endswith("tile_size")}
+    evaluation |= {"bootstrap": 1} | ({} if bundle in (SEGMENT, SEGMENT_LAMBDA) else {"batch_size": 2})
+    places = {"input": str(folder / "data" / "input"), "output_dir": str(folder / "eval"), "num_workers": 0}
+    inference = {**SMALL[bundle], **common, **places, "ckpt_path": str(folder / "model.pt")}
+    inference |= {"mpp": 0.25, "inferer#progress": False} if bundle == DETECT else {}
+    return [
+        (configs_of(bundle, ["train"], overlays), options, ["train#trainer", "validate#evaluator"]),
+        (configs_of(bundle, ["train", "evaluate"], overlays), evaluation, ["validate#evaluator"]),
+        (configs_of(bundle, ["inference"], overlays), inference, ["evaluator"]),
+    ]

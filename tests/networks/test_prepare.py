@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import UNETR
 from torch import nn
 
-from shared.networks import Lambda3D, prepare_network
+from shared.networks import Lambda3D, place_network, prepare_network
 
 
 def unetr(norm_name: str = "batch") -> UNETR:
@@ -59,3 +59,30 @@ def test_lambda3d_has_its_channels_last() -> None:
     weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv3d) and min(m.weight.shape) > 1]
     assert weights
     assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in weights)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method")  # deprecated, and what compiles uses it
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.Conv3d])
+def test_layout_and_compilation_leave_names_and_values(layer: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(layer(2, 3, 3, padding=1), nn.ReLU())
+    x = torch.rand(1, 2, *[4] * (network[0].weight.ndim - 2))
+    before, plain = copy.deepcopy(network.state_dict()), network(x)
+    placed = place_network(network, "cpu", channels_last="true", compile="true")
+    layout = torch.channels_last if layer is nn.Conv2d else torch.channels_last_3d
+    assert placed[0].weight.is_contiguous(memory_format=layout)
+    assert not placed[0].weight.is_contiguous()
+    assert placed._compiled_call_impl is not None
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(placed(x), plain)
+    assert placed.state_dict().keys() == before.keys()
+    torch.testing.assert_close(placed.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")  # deprecated, and still in use
+def test_as_it_is_by_default_and_torchscript_stays_what_it_is() -> None:
+    network = nn.Conv2d(2, 3, 3)
+    assert place_network(network, "cpu")._compiled_call_impl is None
+    assert network.weight.is_contiguous()
+    exported = torch.jit.trace(nn.Conv2d(2, 3, 3), torch.rand(1, 2, 4, 4))
+    assert place_network(exported, "cpu", channels_last=True, compile=True)(torch.rand(1, 2, 4, 4)).shape[1] == 3
