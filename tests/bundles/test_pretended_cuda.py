@@ -21,7 +21,7 @@ BUDGETS = {
     SEGMENT: (2, 5, 27, 28),
     SEGMENT_LAMBDA: (2, 5, 27, 28),
     CLASSIFY: (1, 2, 2, 1),
-    DETECT: (2, 2, 2, 1),
+    DETECT: (1, 1, 1, 1),
 }
 
 # Runs the workflows that it is told to, and prints what the host has waited for in each step of each engine.
