@@ -107,10 +107,17 @@ class Step:
 
 
 def network_step(
-    name: str, size: int, feature_size: int, hidden_size: int, device: str, precision: str, channels_last: bool
+    name: str,
+    size: int,
+    batch: int,
+    feature_size: int,
+    hidden_size: int,
+    device: str,
+    precision: str,
+    channels_last: bool,
 ) -> Step:
     network = network_of(name, size, feature_size, hidden_size, device)
-    image = torch.rand(1, 1, size, size, size, device=device)
+    image = torch.rand(batch, 1, size, size, size, device=device)
     if channels_last:
         network, image = (x.to(memory_format=torch.channels_last_3d) for x in (network, image))
     return Step(network, image, precision)
@@ -129,6 +136,9 @@ def layer_steps(grid: int, hidden_size: int, device: str, precision: str) -> dic
 
 def memory_of_steps(*settings: Any) -> int:
     """The peak memory of two training steps in bytes: on the GPU, or in this process beyond the start."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     before = peak_memory()
     step = network_step(*settings)
     step()
@@ -151,6 +161,7 @@ def ratios(times: Mapping[str, np.ndarray], memory: Mapping[str, int], grids: Se
 def benchmark_lambda3d(
     output: str = "",
     size: AtLeastOne = 96,
+    batch: AtLeastOne = 1,
     feature_size: AtLeastOne = 16,
     hidden_size: AtLeastOne = 768,
     grids: Annotated[Sequence[int], Several(Whole(1))] = (6, 12, 16, 24),
@@ -167,7 +178,8 @@ def benchmark_lambda3d(
 
     Args:
         output: JSON file for the result.
-        size: side of the image in voxels, a multiple of 16; a batch is one image.
+        size: side of the image in voxels, a multiple of 16.
+        batch: images a step; a single one of 96 voxels leaves a GPU waiting for the host.
         feature_size: channels of the decoder at full resolution.
         hidden_size: C, a multiple of 12. The MLPs have four times as many features.
         grids: token grids for single layers, sides; the cost a token is compared with 12's, or else the first's.
@@ -185,6 +197,7 @@ def benchmark_lambda3d(
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "size": size,
+        "batch": batch,
         "feature_size": feature_size,
         "hidden_size": hidden_size,
         "rounds": rounds,
@@ -192,8 +205,11 @@ def benchmark_lambda3d(
     for precision, channels_last in modes:
         mode = precision + "_channels_last_3d" * channels_last
         print(mode)
-        settings = (size, feature_size, hidden_size, device, precision, channels_last)
-        memory = {name: in_own_process(memory_of_steps, name, *settings) for name in NETWORKS}
+        settings = (size, batch, feature_size, hidden_size, device, precision, channels_last)
+        if device == "cuda":  # counted by what is there, not by the process
+            memory = {name: memory_of_steps(name, *settings) for name in NETWORKS}
+        else:
+            memory = {name: in_own_process(memory_of_steps, name, *settings) for name in NETWORKS}
         steps = {name: network_step(name, *settings) for name in NETWORKS}
         for grid in grids:
             steps |= layer_steps(grid, hidden_size, device, precision)

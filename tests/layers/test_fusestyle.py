@@ -15,7 +15,8 @@ from shared.layers import FuseStyle, fuse_style, reference_indices
 
 REFERENCES = ("dot", "random", "euclidean", "kl")
 SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])
 
 
 def features(shape: tuple[int, ...] = (5, 3, 4, 6), seed: int = 0) -> Tensor:

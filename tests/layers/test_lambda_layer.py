@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from shared.layers import LambdaLayer, apply_lambdas
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])
 
 # grid, receptive field, heads, k, u, norm
 SETTINGS = (

@@ -1,0 +1,67 @@
+"""Without a GPU the checks run at a tiny size: that they do is seen here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import run
+from experiments import gpu_checks
+
+from shared.datasets.synthetic_ct import make_synthetic_ct
+from shared.datasets.synthetic_histology import make_synthetic_histology
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_gpu.py"
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU they take minutes: run scripts/check_gpu.sh"
+)
+
+
+def check(folder: Path, *parts: str, minutes: float = 6) -> tuple[int, str, str, dict]:
+    done = run(SCRIPT, folder, "--parts", str(list(parts)), "--minutes", minutes)
+    return done.returncode, done.stdout, done.stderr, json.loads((folder / "check.json").read_text())
+
+
+@pytest.mark.slow
+def test_steps_and_inference_are_measured(tmp_path: Path) -> None:
+    make_synthetic_ct(tmp_path / "ct", 3)
+    make_synthetic_histology(tmp_path / "histology", 3, 8, 1)
+    status, printed, error, content = check(tmp_path, "machine", "steps", "inference", "several_gpus")
+    assert status == 0, error
+    assert "no GPU that torch can use: everything is tiny, on the CPU, and its times say nothing" in printed
+    steps = content["parts"]["steps"]["found"]
+    assert list(steps) == [f"{bundle} float32" for bundle in gpu_checks.BUNDLE_NAMES]
+    assert all(values["ms"] > 0 for values in steps.values())
+    assert len(content["parts"]["inference"]["found"]) == 3
+    assert content["parts"]["several_gpus"]["found"] == {"left out": {"gpus": 0}}
+    assert content["gpu"] is False
+
+
+def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    """Here for want of data; what there is no time for is said, too."""
+    status, printed, error, content = check(tmp_path, "steps", "machine")
+    assert status == 1
+    assert printed.count("FAILED steps, ") == len(gpu_checks.BUNDLE_NAMES)
+    assert "dataset.json: no such file" in printed
+    assert "Error: 4 checks failed" in error
+    assert content["parts"]["machine"]["found"]["software"]["torch"] == torch.__version__
+    status, _, error, content = check(tmp_path, "machine", minutes=0.01)
+    assert status == 1
+    assert "Left out for want of time (--minutes): machine" in error
+    assert content["left_out"] == ["machine"]
+
+
+def test_how_long_a_gpu_works() -> None:
+    """Kernels may run side by side."""
+
+    class Span:
+        def __init__(self, start: float, end: float, device: str = "DeviceType.CUDA") -> None:
+            self.time_range, self.start, self.end, self.device_type = self, start, end, device
+
+    class Profiled:
+        def events(self) -> list[Span]:
+            return [Span(5, 9), Span(0, 2), Span(1, 3), Span(6, 7), Span(0, 100, "DeviceType.CPU")]
+
+    assert gpu_checks.busy(Profiled()) == pytest.approx(7e-6)
