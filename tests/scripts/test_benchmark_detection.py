@@ -11,6 +11,8 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
     sizes = {"candidates": 300, "width": 2200, "height": 1800, "sides": "600,1000", "backbone": "resnet10"}
     options = {"rounds": 1, "milliseconds": 1, "num_workers": 1, "device": "cpu"}
     found, printed = benchmark("detection", tmp_path, **sizes, **options)
+    assert found["loss"]["tiles"] == 6
+    assert found["loss"]["time of the loss of MONAI's functions / ours"]["median"] > 0.3
     kept = found["suppression"]["kept"]
     assert kept["both"] + kept["ours alone"] == kept["ours"] <= 300
     assert kept["both"] + kept["batched_nms alone"] == kept["batched_nms"]
