@@ -28,10 +28,11 @@ BUDGETS = {
 SCRIPT = """
 import pretended_cuda
 waits = pretended_cuda.start()
-import json, sys
+import json, logging, sys
 from ignite.engine import Events
 from workflows import workflow
 
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 found = []
 for files, options, engines in json.loads(sys.argv[1]):
     flow = workflow(files, **options)
@@ -109,10 +110,7 @@ def test_a_run_goes_on_in_another_precision(cuda_library: Path, tmp_path: Path) 
         (configs_of(CLASSIFY, ["train"]), options | part | {"max_epochs": i, "resume": i > 1}, ["train#trainer"])
         for i, part in enumerate(parts, start=1)
     ]
-    logged = "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
-    *log, steps = run_there(
-        cuda_library, SCRIPT.replace("found = []", logged + "found = []"), json.dumps(epochs)
-    ).splitlines()
+    *log, steps = run_there(cuda_library, SCRIPT, json.dumps(epochs)).splitlines()
     assert [len(part) for part in json.loads(steps)] == [2, 2, 2, 2]
     said = [line.partition("last.pt: ")[2] for line in log if "last.pt: " in line]
     fresh = "saved without a scale of the gradients, which are now scaled anew"
