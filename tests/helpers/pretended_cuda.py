@@ -10,8 +10,8 @@
 
 Tensors go through torch's own CUDA autocast, GradScaler and fused optimizers; a convolution or norm in half precision
 is worked out in float32 and rounded, as tensor cores do. A file that such a tensor is saved in says cuda:0, and cannot
-be read where there is no GPU. What it does not show: CUDA's own rounding, its memory, races, NCCL, pinned memory (a
-copy to the device counts as a wait unless it is non_blocking).
+be read where there is no GPU. What it does not show: CUDA's own rounding, its memory, races, NCCL. A copy to
+the device counts as a wait, unless it is non_blocking and small or from a loader that pins its batches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if "PRETENDED_CUDA" in os.environ:  # before torch is there, which asks for CUDA
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 ATEN = torch.ops.aten
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -47,6 +47,8 @@ COPIES = {"_to_copy", "copy_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 WAITS = {"_local_scalar_dense": "item", "nonzero": "nonzero", "masked_select": "masked_select", "equal": "equal"}
 WAITS |= {"_unique2": "unique", "unique_dim": "unique", "unique_consecutive": "unique"}
+
+STAGED = 1 << 16  # bytes; CUDA copies as many aside and goes on, and waits with more that are not pinned
 
 waits: list[tuple[str, str]] = []
 saved: dict[int, Tensor] = {}  # storages that files have been told to be on the GPU; kept, so that no other is there
@@ -199,10 +201,16 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(wrap, result)
 
 
+def _mark_pinned(tensor: Tensor) -> Tensor:
+    tensor.pinned = True  # which a worker process's would lose
+    return tensor
+
+
 def _log(name: str, args: Any, kwargs: dict[str, Any], own: list[Tensor], on_cuda: bool) -> None:
     if name in COPIES:
         source = args[1] if name == "copy_" else args[0]
         blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+        blocking |= on_cuda and source.nbytes > STAGED and not getattr(source, "pinned", False)
         if _is_pretended(source) != on_cuda and (blocking or not on_cuda):
             _wait("copy to the device" if on_cuda else "copy to the host")
     elif own and name in WAITS:
@@ -246,6 +254,9 @@ def start() -> list[tuple[str, str]]:
 
     def init(self: Any, *args: Any, pin_memory: bool = False, **kwargs: Any) -> None:
         loader_init(self, *args, **kwargs)  # there is no driver that could pin
+        if pin_memory:
+            collate = self.collate_fn
+            self.collate_fn = lambda items: tree_map_only(Tensor, _mark_pinned, collate(items))
 
     torch.utils.data.DataLoader.__init__ = init
     torch.serialization.location_tag = lambda storage: "cuda:0" if storage.data_ptr() in saved else tag(storage)
