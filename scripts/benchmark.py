@@ -6,6 +6,7 @@ from command_line import run_command
 from experiments.benchmark_detection import benchmark_detection
 from experiments.benchmark_fusestyle import benchmark_fusestyle
 from experiments.benchmark_lambda3d import benchmark_lambda3d
+from experiments.benchmark_loader import benchmark_loader
 from experiments.voxel_classifier import voxel_classifier
 
 if __name__ == "__main__":
@@ -14,6 +15,7 @@ if __name__ == "__main__":
             "detection": benchmark_detection,
             "fusestyle": benchmark_fusestyle,
             "lambda3d": benchmark_lambda3d,
+            "loader": benchmark_loader,
             "voxel_classifier": voxel_classifier,
         }
     )

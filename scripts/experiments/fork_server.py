@@ -90,6 +90,7 @@ class ForkServer:
         import shutil
 
         if self._folder:
+            self._lifeline.shutdown(socket.SHUT_RDWR)  # a data loader's worker that is still there holds it open
             self._lifeline.close()
             self._process.wait()
             shutil.rmtree(self._folder, ignore_errors=True)

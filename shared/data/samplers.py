@@ -31,8 +31,8 @@ class DomainBalancedSampler(DistributedSampler):
         num_replicas, rank: of a distributed run; those of the running one by default.
         num_samples: draws in an epoch, of all ranks together, rounded up so that domains and ranks have equal parts;
             by default as many as there are items.
-        numbered: an item that comes once more in an epoch comes as its index plus the number of items, and so on: for
-            a `SeededDataset`, which else would draw the same for it again.
+        numbered: yield what a `SeededDataset` takes in place of an index: a pair of the epoch's number and the index,
+            which grows by the number of items each time that the item comes again.
 
     Raises:
         ValueError: when there is no item, or `num_samples` is less than 1.
@@ -63,19 +63,45 @@ class DomainBalancedSampler(DistributedSampler):
         self.total_size = self.num_samples * num_replicas
         self.step = len(domains) if numbered else 0
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int] | Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         count = self.per_domain * self.num_replicas
         columns = [self._draw(own, count, generator) for own in self.members]
         drawn = torch.stack(columns, dim=1)  # a row holds one of each domain
         if self.step:
             drawn += self.step * _times_before(drawn)
-        return iter(drawn[self.rank :: self.num_replicas].flatten().tolist())
+        own = drawn[self.rank :: self.num_replicas].flatten().tolist()
+        return ((self.epoch, index) for index in own) if self.step else iter(own)
 
     def _draw(self, own: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """So many of a domain's items, all of them once before one comes again."""
         rounds = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-count // len(own)))]
         return torch.cat([own[:0], *rounds])[:count]
+
+
+class ShuffledSampler(DomainBalancedSampler):
+    """Draws the items of a `SeededDataset` in a new order each epoch, all of them once before one comes again.
+
+    Args:
+        dataset: what has a length.
+        num_samples: draws in an epoch, of all ranks together, rounded up so that ranks have equal parts; by default as
+            many as there are items. Of fewer than these, others come in another epoch.
+        seed: 0 or more.
+        num_replicas, rank: of a distributed run; those of the running one by default.
+
+    Raises:
+        ValueError: when there is no item, or `num_samples` is less than 1.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        num_samples: int | None = None,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__([""] * len(dataset), seed, num_replicas, rank, num_samples, numbered=True)
 
 
 class TileSampler(DomainBalancedSampler):

@@ -12,23 +12,21 @@ class SeededDataset(Dataset):
     """A data set whose random transforms draw by the seed, the epoch and the item's index alone.
 
     What an item becomes then depends neither on the number of worker processes nor on what was drawn before, so that a
-    run can be resumed with other workers. `shared.handlers.SeedEpochs` sets the epoch.
+    run can be resumed with other workers, and workers can outlive an epoch.
 
-    An index beyond the length stands for a further draw of an item, in the same epoch: `index + length × how often it
-    came before`, as `DomainBalancedSampler` gives them with `numbered`.
+    It is indexed by pairs of an epoch and an index, which come from its sampler: `ShuffledSampler`, or another one of
+    this room with `numbered`. An index beyond the length stands for a further draw of an item in the same epoch:
+    `index + length × how often it came before`.
 
     Args:
         dataset: with a `transform`, MONAI's or one's own; its random transforms are MONAI's `Randomizable`.
         seed: 0 or more.
-
-    Attributes:
-        epoch: the number of the epoch.
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.dataset, self.seed = dataset, seed
         self._drawing = list({id(found): found for found in _randomizable(dataset.transform)}.values())
         for transform in self._drawing:
             transform.set_random_state(0)  # a generator of its own: MONAI's transforms share one
@@ -36,8 +34,9 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        seeds = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(len(self._drawing))
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        epoch, index = draw
+        seeds = np.random.SeedSequence((self.seed, epoch, index)).generate_state(len(self._drawing))
         for transform, seed in zip(self._drawing, seeds.tolist(), strict=True):
             transform.R.seed(seed)  # a new generator each time would take five times as long
         return self.dataset[index % len(self.dataset)]

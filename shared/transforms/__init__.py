@@ -9,4 +9,4 @@ from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 from .tile import RandFlipRotateBoxd, RandTiled
-from .volume import CropBodyd, ResampleVolumed
+from .volume import CropBodyd, CropCentresd, RandRotateVolumesd, ResampleVolumed

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from monai.transforms import CropForegroundd, Spacingd
+from monai.config import KeysCollection
+from monai.transforms import CropForegroundd, FgBgToIndicesd, RandRotated, Spacingd
+from monai.transforms.utils import create_rotate
+from monai.utils import convert_to_tensor
+from torch.nn.functional import grid_sample
 
 from ..utils import DataError
 
@@ -30,6 +35,75 @@ class CropBodyd(CropForegroundd):
                 "rescale slope and intercept of the export."
             )
         return super().__call__(data, lazy)
+
+
+class CropCentresd(FgBgToIndicesd):
+    """MONAI's `FgBgToIndicesd`: finds once, and not for each crop, around what `RandCropByPosNegLabeld` may centre it.
+
+    All voxels of a volume would take more memory than the volume does. Of more than `most`, so many are drawn, evenly
+    and always the same.
+
+    Args:
+        keys: the labels.
+        most: voxels of the foreground, and of the background, that are kept, 8 bytes each.
+        options: as for `FgBgToIndicesd`.
+    """
+
+    def __init__(self, keys: KeysCollection, most: int = 2**18, **options: Any) -> None:
+        super().__init__(keys, **options)
+        self.most = most
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        result = super().__call__(data)
+        for key in self.key_iterator(data):
+            for name in (f"{key}{self.fg_postfix}", f"{key}{self.bg_postfix}"):
+                indices = convert_to_tensor(result[name], track_meta=False)
+                if len(indices) > self.most:
+                    indices = indices[np.random.default_rng(0).choice(len(indices), self.most, replace=False)]
+                result[name] = indices
+        return result
+
+
+class RandRotateVolumesd(RandRotated):
+    """MONAI's `RandRotated` of 3D volumes in half the time: the places that are read are worked out once for all keys.
+
+    Nothing is noted for an inverse, and what is not rotated stays as it is.
+
+    Args:
+        keys: volumes of the same shape; those that are rotated become plain tensors of float32.
+        options: as for `RandRotated`, but for `keep_size`, `align_corners` and `dtype`, which are its defaults.
+    """
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
+        result = dict(data)
+        self.randomize(None)
+        self.rand_rotate.randomize()
+        if not self._do_transform:
+            return result
+        angles = (self.rand_rotate.x, self.rand_rotate.y, self.rand_rotate.z)
+        grid = rotated_grid(result[self.first_key(result)].shape[1:], angles)
+        for key, mode, padding_mode in self.key_iterator(result, self.mode, self.padding_mode):
+            volume = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False)[None]
+            result[key] = grid_sample(volume, grid, mode, padding_mode, align_corners=False)[0]
+        return result
+
+
+def rotated_grid(shape: Sequence[int], angles: Sequence[float]) -> torch.Tensor:
+    """Where `grid_sample` finds the voxels of a volume that is rotated about its middle; torch's `affine_grid`, faster.
+
+    Args:
+        shape: (D, H, W).
+        angles: about the axes, in radians.
+
+    Returns:
+        (1, D, H, W, 3), of places in W, H, D, each from -1 to 1.
+    """
+    matrix = torch.as_tensor(create_rotate(3, angles), dtype=torch.float32)[:3, :3]
+    size, grid = torch.tensor(shape), torch.zeros(3)
+    for i, count in enumerate(shape):
+        places = (torch.arange(count) - (count - 1) / 2) * 2  # from the middle, in half voxels
+        grid = grid + (places[:, None] * (matrix[:, i] / size).flip(0)).view(-1, *[1] * (2 - i), 3)
+    return grid[None]
 
 
 class ResampleVolumed(Spacingd):

@@ -61,7 +61,7 @@ def workflow(
 ) -> ConfigWorkflow:
     labels = {"labels": LABELS} if configs == ["train"] else {}  # the weights' record says it afterwards
     options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | labels | options
-    options |= {"num_workers": 0, "cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
+    options = {"num_workers": 0} | options | {"cache": "memory", "amp": False, "device": "$torch.device('cpu')"}
     names = [*configs, "variants/demo", *(f"variants/{name}" for name in variants)]
     return workflows.workflow(config_files(bundle, names), **options)
 
@@ -110,9 +110,9 @@ def test_a_batch_holds_plain_tensors(tmp_path: Path, data: Path, variants: tuple
 @pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, data, bundle=bundle, stop=5)
+        train(tmp_path, data, bundle=bundle, stop=5, num_workers=2)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1
-    resumed = train(tmp_path, data, bundle=bundle, resume=True)
+    resumed = train(tmp_path, data, bundle=bundle, resume=True, num_workers=1)
     whole = torch.load(trained / "last.pt", weights_only=True)
     assert resumed.keys() == whole.keys()
     for key in ("model", "optimizer", "lr_scheduler", "report", "trainer", "evaluator"):
@@ -122,6 +122,15 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, bundle: Path
     curves, before = (scalars(folder / "tensorboard") for folder in (tmp_path, trained))
     assert [step for step, _ in curves["train_loss"]] == list(range(1, len(curves["train_loss"]) + 1))
     assert repr(curves) == repr(before)  # a score may be NaN
+
+
+def test_an_epoch_of_some_cases(tmp_path: Path, data: Path) -> None:
+    """Seven of three cases, in batches of two."""
+    state = train(tmp_path, data, max_epochs=1, batch_size=2, cases_per_epoch=7)
+    assert (state["trainer"]["epoch_length"], state["record"]["cases_per_epoch"]) == (4, 7)
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path, data, max_epochs=1, batch_size=2, cases_per_epoch=8, resume=True)
+    assert "cases_per_epoch was 7, now it is 8" in (data_error_message(error.value) or "")
 
 
 @pytest.mark.parametrize("variant", sorted(p.stem for p in (UNETR / "configs" / "variants").glob("*.json")))

@@ -98,7 +98,7 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path) -> None:
-    whole = train(tmp_path / "whole", data)
+    whole = train(tmp_path / "whole", data, num_workers=1)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, data, stop=whole["trainer"]["epoch_length"] + 2)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1

@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workflow(configs: list[str], folder: Path, data: Path, **options: Any) -> ConfigWorkflow:
     options = {"dataset_dir": str(data), "output_dir": str(folder), "ckpt_dir": str(folder)} | options
-    options |= {"num_workers": 0, "amp": False, "device": "$torch.device('cpu')"}
+    options = {"num_workers": 0} | options | {"amp": False, "device": "$torch.device('cpu')"}
     return workflows.workflow(config_files(BUNDLE, [*configs, "variants/demo"]), **options)
 
 
@@ -80,7 +80,7 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path) -> None:
-    whole = train(tmp_path / "whole", data)
+    whole = train(tmp_path / "whole", data, num_workers=2)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, data, stop=3)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"] == 1

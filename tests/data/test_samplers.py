@@ -8,7 +8,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from shared.data import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, TileSampler
+from shared.data import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, ShuffledSampler, TileSampler
 from shared.data.samplers import TILE_SHARES
 from shared.utils import DataError
 
@@ -76,6 +76,27 @@ def test_one_domain_is_a_plain_shuffle() -> None:
     sampler = DomainBalancedSampler(["a"] * 9)
     assert sorted(sampler) == list(range(9))
     assert list(sampler) != list(range(9))
+
+
+@pytest.mark.parametrize(("items", "draws", "ranks"), [(6, None, 1), (6, 20, 1), (6, 4, 1), (6, 7, 2), (5, None, 2)])
+def test_each_item_comes_once_before_one_comes_again(items: int, draws: int | None, ranks: int) -> None:
+    samplers = [ShuffledSampler("x" * items, draws, 3, ranks, rank) for rank in range(ranks)]
+    total = -(-(draws or items) // ranks) * ranks  # ranks have equal parts
+    seen = []
+    for number in range(9):
+        shares = [epoch(sampler, number) for sampler in samplers]
+        assert {len(share) for share in shares} == {len(sampler) for sampler in samplers} == {total // ranks}
+        drawn = [draw for together in zip(*shares, strict=True) for draw in together]
+        assert {e for e, _ in drawn} == {number}
+        order = [i for _, i in drawn]
+        assert len(set(order)) == total
+        for i in range(0, total, items):
+            part = order[i : i + items]
+            assert {n // items for n in part} == {i // items}
+            assert len({n % items for n in part}) == len(part)
+        seen.append(tuple(order))
+    assert len(set(seen)) > 6
+    assert {n % items for order in seen for n in order} == {*range(items)}
 
 
 def test_the_length_of_an_epoch() -> None:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, RandGaussianNoise, RandScaleIntensity
 
-from shared.data import SeededDataset
+from shared.data import SeededDataset, ShuffledSampler
 from shared.handlers import SeedEpochs
 
 
@@ -16,14 +16,17 @@ def draws(seed: int, num_workers: int, first_epoch: int = 0, disturb: Callable[[
     """What each epoch saw: the order of the data, its random transforms, and a draw in the step."""
     transform = Compose([RandGaussianNoise(prob=1.0), RandScaleIntensity(factors=0.5, prob=0.5)])
     dataset = SeededDataset(Dataset([torch.full((1,), float(i)) for i in range(6)], transform), seed)
-    loader = DataLoader(dataset, batch_size=2, shuffle=True, num_workers=num_workers)
+    sampler = ShuffledSampler(dataset, seed=seed)
+    options = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "generator": torch.Generator()}
+    loader = DataLoader(dataset, batch_size=2, sampler=sampler, **options)
     seen: dict[int, list[float]] = {}
 
     def step(engine: Engine, batch: torch.Tensor) -> None:
         seen.setdefault(engine.state.epoch, []).extend([*batch.flatten().tolist(), torch.rand(()).item()])
 
     engine = Engine(step)
-    SeedEpochs(seed, dataset).attach(engine)
+    SeedEpochs(seed).attach(engine)
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda: sampler.set_epoch(engine.state.epoch))
     if first_epoch:
         engine.load_state_dict({"epoch": first_epoch, "max_epochs": 4, "epoch_length": 3})
     if disturb:

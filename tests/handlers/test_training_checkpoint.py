@@ -21,7 +21,7 @@ from monai.transforms import RandGaussianNoised
 from torch import nn
 from workflows import scalars
 
-from shared.data import SeededDataset
+from shared.data import SeededDataset, ShuffledSampler
 from shared.handlers import (
     ClassBoostStrategy,
     EventLog,
@@ -54,6 +54,11 @@ def data(n: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(n)
     labels = [torch.randint(0, 3, (1, 6, 6), generator=generator) for _ in range(n)]
     return [{"image": label + 0.8 * torch.randn(1, 6, 6, generator=generator), "label": label} for label in labels]
+
+
+def loader(dataset: SeededDataset, num_workers: int) -> DataLoader:
+    options = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "generator": torch.Generator()}
+    return DataLoader(dataset, batch_size=2, sampler=ShuffledSampler(dataset, seed=5), **options)
 
 
 SIGNAL = KeyboardInterrupt("SIGTERM")
@@ -90,7 +95,7 @@ def run(
     dataset = SeededDataset(Dataset(data(6), RandGaussianNoised("image", prob=1.0, std=0.3)), 5)
     state = {"model": network, "optimizer": optimizer, "lr_scheduler": schedule, "reweighting": reweighting}
     handlers = [
-        SeedEpochs(5, dataset),
+        SeedEpochs(5),
         ValidationHandler(interval=val_interval, validator=evaluator),
         LrScheduleHandler(schedule, print_lr=False),
         TensorBoardStatsHandler(log, tag_name="train_loss", output_transform=from_engine("loss", first=True)),
@@ -105,7 +110,7 @@ def run(
     trainer = SupervisedTrainer(
         device="cpu",
         max_epochs=epochs,
-        train_data_loader=DataLoader(dataset, batch_size=2, shuffle=True, num_workers=num_workers),
+        train_data_loader=loader(dataset, num_workers),
         network=network,
         optimizer=optimizer,
         loss_function=loss,
