@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from commands import run
 from experiments import gpu_checks
+from ignite.engine import Engine
 
 from shared.datasets.synthetic_ct import make_synthetic_ct
 from shared.datasets.synthetic_histology import make_synthetic_histology
@@ -51,6 +54,38 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert status == 1
     assert "Left out for want of time (--minutes): machine" in error
     assert content["left_out"] == ["machine"]
+
+
+def test_what_is_seen_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what only CUDA has pretended: the host waits twice a step, and 3 GB are taken at most."""
+    modes: list[str] = []
+    pretended = {
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 3_000_000_000,
+        "set_sync_debug_mode": modes.append,
+    }
+    for name, function in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    for name, value in {"CUDA": True, "WARM": 1, "TIMED": 2, "WATCHED": 2}.items():
+        monkeypatch.setattr(gpu_checks, name, value)
+    monkeypatch.setattr(gpu_checks, "profile", lambda **options: nullcontext())
+    monkeypatch.setattr(gpu_checks, "busy", lambda profiled: 0.0)
+
+    def step(engine: Engine, batch: int) -> None:
+        if modes == ["warn"]:
+            for _ in range(2):
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    engine, probe = Engine(step), gpu_checks.Probe()
+    probe.attach(engine)
+    engine.run(range(7), max_epochs=1)
+    assert modes == ["warn", "default"]
+    assert list(probe.found) == ["ms", "peak GB", "waits a step", "waits", "gpu works", "profiled ms"]
+    assert (probe.found["peak GB"], probe.found["waits a step"], probe.found["gpu works"]) == (3, 2, 0)
+    ((place, count),) = probe.found["waits"].items()
+    assert place.startswith("test_check_gpu.py:")
+    assert count == 4
 
 
 def test_how_long_a_gpu_works() -> None:
