@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +17,14 @@ DEFLATED = 1032
 """Bytes that a byte of gzip, zlib or PNG stands for at most."""
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
+
+
+class Grid(NamedTuple):
+    """Where the voxels of a file lie: their number along the three axes, and (4, 4), from voxels to mm, RAS."""
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: np.ndarray
 
 
 def check_nifti_header(path: str | os.PathLike) -> None:

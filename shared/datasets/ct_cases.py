@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from tqdm.contrib.concurrent import thread_map
 
 from ..data import SPLITS, write_datalist
-from ..data.geometry import check_grid, check_nifti_header
+from ..data.label_maps import REORIENTED, to_label_map
+from ..data.volumes import read_grid, read_volume
 from ..utils import DataError, DiskFullError, fault_list, text_table, write_csv
 from ..utils.text import first_few
 from .preparation import refuse
@@ -45,8 +42,7 @@ PAPER_VOXEL_SHARES = dict(
 )
 """Share of each organ among the labelled voxels in %, as reported by Willoughby & Voiculescu, arXiv 2406.08217."""
 
-_TOLERANCE = 1e-3  # of affines: millimetres, or millimetres a voxel
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -57,9 +53,10 @@ class CtCase:
 
     Attributes:
         name: no other case of the data set has it.
-        image, label: NIfTI files.
+        image, label: NIfTI, NRRD or MetaImage files.
         voxels: label id → number of voxels, for the labels that occur, without the background.
         overlap: voxels that more than one mask claimed, where the label map was made of masks.
+        reoriented: whether the label map has its axes in another order or direction than the image.
     """
 
     name: str
@@ -67,6 +64,7 @@ class CtCase:
     label: Path
     voxels: Mapping[int, int] = field(default_factory=dict)
     overlap: int | None = None
+    reoriented: bool = False
 
 
 def refuse_cases(source: str | os.PathLike, faults: Mapping[str, str], count: int) -> None:
@@ -103,81 +101,18 @@ def match_cases(
     return [CtCase(name, images[name], labels[name]) for name in names]
 
 
-def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
-    """A NIfTI volume, of which only the header is read yet.
-
-    Raises:
-        DataError: when it is missing, cannot be read, is no NIfTI, has other than three dimensions, or a grid or voxels
-            that training refuses too.
-    """
-    with _name_damage(path):
-        image = nib.load(path)
-    if not isinstance(image, nib.Nifti1Image) or len(image.shape) != 3:
-        raise DataError(
-            f"{path}: {type(image).__name__} of shape {image.shape}. Expected a NIfTI volume of three axes."
-        )
-    check_nifti_header(path)
-    check_grid(path, image.shape, image.affine)
-    return image
-
-
-def read_on_grid(path: str | os.PathLike, ct: nib.Nifti1Image) -> np.ndarray:
-    """The voxels of a label map or mask, in the type of the file; float where the header scales them.
-
-    Raises:
-        DataError: when it cannot be read, or does not lie on the voxels of its CT: the same shape, affines equal within
-            1e-3.
-    """
-    image = open_nifti(path)
-    if image.shape != ct.shape:
-        raise DataError(f"{path}: has {image.shape} voxels, expected {ct.shape} as in its image.")
-    difference = np.abs(image.affine - ct.affine).max()
-    if not difference <= _TOLERANCE:
-        raise DataError(
-            f"{path}: its affine differs from that of its image by {difference:.3g}, expected {_TOLERANCE} at most. "
-            "Take both from the same release."
-        )
-    with _name_damage(path):
-        return np.asanyarray(image.dataobj)
-
-
-@contextmanager
-def _name_damage(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except _UNREADABLE as e:
-        raise DataError(f"{path}: cannot be read ({e}). Download or unpack it again.") from e
-
-
-def count_label_voxels(path: str | os.PathLike, voxels: np.ndarray, labels: Mapping[str, int]) -> dict[int, int]:
-    """How many voxels (x, y, z) of any type each label (name → id) has, for those that occur, without the background.
-
-    Raises:
-        DataError: when a voxel is neither 0 nor one of the ids.
-    """
-    counts = np.zeros(256, np.int64)
-    for part in np.moveaxis(voxels, -1, 0):  # slice by slice: bincount needs 8 bytes a voxel
-        with np.errstate(invalid="ignore"):
-            ids = part.astype(np.uint8)
-        if not np.array_equal(ids, part):
-            strange = [f"{value:g}" for value in np.unique(part[ids != part])]
-            refuse(path, strange, "holds the values {few}. Expected labels: whole numbers, 0 to 255.")
-        counts += np.bincount(ids.ravel(), minlength=256)
-    found = {int(i): int(counts[i]) for i in np.flatnonzero(counts) if i != 0}
-    expected = ", ".join(f"{i} {name}" for name, i in sorted(labels.items(), key=lambda label: label[1]))
-    strange = [i for i in found if i not in labels.values()]
-    refuse(path, strange, "holds the label {few}. Expected 0 background, {expected}.", expected=expected)
-    return found
-
-
 def check_ct_case(case: CtCase, labels: Mapping[str, int]) -> CtCase:
-    """The case with its `voxels`. Those of its image are not read.
+    """The case with its `voxels`, read as training reads it. The voxels of its image are not read.
 
     Raises:
         DataError: when image and label map do not lie on the same voxels, or a label is not valid.
     """
-    voxels = read_on_grid(case.label, open_nifti(case.image))
-    return replace(case, voxels=count_label_voxels(case.label, voxels, labels))
+    image, (voxels, grid) = read_grid(case.image), read_volume(case.label)
+    ids = dict(enumerate(sorted(labels.values()), 1))
+    found = to_label_map(voxels, grid, {i: k for k, i in ids.items()}, image=image)
+    counts = sum(np.bincount(part.ravel(), minlength=256) for part in found.voxels)  # it needs 8 bytes a voxel
+    present = {i: int(counts[k]) for k, i in ids.items() if counts[k]}
+    return replace(case, voxels=present, reoriented=found.reoriented)
 
 
 def check_ct_cases(
@@ -185,7 +120,10 @@ def check_ct_cases(
 ) -> dict[str, list[CtCase]]:
     """`check_ct_case` for the cases of all splits, several at a time; a `DataError` tells all faults."""
     cases = [case for part in splits.values() for case in part]
-    checked = iter(map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking"))
+    found = map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking")
+    if count := sum(case.reoriented for case in found):
+        logger.info("%s: of %d label maps, %d: each %s", source, len(found), count, REORIENTED)
+    checked = iter(found)
     return {split: [next(checked) for _ in part] for split, part in splits.items()}
 
 

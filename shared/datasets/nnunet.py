@@ -8,14 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.inputs import VOLUME_SUFFIXES
+from ..data.labels import MOST_CLASSES, MOST_FILE_ID
 from ..utils import DataError, parse_json, read_json_object
 from ..utils.text import first_few
+from ..utils.values import Whole
 from .ct_cases import CtCase, match_cases
 from .preparation import refuse, repeated
 from .splits import split_cases
 
 _FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "spleen": 1, ...}, ...}'
-_ENDINGS = (".nii.gz", ".nii")
 
 
 def read_nnunet(
@@ -28,7 +30,7 @@ def read_nnunet(
         the cases, and the labelled cases for testing (`imagesTs` and `labelsTs`), often none.
 
     Raises:
-        DataError: `dataset.json` cannot be used, the images have several channels or are no NIfTI, there are regions
+        DataError: `dataset.json` cannot be used, the images have several channels or another format, there are regions
             of several labels or a label to be ignored, an image or a label map is missing, there are more or fewer
             cases than `numTraining`, one name is in `labelsTr` and `labelsTs`, or a case to be left out is not there.
     """
@@ -39,10 +41,8 @@ def read_nnunet(
     if not isinstance(channels, Mapping) or len(channels) != 1:
         raise DataError(f"{path}: the channels are {json.dumps(channels)}. Only images of one channel can be used.")
     ending = content.get("file_ending", ".nii.gz")
-    if ending not in _ENDINGS:
-        raise DataError(
-            f"{path}: file_ending is {ending!r}. Only NIfTI can be used: {', '.join(_ENDINGS)}. Convert it."
-        )
+    if ending not in VOLUME_SUFFIXES:
+        raise DataError(f"{path}: file_ending is {ending!r}. Expected one of {', '.join(VOLUME_SUFFIXES)}. Convert it.")
     facts = {"name": str(content.get("name") or folder.resolve().name)}
     facts["modality"] = {"0": str(*channels.values())}
     return facts, _labels(path, content.get("labels")), *_cases(path, content, ending, exclude)
@@ -82,9 +82,12 @@ def _labels(path: Path, found: object) -> dict[str, int]:
     labels = {str(name): i for name, i in pairs if i != 0}
     if "ignore" in labels:
         raise DataError(f"{path}: label {labels['ignore']} is to be ignored. Only fully labelled images can be used.")
-    ids = sorted(labels.values())
-    if not ids or len(labels) < sum(i != 0 for _, i in pairs) or ids != list(range(1, len(ids) + 1)) or ids[-1] > 255:
-        raise DataError(f"{path}: 'labels' is {json.dumps(found)}. Expected the ids 0 (background), 1, 2, ... to 255.")
+    ids, kind = [i for _, i in pairs if i != 0], Whole(1, MOST_FILE_ID)
+    if not 0 < len(set(ids)) == len(labels) == len(ids) <= MOST_CLASSES or not all(map(kind.accepts, ids)):
+        raise DataError(
+            f"{path}: 'labels' is {json.dumps(found)}. Expected 0 (background) and 1 to {MOST_CLASSES} names, each "
+            f"with an id of its own from 1 to {MOST_FILE_ID}."
+        )
     return labels
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ..data.label_maps import to_label_map
+from ..data.volumes import read_grid, read_volume
 from ..utils import DataError, atomic_path
 from .ct_cases import (
     BTCV_LABELS,
@@ -25,8 +27,6 @@ from .ct_cases import (
     check_ct_case,
     map_cases,
     match_cases,
-    open_nifti,
-    read_on_grid,
 )
 from .preparation import read_table, refuse
 from .splits import split_cases
@@ -83,14 +83,11 @@ def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
         DataError: a mask is missing or cannot be read, lies on other voxels than the CT, or holds other values than 0
             and 1.
     """
-    ct = open_nifti(image)
+    ct = read_grid(image)
     labels = np.zeros(ct.shape, np.uint8)
     contested = np.zeros(ct.shape, bool)
     for name, path in zip((organ for _, organ in _PAINTED), _mask_paths(image), strict=True):
-        voxels = read_on_grid(path, ct)
-        inside = voxels == 1
-        if np.count_nonzero(voxels) != np.count_nonzero(inside):
-            raise DataError(f"{path}: holds other values than 0 and 1. Expected the mask of one organ.")
+        inside = to_label_map(*read_volume(path), {1: 1}, image=ct).voxels == 1
         contested |= inside & (labels > 0)
         labels[inside] = BTCV_LABELS[name]
     return labels, int(np.count_nonzero(contested))
@@ -124,7 +121,7 @@ def _merge_case(case: CtCase) -> CtCase:
     overlap = _known_overlap(case.label, source)
     if overlap is None:
         labels, overlap = merge_masks(case.image)
-        ct = open_nifti(case.image)
+        ct = nib.load(case.image)
         header = ct.header.copy()
         header.set_data_dtype(np.uint8)
         header["cal_min"] = header["cal_max"] = 0  # the CT's window
@@ -162,7 +159,8 @@ def _fingerprint(image: Path) -> str:
 def _known_overlap(label: Path, source: str) -> int | None:
     """The overlap that the header of a finished label map tells, or None where it is to be made."""
     try:
-        words = open_nifti(label).header["descrip"].item().decode(errors="replace").split()
+        read_grid(label)
+        words = nib.load(label).header["descrip"].item().decode(errors="replace").split()
     except DataError:  # missing or damaged
         return None
     return int(words[1]) if words[:1] == ["overlap"] and words[2:] == ["source", source] else None

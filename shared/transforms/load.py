@@ -1,62 +1,34 @@
 from __future__ import annotations
 
-import gzip
 import logging
-import math
 import os
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import itk
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
+from monai.data import ImageReader, ITKReader, MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 
 from ..data import case_name, ids_in_files
-from ..data.geometry import DEFLATED, check_claim, check_geometry, check_grid, check_nifti_header
-from ..data.labels import MOST_CLASSES, MOST_FILE_ID
+from ..data.geometry import Grid, check_grid
+from ..data.label_maps import REORIENTED, to_label_map
+from ..data.labels import MOST_CLASSES
+from ..data.volumes import volume_reader
 from ..utils import DataError
-from ..utils.text import first_few
 
 logger = logging.getLogger(__name__)
 
-# Largest difference between two affines, in mm, that is taken for rounding.
-_AFFINE_TOLERANCE = 1e-3
 # Largest deviation of the distance between two DICOM slices from the mean one, as a share of it.
 _GAP_TOLERANCE = 0.25
 # Largest distance between a slice's place in the volume and the one in its DICOM header, in pixels.
 _SLICE_TOLERANCE = 0.5
-# The mappings of label values whose left-out values were told of: the log of many files need not repeat it.
-_TOLD: set[tuple[int, ...]] = set()
-
-
-class _NiftiReader(NibabelReader):
-    """Takes the affine that nibabel does, and every other program.
-
-    The parent exchanges an sform that differs from `pixdim` by as little as rounding for the qform, even where the
-    header says that there is no qform: left and right can then be swapped. A compressed file is read to its end, so
-    that its checksum tells of damage anywhere in it.
-    """
-
-    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> nib.Nifti1Image:
-        self.filenames = ensure_tuple(data)
-        path = self.filenames[0]
-        image = nib.load(path, **kwargs)
-        if not str(path).lower().endswith(".gz"):
-            return image
-        header = image.header
-        needed = int(image.dataobj.offset) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-        with gzip.open(path) as file:
-            content = file.read(needed)
-            while file.read(2**20):  # to the end of the stream, where its checksum stands
-                pass
-        return type(image).from_bytes(content)
+# What was said of one file and need not be repeated for the others of a data set.
+_TOLD: set[str] = set()
 
 
 class _SeriesReader(ITKReader):
@@ -126,11 +98,10 @@ class LoadVolumed(LoadImaged):
     ) -> None:
         super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
         self.label_key = label_key
-        self.label_count = MOST_CLASSES if labels is None else len(labels)
-        self.classes = None  # id in the file → id of the class; part of what the preprocessing's cache goes by
-        if label_ids is not None:
-            names = dict(labels or {})
-            self.classes = {i: names[name] for name, ids in ids_in_files(names, label_ids).items() for i in ids}
+        # id in the file → id of the class; part of what the preprocessing's cache goes by
+        names = {str(i): i for i in range(1, MOST_CLASSES + 1)} if labels is None else dict(labels)
+        self.classes = {i: names[name] for name, ids in ids_in_files(names, label_ids).items() for i in ids}
+        self.others = label_ids is not None
 
     def __call__(
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
@@ -141,15 +112,19 @@ class LoadVolumed(LoadImaged):
             d[key] = self._load(path, reader)
             d.setdefault("case", case_name(path))
         if self.label_key in paths:
-            label, path = d[self.label_key], paths[self.label_key]
-            image_key = next((key for key in paths if key != self.label_key), None)
-            if image_key is not None:
-                _check_same_grid(d[image_key], paths[image_key], label, path)
-            if self.classes is not None:
-                label = _map_labels(label, path, self.classes)
-            _check_labels(label, path, self.label_count)
-            d[self.label_key] = label.to(torch.uint8)
+            image = next((key for key in paths if key != self.label_key), self.label_key)
+            d[self.label_key] = self._label_map(*((d[key], paths[key]) for key in (self.label_key, image)))
         return d
+
+    def _label_map(self, of: tuple[MetaTensor, Path], image_of: tuple[MetaTensor, Path]) -> MetaTensor:
+        (label, path), (image, _) = of, image_of
+        own, wanted = (Grid(p, tuple(x.shape[1:]), x.affine.numpy()) for x, p in (of, image_of))
+        found = to_label_map(label[0].numpy(), own, self.classes, self.others, wanted)
+        if found.reoriented and "reoriented" not in _TOLD:
+            _TOLD.add("reoriented")
+            logger.info("%s: %s (said once, other files may be alike)", path, REORIENTED)
+        meta = {**(image if found.reoriented else label).meta, "filename_or_obj": label.meta["filename_or_obj"]}
+        return MetaTensor(torch.from_numpy(found.voxels)[None], meta=meta)
 
     def _load(self, path: Path, reader: ImageReader | None) -> MetaTensor:
         """The volume in a file or DICOM folder, checked."""
@@ -160,12 +135,8 @@ class LoadVolumed(LoadImaged):
             if path.is_dir():
                 files = _files_of_one_series(path)
                 reader = reader or _SeriesReader(last_slice=files[-1])
-            elif path.name.lower().endswith((".nii", ".nii.gz")):
-                check_nifti_header(path)
-                reader = reader or _NiftiReader(squeeze_non_spatial_dims=True)
             else:
-                _check_itk_header(path)
-                reader = reader or ITKReader()
+                reader = reader or volume_reader(path)
             loaded = self._loader(path, reader)
         except DataError:
             raise
@@ -208,35 +179,6 @@ def _files_of_one_series(folder: Path) -> list[str]:
     return next(iter(series.values()))
 
 
-def _check_itk_header(path: Path) -> None:
-    """The header as it stands in the file: ITK turns a negative spacing into a flip."""
-    io = itk.ImageIOFactory.CreateImageIO(os.fspath(path), itk.CommonEnums.IOFileMode_ReadMode)
-    if io is None:
-        raise DataError(
-            f"{path}: no known format of volumes. Expected NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a "
-            "folder with DICOM files."
-        )
-    io.SetFileName(os.fspath(path))
-    io.ReadImageInformation()
-    axes = range(io.GetNumberOfDimensions())
-    spacing = [io.GetSpacing(i) for i in axes][:3]
-    if ratio := _packed(path):
-        check_claim(path, io.GetImageSizeInBytes(), ratio)
-    check_geometry(path, [io.GetDimensions(i) for i in axes], spacing, io.GetNumberOfComponents())
-
-
-def _packed(path: Path) -> int:
-    """Bytes of voxels that a byte of a NRRD or MetaImage file holds at most; 0 where that is not known."""
-    with path.open("rb") as file:
-        head = file.read(2**12).lower()
-    if path.suffix.lower() == ".mha" and not re.search(rb"binarydata *= *false", head):
-        return DEFLATED if re.search(rb"compresseddata *= *true", head) else 1
-    encoding = re.search(rb"^encoding: *(raw|gzip|gz)\s", head, re.MULTILINE)
-    if path.suffix.lower() != ".nrrd" or not encoding or b"data file:" in head or b"datafile:" in head:
-        return 0
-    return 1 if encoding[1] == b"raw" else DEFLATED
-
-
 def _check_volume(volume: MetaTensor, path: Path) -> None:
     check_grid(path, volume.shape[1:], volume.affine.numpy(), volume.shape[0])
     if not volume.isfinite().all():
@@ -244,47 +186,4 @@ def _check_volume(volume: MetaTensor, path: Path) -> None:
         raise DataError(
             f"{path}: {bad} of {volume.numel()} voxels are NaN or infinite, expected HU in every voxel of a CT "
             "(air is -1024) and a whole number in every voxel of a label map. Export it again."
-        )
-
-
-def _check_same_grid(image: MetaTensor, image_path: Path, label: MetaTensor, label_path: Path) -> None:
-    remedy = "The label map has to be drawn on, or resampled (nearest neighbour) to, this image."
-    if image.shape != label.shape:
-        raise DataError(
-            f"{label_path}: a grid of {tuple(label.shape[1:])} voxels, expected {tuple(image.shape[1:])} as in "
-            f"{image_path}. {remedy}"
-        )
-    if not torch.allclose(image.affine, label.affine, rtol=0, atol=_AFFINE_TOLERANCE):
-        raise DataError(
-            f"{label_path}: its affine is\n{label.affine.numpy()}\nexpected that of {image_path}\n"
-            f"{image.affine.numpy()}\n{remedy}"
-        )
-
-
-def _map_labels(label: MetaTensor, path: Path, classes: Mapping[int, int]) -> MetaTensor:
-    """A label map of the classes from one with the ids of a file; what has no class becomes background."""
-    _check_labels(label, path, MOST_FILE_ID)
-    table = torch.zeros(MOST_FILE_ID + 1)
-    table[list(classes)] = torch.tensor(list(classes.values()), dtype=table.dtype)
-    values = label.as_tensor()
-    mapped = table[values.long()]
-    left_out = tuple(int(value) for value in torch.unique(values[(mapped == 0) & (values != 0)]))
-    if left_out and (key := tuple(classes)) not in _TOLD:
-        _TOLD.add(key)
-        logger.info(
-            "%s: the values %s are not in label_ids and become background, here and in other files (said once)",
-            path,
-            first_few([str(value) for value in left_out], 10),
-        )
-    return MetaTensor(mapped, meta=label.meta)
-
-
-def _check_labels(label: MetaTensor, path: Path, count: int) -> None:
-    values = label.as_tensor()
-    bad = (values != values.round()) | (values < 0) | (values > count)
-    if bad.any():
-        found = [f"{value:g}" for value in torch.unique(values[bad]).tolist()]
-        raise DataError(
-            f"{path}: holds the label values {first_few(found, 10)} in {int(bad.sum())} voxels, expected whole numbers "
-            f"from 0 to {count}. Set `labels` to the classes of the data set, or map its ids to these with `label_ids`."
         )

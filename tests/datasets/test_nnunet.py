@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from commands import run
 from shared.data import load_datalist
 from shared.datasets.ct_cases import CtCase
 from shared.datasets.nnunet import read_nnunet, split_nnunet
+from shared.transforms import LoadVolumed
 from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,9 +114,34 @@ def test_a_data_set_and_its_datalist(tmp_path: Path, script: ModuleType, capsys:
     assert "5 training, 5 validation, 1 test." in capsys.readouterr().out
     write_case(folder, "case_003")  # now with one value too many
     nib.save(nib.Nifti1Image(np.full((4, 5, 6), 3, np.uint8), np.eye(4)), folder / "labelsTr/case_003.nii.gz")
-    with pytest.raises(DataError, match=r"case_003.nii.gz: holds the label 3. Expected 0 background, 1 spleen, 2 l"):
+    with pytest.raises(DataError, match=r"case_003.nii.gz: holds the label values 3 in 120 .* 0 to 2\."):
         script.main(str(folder), str(tmp_path / "out3"))
     assert not (tmp_path / "out3").exists()
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii"])
+def test_other_formats_and_ids_with_gaps(tmp_path: Path, script: ModuleType, ending: str) -> None:
+    """As nnU-Net allows them; the datalist has the ids of the files, which training takes by `label_ids`."""
+    labels = {"background": 0, "spleen": 5, "liver": 300}
+    (tmp_path / "data").mkdir()
+    folder = write_tree(tmp_path / "data", {**VERSION_2, "labels": labels, "file_ending": ending}, [])
+    for name in NAMES[:5]:
+        for kind in ("imagesTr", "labelsTr"):
+            (folder / kind).mkdir(exist_ok=True)
+        voxels = np.zeros((6, 5, 4), np.uint16)  # z, y, x
+        voxels[1:3, 2, 2] = 300
+        voxels[4, 4, 0] = 5
+        for kind, channel in (("imagesTr", "_0000"), ("labelsTr", "")):
+            image = itk.image_from_array(voxels)
+            image.SetSpacing([5.0, 5, 5])
+            itk.imwrite(image, str(folder / kind / f"{name}{channel}{ending}"))
+    script.main(str(folder), str(tmp_path / "out"))
+    rows = list(csv.DictReader((tmp_path / "out/organs.csv").read_text().splitlines()))
+    assert [(row["organ"], row["id"], row["voxels"]) for row in rows] == [("spleen", "5", "5"), ("liver", "300", "10")]
+    how = {"labels": {"liver": 1, "spleen": 2}, "label_ids": {"spleen": 5, "liver": 300}}
+    (case, *_) = load_datalist(tmp_path / "out/dataset.json", "training", **how)
+    load = LoadVolumed(["image", "label"], "label", **how)
+    assert np.bincount(load(case)["label"].numpy().ravel()).tolist() == [117, 2, 1]
 
 
 def test_split(tmp_path: Path) -> None:
@@ -145,12 +173,12 @@ def test_split(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"channel_names": {"0": "T1", "1": "T2"}}, r'the channels are {"0": "T1", "1": "T2"}. Only images of one'),
-        ({"file_ending": ".png"}, r"file_ending is '.png'. Only NIfTI can be used"),
+        ({"file_ending": ".png"}, r"file_ending is '.png'. Expected one of \.nii, \.nii\.gz, \.nrrd"),
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"regions of several labels cannot be used"),
         ({"labels": None}, r"'labels' is null"),
         ({"labels": {"background": 0, "spleen": 1, "ignore": 2}}, r"label 2 is to be ignored"),
-        ({"labels": {"background": 0, "spleen": 1, "liver": 3}}, r"Expected the ids 0 \(background\), 1, 2, ..."),
-        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, r"Expected the ids 0"),
+        ({"labels": {"background": 0, "spleen": 1, "liver": 1}}, r"Expected 0 \(background\) and 1 to 255 names, each"),
+        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, r"each with an id of its own"),
     ],
 )
 def test_what_cannot_be_used_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

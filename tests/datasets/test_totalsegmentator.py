@@ -244,9 +244,9 @@ def test_faults_are_named(source: Path, tmp_path: Path) -> None:
     for text in (
         "5 of 7 cases cannot be used",
         "lacks 1 of the 13 masks: spleen.nii.gz",
-        "s0001/segmentations/liver.nii.gz: has (12, 10, 7) voxels, expected (12, 10, 8)",
-        "s0002/segmentations/liver.nii.gz: its affine differs from that of its image by 0.01",
-        "s0003/segmentations/liver.nii.gz: holds other values than 0 and 1",
+        "s0001/segmentations/liver.nii.gz: a grid of 12 × 10 × 7 voxels, expected 12 × 10 × 8 as in",
+        "s0002/segmentations/liver.nii.gz: its affine is",
+        "s0003/segmentations/liver.nii.gz: holds the label values 2 in 960 voxels, expected whole numbers from 0 to 1",
         "s0004/segmentations/aorta.nii.gz: cannot be read",
     ):
         assert text in str(error.value)

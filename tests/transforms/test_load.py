@@ -302,7 +302,7 @@ def test_label(tmp_path: Path) -> None:
 
 
 def test_label_of_another_shape(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"label\.nii: a grid of \(20, 20, 19\) voxels, expected \(20, 20, 20\) as in"):
+    with pytest.raises(DataError, match=r"label\.nii: a grid of 20 × 20 × 19 voxels, expected 20 × 20 × 20 as in"):
         load_pair(tmp_path, np.zeros((20, 20, 19), np.uint8))
 
 
@@ -313,11 +313,13 @@ def test_label_of_another_affine(tmp_path: Path) -> None:
         load_pair(tmp_path, np.zeros((20, 20, 20), np.uint8), shifted)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (1.5, "1.5"), (-1, "-1")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(3, "3"), (1.5, "1.5"), (-1, "-1"), (0.9989, r"0\.9989"), (1.002, r"1\.002")]
+)
 def test_label_of_other_values(tmp_path: Path, value: float, shown: str) -> None:
     label = np.zeros((20, 20, 20), np.float32)
     label[4, 4, 4:6] = value
-    with pytest.raises(DataError, match=rf"holds the label values {shown} in 2 voxels, expected .* from 0 to 2\."):
+    with pytest.raises(DataError, match=rf"holds the label values {value} in 2 voxels, expected .* from 0 to 2\."):
         load_pair(tmp_path, label)
 
 

@@ -1,0 +1,146 @@
+"""CT volumes and label maps in files: NIfTI by nibabel, NRRD and MetaImage by ITK, read alike for every use."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+from monai.data import ImageReader, ITKReader, NibabelReader
+from monai.utils import ensure_tuple
+
+from ..utils import DataError
+from .geometry import DEFLATED, Grid, check_claim, check_geometry, check_grid, check_nifti_header
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
+class NiftiReader(NibabelReader):
+    """Takes the affine that nibabel does, and every other program.
+
+    The parent exchanges an sform that differs from `pixdim` by as little as rounding for the qform, even where the
+    header says that there is no qform: left and right can then be swapped. A compressed file is read to its end, so
+    that its checksum tells of damage anywhere in it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(squeeze_non_spatial_dims=True)
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> nib.Nifti1Image:
+        self.filenames = ensure_tuple(data)
+        path = self.filenames[0]
+        image = nib.load(path, **kwargs)
+        if not str(path).lower().endswith(".gz"):
+            return image
+        header = image.header
+        needed = int(image.dataobj.offset) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        with gzip.open(path) as file:
+            content = file.read(needed)
+            while file.read(2**20):  # to the end of the stream, where its checksum stands
+                pass
+        return type(image).from_bytes(content)
+
+
+def volume_reader(path: Path) -> ImageReader:
+    """A reader for a file, whose header has been seen to.
+
+    Raises:
+        DataError: when it is of no known format, or no volume that can be worked on, see `shared.data.geometry`. What
+            nibabel and ITK raise of an unreadable file is not caught.
+    """
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        check_nifti_header(path)
+        return NiftiReader()
+    _read_itk_header(path)
+    return ITKReader()
+
+
+def read_grid(path: str | os.PathLike) -> Grid:
+    """The grid of a volume, from its header alone.
+
+    Raises:
+        DataError: when it cannot be read, or worked on.
+    """
+    path = Path(path)
+    try:
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            check_nifti_header(path)
+            image = nib.load(path)
+            shape, affine = image.shape, image.affine
+        else:
+            io = _read_itk_header(path)
+            shape = [io.GetDimensions(i) for i in range(io.GetNumberOfDimensions())]
+            affine = np.eye(4)
+            for i in range(3):
+                affine[:3, i] = np.array(io.GetDirection(i)[:3]) * io.GetSpacing(i)
+                affine[i, 3] = io.GetOrigin(i)
+            affine[:2] *= -1  # ITK's axes point to the left and back
+    except Exception as e:
+        raise _unreadable(path, e) from e
+    check_grid(path, shape, affine)
+    return Grid(path, tuple(int(n) for n in shape[:3]), affine)
+
+
+def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Grid]:
+    """The voxels (x, y, z) of a volume, in the type of the file unless its header scales them, and their grid.
+
+    Raises:
+        DataError: when it cannot be read, or worked on.
+    """
+    path = Path(path)
+    try:
+        reader = volume_reader(path)
+        voxels, meta = reader.get_data(reader.read(path))
+    except Exception as e:
+        raise _unreadable(path, e) from e
+    voxels = voxels.reshape(voxels.shape[:3])
+    affine = np.asarray(meta["affine"], float)
+    check_grid(path, voxels.shape, affine)
+    return voxels, Grid(path, voxels.shape, affine)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """What to raise: each reader, and each codec below it, has exceptions of its own."""
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: cannot be read (there is no such file). Download or unpack it again.")
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return DataError(f"{path}: cannot be read ({type(error).__name__}: {said[-1]}). Download or unpack it again.")
+
+
+def _read_itk_header(path: Path) -> Any:
+    """ITK's reader with the header as it stands in the file: ITK turns a negative spacing into a flip."""
+    io = itk.ImageIOFactory.CreateImageIO(os.fspath(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if io is None:
+        raise DataError(
+            f"{path}: no known format of volumes. Expected NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a "
+            "folder with DICOM files."
+        )
+    io.SetFileName(os.fspath(path))
+    io.ReadImageInformation()
+    axes = range(io.GetNumberOfDimensions())
+    spacing = [io.GetSpacing(i) for i in axes][:3]
+    if ratio := _packed(path):
+        check_claim(path, io.GetImageSizeInBytes(), ratio)
+    check_geometry(path, [io.GetDimensions(i) for i in axes], spacing, io.GetNumberOfComponents())
+    return io
+
+
+def _packed(path: Path) -> int:
+    """Bytes of voxels that a byte of a NRRD or MetaImage file holds at most; 0 where that is not known."""
+    with path.open("rb") as file:
+        head = file.read(2**12).lower()
+    if path.suffix.lower() == ".mha" and not re.search(rb"binarydata *= *false", head):
+        return DEFLATED if re.search(rb"compresseddata *= *true", head) else 1
+    encoding = re.search(rb"^encoding: *(raw|gzip|gz)\s", head, re.MULTILINE)
+    if path.suffix.lower() != ".nrrd" or not encoding or b"data file:" in head or b"datafile:" in head:
+        return 0
+    return 1 if encoding[1] == b"raw" else DEFLATED
