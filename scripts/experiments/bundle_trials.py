@@ -101,6 +101,7 @@ TRAINING = [
             "--seed abc": rf"^seed is 'abc', {WHOLE}",
             "--seed -1": rf"^seed is -1, {WHOLE} from 0 to",
             "--val_interval 0": rf"^val_interval is 0, {WHOLE} of 1 or above",
+            "--cases_per_epoch 0": rf"^cases_per_epoch is 0, {WHOLE} of 1 or above",
             "--save_seconds -1": r"^save_seconds is -1, expected a number of 0 or above",
             "--save_seconds abc": r"^save_seconds is 'abc', expected a number of 0 or above",
             "--cache foo": r"^cache is 'foo', expected .*memory",
