@@ -61,9 +61,10 @@ def split_regions(regions: Sequence[RegionEntry], seed: int = 0) -> dict[str, li
     Raises:
         DataError: when a domain has fewer than three slides with figures.
     """
-    splits = split_patches([r for r in regions if r["box"]], seed=seed)
+    marked = {(r["domain"], r["slide"]) for r in regions if r["box"]}
+    splits = split_patches([r for r in regions if (r["domain"], r["slide"]) in marked], seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    for _, slides in _by_domain([r for r in regions if not r["box"]], "image"):
+    for _, slides in _by_domain([r for r in regions if (r["domain"], r["slide"]) not in marked], "slide"):
         test = round(0.2 * len(slides))
         validation = round(0.2 * (len(slides) - test))
         for split, chosen in _deal_out(slides, test, validation, generator).items():
