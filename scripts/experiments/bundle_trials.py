@@ -30,6 +30,7 @@ LABELS = r"^labels.* [Ee]xpected names and (their )?ids"
 RECORDED = r".*, these weights were trained with"
 PROBABILITY = "expected a number from 0 to 1"
 LENGTH = "expected a number above 0"
+MICRONS = "expected a number from 0.05 to 4"
 
 BUNDLES = (UNETR, LAMBDA, PATCHES, REGIONS)
 TRAIN, INFER, EVALUATE = f"train {UNETR}", f"infer {UNETR}", f"evaluate {UNETR}"
@@ -152,7 +153,7 @@ TRAINING = [
             "--tile_size 0": rf"^tile_size is 0, {WHOLE}",
             "--tiles_per_epoch 0": rf"^tiles_per_epoch is 0, {WHOLE} of 1 or above",
             "--tile_shares \"{'mitotic':5,'x':1}\"": r"^tile_shares is .*expected",
-            "--mpp 0,25": rf"^mpp is .*, {LENGTH}",
+            "--mpp 0,25": rf"^mpp is .*, {MICRONS}",
             "--top_k 0": rf"^top_k is 0, {WHOLE} of 1 or above",
         },
     ),
@@ -231,10 +232,11 @@ INFERENCE = [
         "inference",
         f"infer {REGIONS}",
         {
-            "--mpp nan": rf"^mpp is '?nan'?, {LENGTH}",
-            "--mpp abc": rf"^mpp is 'abc', {LENGTH}",
-            "--mpp -1": rf"^mpp is -1, {LENGTH}",
-            "--mpp 0,25": rf"^mpp is .*, {LENGTH}",
+            "--mpp nan": rf"^mpp is '?nan'?, {MICRONS}",
+            "--mpp 40": rf"^mpp is 40, {MICRONS}",
+            "--mpp abc": rf"^mpp is 'abc', {MICRONS}",
+            "--mpp -1": rf"^mpp is -1, {MICRONS}",
+            "--mpp 0,25": rf"^mpp is .*, {MICRONS}",
             "--count_area_mm2 -2": rf"^count_area_mm2 is -2, {LENGTH}",
             "--top_k 0": rf"^top_k is 0, {WHOLE} of 1 or above",
             "--tile_overlap 5000": r"^tile_overlap is 5000, expected ",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..utils import DataError, read_json_object
+from ..utils.values import MPP, Number, OrNone, check_value
 from .datalist import DATALIST_REMEDY, check_files_exist, check_names, get_list
 from .entries import PatchEntry, RegionEntry, domain_names, scanner_name
 from .regions import open_region
@@ -222,8 +223,7 @@ class RegionDatalist(HistologyDatalist):
                 f"{path}: 'box_mode' is {json.dumps(mode)}, expected \"xyxy\": boxes are [x1, y1, x2, y2] in pixels. "
                 "Convert them, and state it."
             )
-        if mpp is not None and not _is_positive(mpp):
-            raise DataError(f"{path}: 'mpp' is {json.dumps(mpp)}, expected the size of a pixel in µm, above 0.")
+        check_value(f"{path}: 'mpp'", mpp, OrNone(MPP, "as the file says"))
         found: dict[str, str] = {}
         for name, entries in self.image_lists().items():
             for image in {os.path.normpath(e["image"]) for e in entries if isinstance(e["image"], str)}:
@@ -237,9 +237,9 @@ class RegionDatalist(HistologyDatalist):
         if not _has_names(entry):
             found = json.dumps(entry)[:300]
             return f"found {found}, expected an image, a domain and a slide, as in {self.form}."
-        wrong = [k for k in ("mpp", "width", "height") if entry.get(k) is not None and not _is_positive(entry[k])]
-        if wrong:
-            return f"'{wrong[0]}' is {json.dumps(entry[wrong[0]])}, expected a number above 0."
+        for key, kind in (("mpp", MPP), ("width", Number(above=0)), ("height", Number(above=0))):
+            if entry.get(key) is not None and not kind.accepts(entry[key]):
+                return f"'{key}' is {json.dumps(entry[key])}, expected {kind.expected}."
         if split == "unlabelled":
             if not _is_unlabelled(entry) or "box" in entry or "label" in entry:
                 return (
@@ -406,7 +406,3 @@ def _is_class(label: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_positive(value: object) -> bool:
-    return _is_finite(value) and value > 0  # type: ignore[operator]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..utils import DataError, read_json_object
-from ..utils.values import Number, OrNone, check_value
+from ..utils.values import MPP, OrNone, check_value
 from .datalist import check_names, get_list
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -87,8 +87,8 @@ def _in_datalist(path: Path) -> dict[Path, Mapping[str, Any]]:
     for i, entry in enumerate(get_list(path, content, "test", _DATALIST)):
         entry = entry if isinstance(entry, dict) else {"image": entry}
         check_names(path, "test", i, entry, ["image"])
-        mpp = entry.get("mpp") or content.get("mpp")
-        check_value(f"{path}: mpp of entry {i} of 'test'", mpp, OrNone(Number(above=0)))
+        mpp = content.get("mpp") if entry.get("mpp") is None else entry["mpp"]
+        check_value(f"{path}: mpp of entry {i} of 'test'", mpp, OrNone(MPP, "as the file says"))
         images[path.parent / entry["image"]] = {**entry, "mpp": mpp}
     return images
 

@@ -9,21 +9,21 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import openslide
+import tifffile
 import tiffslide
 from PIL import Image
 
 from ..utils import DataError
+from ..utils.values import MPP
 from .images import read_rgb
+from .tiff_headers import TiffHeader, read_tiff_header
 
 _TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
 _PICTURE_CACHE = 256 * 2**20  # bytes, of pictures that were decoded whole in a process; one larger one goes in alone
 _LARGEST_PICTURE = 2**29  # pixels; more are not decoded at once. Pillow takes 4 bytes for each, and twice that to read
-_MICRONS = (0.05, 4.0)  # a pixel; what is outside of it was meant for a printer
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COLOURS = (2, 6)  # RGB and YCbCr, in a TIFF
 
 
@@ -32,7 +32,8 @@ class Header(NamedTuple):
 
     reader: str  # openslide, tiffslide or pillow
     size: tuple[int, int]
-    microns: tuple[Any, Any]  # a pixel, in x and y, as the file has it
+    microns: Sequence[Any] | None  # a pixel, in x and y, as the file has it
+    power: Any = None  # of the objective, as the file has it
 
 
 def file_stamp(path: str) -> tuple[int, int]:
@@ -50,44 +51,40 @@ def file_stamp(path: str) -> tuple[int, int]:
 
 
 def read_header(path: str) -> Header:
-    """Who can read a file, and what its header says."""
+    """Who can read a file, and what its header says.
+
+    Raises:
+        DataError: when nobody can, or it is not 8-bit RGB.
+    """
+    found = None
     try:
         with openslide.OpenSlide(path) as slide:
+            says = slide.properties
             names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-            found = Header("openslide", slide.dimensions, tuple(map(slide.properties.get, names)))
-            if slide.properties[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
+            power = says.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+            found = Header("openslide", slide.dimensions, tuple(map(says.get, names)), power)
+            levels = slide.level_count
+            if says[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
                 return found
     except openslide.OpenSlideError:
-        found = None
-    tiff = _tiff(path)
-    if tiff:
-        header, page, axes = tiff
-        if found is None and axes == "YXS" and (page.is_tiled or math.prod(header.size) > _LARGEST_PICTURE):
-            found = header
-        if found:
-            _check_colours(path, page)  # OpenSlide turns everything into 8-bit RGB without a word
-    return found or _picture_header(path)
+        pass
+    tiff = read_tiff_header(path)
+    if tiff is None:
+        return found or _picture_header(path)
+    _check_colours(path, tiff)  # OpenSlide and Pillow turn all sorts of things into 8-bit RGB without a word
+    header = Header("tiffslide", tiff.size, tiff.microns, tiff.power)
+    if found is None:
+        large = tiff.axes == "YXS" and (tiff.tiled or math.prod(tiff.size) > _LARGEST_PICTURE)
+        return header if large else _picture_header(path)._replace(microns=tiff.microns, power=tiff.power)
+    # OpenSlide does not see the levels in an OME-TIFF's SubIFDs
+    return header if tiff.axes == "YXS" and tiff.levels > levels else header._replace(reader="openslide")
 
 
-def _tiff(path: str) -> tuple[Header, Any, str] | None:
-    """What tiffslide finds in a file: header, first page and axes; None where it is no TIFF, or broken."""
-    try:
-        with Path(path).open("rb") as file:
-            if file.read(4) not in _TIFF:
-                return None
-        with tiffslide.TiffSlide(path) as slide:
-            names = (tiffslide.PROPERTY_NAME_MPP_X, tiffslide.PROPERTY_NAME_MPP_Y)
-            header = Header("tiffslide", slide.dimensions, tuple(map(slide.properties.get, names)))
-            return header, slide.ts_tifffile.pages[0], slide.properties["tiffslide.series-axes"]
-    except Exception:  # on a broken header any; who is asked next says what is wrong
-        return None
-
-
-def _check_colours(path: str, page: Any) -> None:
+def _check_colours(path: str, tiff: TiffHeader) -> None:
     """Raise unless it is 8-bit RGB, also as YCbCr or with a palette."""
-    kind, samples, bits = page.photometric, page.samplesperpixel, page.bitspersample
-    if bits != 8 or not ((kind in _COLOURS and samples in (3, 4)) or kind == 3):
-        name = "grey" if kind in (0, 1) else getattr(kind, "name", kind)
+    kind, samples, bits = tiff.colour, tiff.samples, tiff.bits
+    if not (bits == 8 and kind in _COLOURS and samples in (3, 4)) and kind != 3:
+        name = "grey" if kind in (0, 1) else tifffile.PHOTOMETRIC(kind).name
         raise DataError(
             f"{path}: found {name} with {samples} × {bits} bit, expected 8-bit RGB. The colours of the stains cannot "
             "be made up: export it as 8-bit RGB from the slide."
@@ -111,24 +108,35 @@ def _picture_header(path: str) -> Header:
     return Header("pillow", size, tuple(25400 / float(d) if d else None for d in dots))
 
 
-def square_mpp(path: str, microns: Sequence[Any]) -> float | None:
-    """µm a pixel, as of a `Header`; None where it does not say so, or was written by what knew nothing of it.
+def square_mpp(path: str, header: Header) -> tuple[float | None, str]:
+    """µm a pixel, and a note where that was not simply read.
+
+    None where it is not said, or by what knew nothing of it. 10 µm by the objective's power where that alone is known.
 
     Raises:
         DataError: when the pixels are not square.
     """
-    try:
-        x, y = map(float, microns)
-    except (TypeError, ValueError):
-        return None
-    if not all(_MICRONS[0] <= length <= _MICRONS[1] for length in (x, y)):
-        return None
+    x, y = map(_number, header.microns or (None, None))
+    if not (MPP.accepts(x) and MPP.accepts(y)):
+        power = _number(header.power)
+        mpp = 10 / power if power > 0 else math.nan
+        if not MPP.accepts(mpp):
+            return None, ""
+        note = f"says only that its objective has {power:g}x, which is taken for {mpp:g} µm a pixel"
+        return mpp, note + "; where that is wrong, give the right one with --mpp."
     if abs(x - y) > 0.02 * max(x, y):
         raise DataError(
             f"{path}: its pixels are {x:g} × {y:g} µm, expected square ones. Resample it; or, where the file is wrong, "
-            "give the µm a pixel as mpp."
+            "give the µm a pixel with --mpp and --override_mpp true."
         )
-    return (x + y) / 2
+    return (x + y) / 2, ""
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 _pillow = threading.RLock()  # of its limit, which belongs to the process, and of `_pictures`

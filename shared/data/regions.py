@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils import DataError
+from ..utils.values import MPP, OrNone, check_value
 from .region_files import file_stamp, open_file, read_header, square_mpp
 
 _MOST_AT_ONCE = 2**22  # pixels read from the file before they are resampled, up to 18 bytes each on the way
@@ -28,27 +29,30 @@ class Region:
 
     Args:
         path: of the file.
-        mpp: µm a pixel; by default what the file says. The file's is ignored where it is under 0.05 or over 4:
-            72 or 300 dots an inch were written by a program that knew nothing of it.
+        mpp: µm a pixel, 0.05 to 4; by default what the file says. The file's is ignored where it is under 0.05 or over
+            4: 72 or 300 dots an inch were written by a program that knew nothing of it.
 
     Attributes:
         size: width and height in pixels, of the pyramid's first level.
         mpp: µm a pixel, None where it is not known.
         in_memory: whether the image is decoded whole.
+        guessed: whether `mpp` is worked out from the objective.
+        notes: sentences on what a user should know of how the file is read.
 
     Raises:
         DataError: the file is missing, a folder, no image, not 8-bit RGB, too large to be decoded whole, or says that
-            its pixels are not square.
+            its pixels are not square; `mpp` is out of range.
     """
 
     def __init__(self, path: str | os.PathLike, mpp: float | None = None) -> None:
         self.path = os.fspath(path)
         self._stamp = file_stamp(self.path)
-        self._reader, self.size, microns = read_header(self.path)
+        header = read_header(self.path)
+        self._reader, self.size = header.reader, header.size
         self.in_memory = self._reader == "pillow"
-        if mpp is not None and not 0 < mpp < math.inf:
-            raise DataError(f"{path}: mpp is {mpp}, expected µm a pixel, such as 0.25.")
-        self.mpp = square_mpp(self.path, microns) if mpp is None else float(mpp)
+        check_value(f"{path}: mpp", mpp, OrNone(MPP, "as the file says"))
+        self.mpp, note = square_mpp(self.path, header) if mpp is None else (float(mpp), "")
+        self.guessed, self.notes = bool(note), (note,) if note else ()
 
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
         """A part of the image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from PIL import Image
 
 from ..data import open_region, read_rgb
 from ..utils import DataError
+from ..utils.values import MPP, OrNone, check_value
+
+logger = logging.getLogger(__name__)
 
 
 class LoadPatchd(LoadImaged):
@@ -80,11 +84,12 @@ class OpenRegiond(LoadImaged):
 
     Args:
         keys: of the paths.
-        mpp: µm per pixel of images that do not say it: neither the dict, as `mpp`, nor the file.
+        mpp: µm per pixel, 0.05 to 4, of images that do not say it: neither the dict, as `mpp`, nor the file
+            (its objective alone does not count).
         override: take `mpp` for all of them.
 
     Raises:
-        DataError: when called: the file is missing, unreadable, or not 8-bit RGB.
+        DataError: when `mpp` is out of range; when called: the file is missing, unreadable, or not 8-bit RGB.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class OpenRegiond(LoadImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, image_only=True, allow_missing_keys=allow_missing_keys)
+        check_value("mpp", mpp, OrNone(MPP, "as the file says"))
         self.mpp = mpp
         self.override = override
 
@@ -102,8 +108,11 @@ class OpenRegiond(LoadImaged):
         d = dict(data)
         for key in self.key_iterator(d):
             d.setdefault("case", Path(d[key]).name)
-            region = open_region(d[key], d.get("mpp"))
-            if self.mpp is not None and (self.override or region.mpp is None):
+            mpp = self.mpp if self.override and self.mpp is not None else d.get("mpp")
+            region = open_region(d[key], mpp)
+            if self.mpp is not None and (region.mpp is None or region.guessed):
                 region = open_region(d[key], self.mpp)
+            for note in region.notes:
+                logger.warning("%s: %s", d["case"], note)
             d[key] = region
         return d

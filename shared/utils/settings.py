@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .device import visible_gpus
-from .values import Choice, Flag, Kind, Number, OrNone, Several, Table, Text, Whole
+from .values import MPP, Choice, Flag, Kind, Number, OrNone, Several, Table, Text, Whole
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
         Table(SHARE, "a share from 0 to 1 of " + ", ".join(TILES), TILES),
         "what tiles are drawn around",
     ),
-    "mpp": (OrNone(Number(above=0), "as the file says"), "size of a pixel, µm"),
+    "mpp": (OrNone(MPP, "as the file says"), "size of a pixel, µm"),
     "override_mpp": (FLAG, "mpp goes before what the file says"),
-    "network_mpp": (Number(above=0), "size of a pixel for the network, µm"),
+    "network_mpp": (MPP, "size of a pixel for the network, µm"),
     "image_mean": (RGB, "taken off red, green and blue in [0, 1]"),
     "image_std": (Several(Number(above=0), 3), "by which they are then divided"),
     # the schedule

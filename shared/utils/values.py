@@ -179,6 +179,10 @@ class OrNone:
         return value is None or self.kind.accepts(value)
 
 
+MPP = Number(0.05, 4)
+"""µm a pixel: between 200x and 2.5x. What lies outside of it was meant for a printer, or in another unit."""
+
+
 def check_value(name: str, value: Any, kind: Kind) -> None:
     """Raise a `DataError` that gives the setting, the value and what is expected, unless `kind` accepts the value."""
     if not kind.accepts(value):

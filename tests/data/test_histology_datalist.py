@@ -366,7 +366,7 @@ def test_domains_as_for_patches(tmp_path: Path) -> None:
         ({"slide": ""}, "expected an image, a domain and a slide"),
         ({"domain": None}, "expected an image, a domain and a slide"),
         ({"image": 3}, "entry 1 of 'test': found .* expected an image, a domain and a slide"),
-        ({"mpp": 0}, "'mpp' is 0, expected a number above 0"),
+        ({"mpp": 0}, "'mpp' is 0, expected a number from 0.05 to 4"),
         ({"width": "100"}, "'width' is \"100\", expected a number above 0"),
         ({"image": "CS/../GT450/0.tiff"}, r"GT450/0.tiff is both in 'test' and in 'unlabelled'"),
         ({"image": "GT450/0.tiff"}, r"GT450/0.tiff is both in 'test' and in 'unlabelled'"),
@@ -394,7 +394,7 @@ def test_labelled_ones_among_the_unlabelled(tmp_path: Path, changes: dict[str, A
     [
         ({"box_mode": "xywh"}, '\'box_mode\' is "xywh", expected "xyxy"'),
         ({"box_mode": None}, "'box_mode' is null"),
-        ({"mpp": -1}, "'mpp' is -1, expected the size of a pixel"),
+        ({"mpp": -1}, "'mpp' is -1, expected a number from 0.05 to 4"),
         ({"labels": {"0": "a"}}, "'labels' is {'0': 'a'}, expected the names of the two classes"),
         ({"test": []}, r"the list 'test' is empty. It has 'training' \(6\)"),
         ({"test": [3]}, "entry 0 of 'test': found 3, expected an image"),

@@ -65,7 +65,7 @@ def test_datalist_gives_its_test_split(folder: Path) -> None:
         ({"a": "b"}, "'test' is not a list"),
         (["b.nii.gz", {"image": 5}], "entry 1 of 'test': image is 5, expected the path"),
         (["", {}], "entry 0 of 'test': image is '', expected the path"),
-        ([{"image": "b.nii.gz", "mpp": "abc"}], "mpp of entry 0 of 'test' is 'abc', expected a number above 0"),
+        ([{"image": "b.nii.gz", "mpp": "abc"}], "mpp of entry 0 of 'test' is 'abc', expected a number from 0.05 to 4"),
     ]:
         path.write_text(json.dumps({"test": test}))
         for find in (list_inputs, list_images):

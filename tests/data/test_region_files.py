@@ -4,9 +4,11 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from region_images import HEIGHT, WIDTH, WRITERS, texture, write_picture, write_tiled
 
@@ -51,13 +53,92 @@ def test_microns_in_inches_and_pixels_that_are_not_square(image: np.ndarray, tmp
     with pytest.raises(DataError, match=r"b\.tif: its pixels are 0\.25 × 0\.5 µm, expected square ones"):
         Region(path)
     assert Region(path, 0.25).mpp == 0.25
-    for wrong in (0, -0.25, math.nan, math.inf):
-        with pytest.raises(DataError, match=r"a\.tif: mpp is .*, expected µm a pixel"):
+    for wrong in (0, -0.25, 0.0025, 40, math.nan, math.inf):
+        with pytest.raises(DataError, match=r"a\.tif: mpp is .*, expected a number from 0\.05 to 4"):
             Region(tmp_path / "a.tif", wrong)
+
+
+SIZES = {
+    "nm": 250,
+    "µm": 0.25,
+    "μm": 0.25,
+    "um": 0.25,
+    "mm": 0.00025,
+    "cm": 0.000025,
+    "m": 2.5e-7,
+    "Å": 2500,
+    "in": 1e-5,
+}
+
+
+@pytest.mark.parametrize("unit", SIZES)
+@pytest.mark.parametrize("tile", [(64, 64), None])
+def test_microns_of_ome_xml_in_any_unit(
+    unit: str, tile: tuple[int, int] | None, image: np.ndarray, tmp_path: Path
+) -> None:
+    size = {f"PhysicalSize{axis}": SIZES[unit] for axis in "XY"} | {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    path = write_tiled(tmp_path / "a.ome.tif", image, tile=tile, metadata={"axes": "YXS", **size})
+    assert Region(path).mpp == pytest.approx(0.254 if unit == "in" else 0.25)
+    path = write_tiled(tmp_path / "b.ome.tif", planes(image), planarconfig="separate", metadata={"axes": "SYX", **size})
+    region = Region(path)
+    assert region.mpp == pytest.approx(0.254 if unit == "in" else 0.25)
+    assert (region.read(5, 6, 70, 80) == image[6:86, 5:75]).all()
+
+
+@pytest.mark.parametrize(
+    ("unit", "dots", "expected"),
+    [("um", 4, 0.25), ("micron", 4, 0.25), ("\\u00B5m", 4, 0.25), ("nm", 0.004, 0.25), ("mm", 4000, 0.25)]
+    + [("cm", 40000, 0.25), ("inch", 101600, 0.25), ("pixel", 4, None), ("um", 0.004, None)],
+)
+def test_microns_of_imagej(unit: str, dots: float, expected: float | None, image: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, image, imagej=True, resolution=(dots, dots), metadata={"unit": unit})
+    assert Region(path).mpp == (None if expected is None else pytest.approx(expected, rel=1e-3))
+
+
+def test_the_levels_of_an_ome_tiff_in_sub_ifds(image: np.ndarray, tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", bigtiff=True) as file:
+        options = {"tile": (64, 64), "photometric": "rgb"}
+        file.write(image, subifds=1, metadata={"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}, **options)
+        file.write(np.full((50, 75, 3), 90, np.uint8), subfiletype=1, **options)
+    region = Region(tmp_path / "a.ome.tif")
+    assert (region.coarsest(), region.mpp) == (4, 0.5)
+    assert (region.read(0, 0, WIDTH, HEIGHT) == image).all()
+    assert (region.read(40, 40, 20, 20, 4) == 90).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "power", "mpp"),
+    [
+        ({"description": "Aperio Image Library\n300x200|AppMag = 20"}, 20, 0.5),
+        ({"description": "Aperio Image Library\n300x200|AppMag = 40|MPP = 0.2498"}, None, 0.2498),
+        ({"description": "Aperio Image Library\n300x200|AppMag = 0"}, None, None),
+    ],
+)
+@pytest.mark.parametrize("tile", [(64, 64), None])
+def test_an_objective_alone_is_taken_with_a_warning(
+    options: dict[str, Any], power: int | None, mpp: float | None, tile: Any, image: np.ndarray, tmp_path: Path
+) -> None:
+    region = Region(write_tiled(tmp_path / "a.tif", image, tile=tile, compression=None, metadata=None, **options))
+    assert (region.mpp, region.guessed) == (mpp, power is not None)
+    assert [f"{power}x, which is taken for {mpp} µm" in note for note in region.notes] == [True] * region.guessed
 
 
 def grey(folder: Path, image: np.ndarray) -> Path:
     return write_tiled(folder / "wrong", image[..., 0], photometric="minisblack")
+
+
+def planes(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def stack(folder: Path, image: np.ndarray, **options: Any) -> Path:
+    """Grey pages: with a tag alone they would be colours."""
+    return write_tiled(folder / "wrong", planes(image), photometric="minisblack", **{"tile": None} | options)
+
+
+def planar(folder: Path, image: np.ndarray, **options: Any) -> Path:
+    return write_tiled(folder / "wrong", planes(image), planarconfig="separate", **{"tile": None} | options)
 
 
 def deep(folder: Path, image: np.ndarray) -> Path:
@@ -92,7 +173,11 @@ def bytes_of(content: bytes) -> Callable[[Path, np.ndarray], Path]:
         (bytes_of(b"II*\0\x08\0\0\0"), "cannot be read as an image"),
         (grey, "found grey with 1 × 8 bit, expected 8-bit RGB"),
         (deep, "found RGB with 3 × 16 bit, expected 8-bit RGB"),
-        (lambda f, image: write_tiled(f / "wrong", image[..., 0], tile=None, photometric="minisblack"), "found a grey"),
+        (lambda f, image: write_tiled(f / "wrong", image[..., 0], tile=None, photometric="minisblack"), "found grey"),
+        (stack, "found grey with 1 × 8 bit"),
+        (lambda f, image: stack(f, image, tile=(64, 64)), "found grey with 1 × 8 bit"),
+        (lambda f, image: planar(f, image.astype(np.uint16) * 256, tile=(64, 64)), "found RGB with 3 × 16 bit"),
+        (lambda f, image: planar(f, image.astype(np.uint16) * 256), "found RGB with 3 × 16 bit"),
         (lambda f, image: write_picture(f / "wrong", image[..., 0], format="PNG"), "found a grey image"),
         (cut("tiled", 0.5), "cannot be decoded at"),
         (cut("odd", 0.5), "cannot be decoded at"),

@@ -12,6 +12,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged
 from PIL import Image
+from region_images import write_tiled
 
 from shared.data import read_rgb
 from shared.data.regions import Region
@@ -314,6 +315,21 @@ def test_the_size_of_a_pixel(tmp_path: Path) -> None:
     assert OpenRegiond()({**given, "mpp": 0.23})["image"].mpp == 0.23
     assert OpenRegiond(mpp=0.5)({**given, "mpp": 0.23})["image"].mpp == 0.23
     assert OpenRegiond(mpp=0.5, override=True)({**given, "mpp": 0.23})["image"].mpp == 0.5
+    for wrong in (40, 0.0025, float("nan")):
+        with pytest.raises(DataError, match=r"mpp is .*, expected a number from 0\.05 to 4"):
+            OpenRegiond(mpp=wrong)
+
+
+def test_what_goes_before_a_file_that_is_wrong_or_vague(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.tif", dpi=(101_600, 50_800))
+    with pytest.raises(DataError, match=r"0\.25 × 0\.5 µm, .* with --mpp and --override_mpp true"):
+        OpenRegiond(mpp=0.25)({"image": str(tmp_path / "a.tif")})
+    assert OpenRegiond(mpp=0.25, override=True)({"image": str(tmp_path / "a.tif")})["image"].mpp == 0.25
+    write_tiled(tmp_path / "b.tif", colours(), description="Aperio 9x6|AppMag = 20", compression=None, metadata=None)
+    given = {"image": str(tmp_path / "b.tif")}
+    assert OpenRegiond()(given)["image"].mpp == 0.5
+    assert "b.tif: says only that its objective has 20x, which is taken for 0.5 µm a pixel" in caplog.text
+    assert OpenRegiond(mpp=0.25)(given)["image"].mpp == 0.25
 
 
 def test_bad_files(tmp_path: Path) -> None:
