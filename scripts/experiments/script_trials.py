@@ -175,6 +175,17 @@ SCRIPT_TRIALS = [
         midog,
     ),
     *script(
+        "prepare_regions.py --annotations $DATA/histology/tiles.json --image_dir $DATA/histology --output $FOLDER/d",
+        {
+            "": r"--format",
+            "--format coc": r"^--format is 'coc', expected geojson, coco,",
+            "--format coco": r"tiles\.json: has no lists images, annotations, categories",
+            "--format voc": r"tiles\.json: not readable as annotations",
+            "--format coco --scaner XR": unknown("--scaner", "prepare_regions.py", "--scanner"),
+            "--format coco --box_size 0": r"^--box_size is 0",
+        },
+    ),
+    *script(
         "prepare_camelyon17.py --data_dir $DATA/ct --output $FOLDER/d.json",
         {
             "--worker 2": unknown("--worker", "prepare_camelyon17.py", "--workers"),

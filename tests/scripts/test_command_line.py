@@ -215,7 +215,8 @@ def test_every_command_says_what_it_takes_and_takes_nothing_else(
         shown = said(given[0], " ".join((*names, "--help")))
         assert [option.label for option in options.values() if option.label not in shown] == []
         known = list(options)[-1]
-        needed = " ".join(f"--{name} x" for name, option in options.items() if option.required)
+        values = {name: getattr(option.kind, "words", "x")[0] for name, option in options.items() if option.required}
+        needed = " ".join(f"--{name} {value}" for name, value in values.items())
         with pytest.raises(DataError, match=rf"--{known}z: no such option of .*; did you mean --{known}\?"):
             said(given[0], f"{' '.join(names)} {needed} --{known}z 1")
     assert list(tmp_path.iterdir()) == []
