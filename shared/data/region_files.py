@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import openslide
 import tifffile
 import tiffslide
@@ -24,6 +25,7 @@ from .tiff_headers import TiffHeader, read_tiff_header
 _TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
 _PICTURE_CACHE = 256 * 2**20  # bytes, of pictures that were decoded whole in a process; one larger one goes in alone
 _LARGEST_PICTURE = 2**29  # pixels; more are not decoded at once. Pillow takes 4 bytes for each, and twice that to read
+_BOUNDS = tuple(f"openslide.bounds-{name}" for name in ("x", "y", "width", "height"))
 _COLOURS = (2, 6)  # RGB and YCbCr, in a TIFF
 
 
@@ -34,6 +36,7 @@ class Header(NamedTuple):
     size: tuple[int, int]
     microns: Sequence[Any] | None  # a pixel, in x and y, as the file has it
     power: Any = None  # of the objective, as the file has it
+    bounds: tuple[int, int, int, int] | None = None  # x, y, width and height of what was scanned, where that is less
 
 
 def file_stamp(path: str) -> tuple[int, int]:
@@ -62,7 +65,7 @@ def read_header(path: str) -> Header:
             says = slide.properties
             names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
             power = says.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
-            found = Header("openslide", slide.dimensions, tuple(map(says.get, names)), power)
+            found = Header("openslide", slide.dimensions, tuple(map(says.get, names)), power, _bounds(slide))
             levels = slide.level_count
             if says[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
                 return found
@@ -78,6 +81,19 @@ def read_header(path: str) -> Header:
         return header if large else _picture_header(path)._replace(microns=tiff.microns, power=tiff.power)
     # OpenSlide does not see the levels in an OME-TIFF's SubIFDs
     return header if tiff.axes == "YXS" and tiff.levels > levels else header._replace(reader="openslide")
+
+
+def _bounds(slide: openslide.OpenSlide) -> tuple[int, int, int, int] | None:
+    """What was scanned, as QuPath crops to it; None where that is everything."""
+    try:
+        x, y, width, height = (
+            int(slide.properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height")
+        )
+    except (KeyError, ValueError):
+        return None
+    x, y, (right, bottom) = max(x, 0), max(y, 0), np.minimum((x + width, y + height), slide.dimensions).tolist()
+    whole = (x, y, right, bottom) == (0, 0, *slide.dimensions)
+    return None if whole or x >= right or y >= bottom else (x, y, right - x, bottom - y)
 
 
 def _check_colours(path: str, tiff: TiffHeader) -> None:

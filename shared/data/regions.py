@@ -36,6 +36,9 @@ class Region:
         size: width and height in pixels, of the pyramid's first level.
         mpp: µm a pixel, None where it is not known.
         in_memory: whether the image is decoded whole.
+        bounds: x, y, width and height of what was scanned, where the file says that it is not everything; QuPath shows
+            no more, and its pixels begin there.
+        corner: where a window begins in its file, in pixels; (0, 0) of a file.
         guessed: whether `mpp` is worked out from the objective.
         notes: sentences on what a user should know of how the file is read.
 
@@ -44,11 +47,16 @@ class Region:
             its pixels are not square; `mpp` is out of range.
     """
 
+    bounds: tuple[int, int, int, int] | None = None
+    corner: tuple[int, int] = (0, 0)
+    guessed: bool = False
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: str | os.PathLike, mpp: float | None = None) -> None:
         self.path = os.fspath(path)
         self._stamp = file_stamp(self.path)
         header = read_header(self.path)
-        self._reader, self.size = header.reader, header.size
+        self._reader, self.size, self.bounds = header.reader, header.size, header.bounds
         self.in_memory = self._reader == "pillow"
         check_value(f"{path}: mpp", mpp, OrNone(MPP, "as the file says"))
         self.mpp, note = square_mpp(self.path, header) if mpp is None else (float(mpp), "")
@@ -114,6 +122,10 @@ class Region:
         """
         return _Window(self, x, y, width, height)
 
+    def searched(self) -> Region:
+        """What is to be searched, as a region of its own: of a slide with `bounds` what was scanned, else all of it."""
+        return self if self.bounds is None else _searched(self, self.bounds)
+
     def coarsest(self) -> float:
         """Pixels of the file that a pixel of the pyramid's last level is wide; 1 where there is no pyramid."""
         return self._open().level_downsamples[-1]
@@ -147,10 +159,10 @@ class _Window(Region):
             raise ValueError(f"width and height must be positive, got {width} and {height}.")
         self.path, self.mpp, self.in_memory = region.path, region.mpp, region.in_memory
         self.size = (width, height)
-        self._region, self._corner = region, (x, y)
+        self._region, self.corner = region, (x, y)
 
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
-        return self._region.read(x + self._corner[0], y + self._corner[1], width, height, scale)
+        return self._region.read(x + self.corner[0], y + self.corner[1], width, height, scale)
 
     def _open(self) -> Any:
         return self._region._open()
@@ -167,6 +179,12 @@ def open_region(path: str | os.PathLike | Region, mpp: float | None = None) -> R
 @lru_cache(maxsize=1024)
 def _region(path: str, mpp: float | None, stamp: tuple[int, int]) -> Region:
     return Region(path, mpp)
+
+
+@lru_cache(maxsize=16)
+def _searched(region: Region, part: tuple[int, int, int, int]) -> Region:
+    """Kept, because what goes by the region, such as its thumbnail, is kept."""
+    return region.window(*part)
 
 
 @lru_cache(maxsize=1)

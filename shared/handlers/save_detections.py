@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from ..data import Region, source_digest, tissue_mask
-from ..metrics import Detections, mitotic_count
+from ..metrics import Detections, MitoticCount, mitotic_count
 from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
 from ..reports.provenance import warning_of_results
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = ("summary.csv", "summary.json")
 COLUMNS = (
-    *("case", "file", "status", "width", "height", "mpp", "mitotic", "non_mitotic", "candidates"),
+    *("case", "file", "status", "width", "height", "bounds", "mpp", "mitotic", "non_mitotic", "candidates"),
     *("mitotic_count", "count_area_mm2", "whole_image", "tissue_share", "enough_tissue", "reason"),
 )
 
@@ -140,11 +141,8 @@ class SaveDetections:
     def _write(self, case: str, region: Region, found: Detections) -> dict[str, Any]:
         how = {"threshold": self.threshold, "class_names": self.class_names, "warning": warning_of_results(self.record)}
         image = DetectedImage(region=region, detections=found, title=case, **how)
-        mask, mask_scale = tissue_mask(region)
         points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
-        count = mitotic_count(
-            points[mitotic], region.size, region.mpp, tissue=mask, tissue_scale=mask_scale, **self.count_options
-        )
+        count = self._count(region.searched(), points[mitotic])
         for ending, write in WRITERS.items():
             write(self.output_dir / f"{case}{ending}", replace(image, count=count))
         logger.info(
@@ -158,6 +156,7 @@ class SaveDetections:
         return {
             "width": region.size[0],
             "height": region.size[1],
+            "bounds": region.bounds and " ".join(map(str, region.bounds)),
             "mpp": region.mpp,
             "mitotic": int(mitotic.sum()),
             "non_mitotic": int(other.sum()),
@@ -168,6 +167,13 @@ class SaveDetections:
             "tissue_share": count.tissue,
             "enough_tissue": count.enough_tissue,
         }
+
+    def _count(self, part: Region, figures: np.ndarray) -> MitoticCount:
+        """The mitotic count in a part of a file, in pixels of that."""
+        mask, scale = tissue_mask(part)
+        inside = figures - part.corner
+        count = mitotic_count(inside, part.size, part.mpp, tissue=mask, tissue_scale=scale, **self.count_options)
+        return count._replace(outline=tuple((np.array(count.outline) + part.corner * 2).tolist()))
 
     def _give_up(self, engine: Engine, error: BaseException) -> None:
         unlock_folder(self.output_dir)

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import openslide
 import torch
 from monai.inferers import Inferer
@@ -27,11 +28,11 @@ _FEW_TILES = 16  # read before worker processes would have started
 class RegionInferer(Inferer):
     """Finds the figures in an image of any size, in bounded memory.
 
-    Overlapping tiles that cover all tissue go through the network in batches, read by worker processes while it runs;
-    `DetectionMerger` makes one list of what is found in them. Where the image's pixels measure something else than
-    those that the network was trained on, the tiles are resampled to these. Tiles beyond the border, and images that
-    are smaller than one, are filled up with white; what is found there is left out (but for the strip of a few pixels
-    that `DetectionMerger` allows for).
+    Of a slide with `bounds` what was scanned is searched. Overlapping tiles that cover all tissue go through the
+    network in batches, read by worker processes while it runs; `DetectionMerger` makes one list of what is found in
+    them. Where the image's pixels measure something else than those that the network was trained on, the tiles are
+    resampled to these. Tiles beyond the border, and images that are smaller than one, are filled up with white; what is
+    found there is left out (but for the strip of a few pixels that `DetectionMerger` allows for).
 
     It takes `Region`s, and images at hand: uint8 tensors (3, H, W) or (1, 3, H, W). The network has to be in eval mode,
     as the engines see to; mixed precision is that of the caller's `torch.autocast`.
@@ -139,7 +140,8 @@ class RegionInferer(Inferer):
             `box` (n, 4) float32, x1, y1, x2, y2 in pixels of the image, which it may overhang, their middles do not;
             `score` (n,) float32, descending; `label` (n,) int64.
         """
-        region = _ImageInMemory(inputs, self.input_mpp) if isinstance(inputs, Tensor) else inputs
+        given = _ImageInMemory(inputs, self.input_mpp) if isinstance(inputs, Tensor) else inputs
+        region = given.searched()
         scale = self.scale(region)
         name = str(region.path)
         tiles = RegionTiles(
@@ -171,7 +173,9 @@ class RegionInferer(Inferer):
                     merger.add(output, images.shape[2:], [TilePlace(name, *at, scale, region.size) for at in places])
                 bar.update(count)
                 progress.beat()
-        return merger.merged(name)
+        found = merger.merged(name)
+        corner = (0, 0) if region is given else region.corner
+        return {**found, "box": found["box"] + np.array(corner * 2, np.float32)}
 
     def _normalized(self, images: Tensor) -> Tensor:
         # Here and not tile by tile in the workers: a quarter of the bytes to send, and one operation for a batch.

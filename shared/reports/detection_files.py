@@ -25,7 +25,7 @@ from ..utils import atomic_path, write_csv
 from .gallery import draw_gallery, save_figure
 
 MITOTIC = 1
-COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold")
+COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold", "qupath_x", "qupath_y")
 COLOURS = ([40, 120, 255], [0, 170, 0])  # of non-mitotic and mitotic, RGB; both stand out from pink and violet
 OVERVIEW = 1400  # pixels of its longer side, made from the picture that the tissue mask is made from
 SHOWN = 24  # figures in a gallery
@@ -39,7 +39,8 @@ class DetectedImage:
 
     Attributes:
         region: the image. The MIDOG challenge's reference container takes its `mpp` from the TIFF file.
-        detections: what was detected in it, as `shared.inferers.RegionInferer` gives it; 1 is mitotic.
+        detections: what was detected in it, as `shared.inferers.RegionInferer` gives it; 1 is mitotic. In pixels of
+            the file, as its count is; QuPath's begin where its `bounds` do.
         threshold: a detection is a figure from this score on.
         class_names: of class 0 and class 1, as QuPath and the table are to show them.
         count: of the mitotic figures, see `shared.metrics.mitotic_count`; None: it is not shown.
@@ -60,6 +61,11 @@ class DetectedImage:
         """Middles of the boxes, x and y, (n, 2)."""
         return box_centres(self.detections["box"].astype(np.float64))
 
+    @property
+    def qupath(self) -> np.ndarray:
+        """Where QuPath's pixels begin, (2,)."""
+        return np.array((self.region.bounds or (0, 0))[:2])
+
     def called(self, label: int = MITOTIC) -> np.ndarray:
         """Which detections are figures of a class, (n,)."""
         return (self.detections["label"] == label) & (self.detections["score"] >= self.threshold)
@@ -71,7 +77,7 @@ def write_midog_json(path: str | os.PathLike, image: DetectedImage) -> None:
     Grand Challenge's "Multiple points": for each candidate the middle of its box in millimetres, its probability and
     its `name`, "mitotic figure" from the threshold on, "non-mitotic figure" below, so that the average precision can
     be computed. Cells that the detector takes for non-mitotic are left out: the probability of a point is that of a
-    mitotic figure.
+    mitotic figure. Of a slide with bounds a `name` says where the millimetres begin.
     """
     mpp, found = image.region.mpp, image.detections
     points = [
@@ -83,16 +89,18 @@ def write_midog_json(path: str | os.PathLike, image: DetectedImage) -> None:
         for (x, y), score, label in zip(image.centres.tolist(), found["score"], found["label"], strict=True)
         if label == MITOTIC
     ]
-    _write_json(path, {"type": "Multiple points", "points": points, "version": {"major": 1, "minor": 0}})
+    begin = f"mm from the corner of the file's level 0; the scanned area begins at pixel {tuple(image.qupath.tolist())}"
+    name = {"name": begin} if image.region.bounds else {}
+    _write_json(path, {**name, "type": "Multiple points", "points": points, "version": {"major": 1, "minor": 0}})
 
 
 def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
-    """Write the detections from the threshold on as GeoJSON that QuPath (0.4 or later) imports, in pixels.
+    """Write the detections from the threshold on as GeoJSON that QuPath (0.4 or later) imports, in its pixels.
 
     A detection object each, the box, with its class and its score as a measurement; and one locked annotation, the
     area of the mitotic count, with the count in its name.
     """
-    features, count = [], image.count
+    features, count, corner = [], image.count, np.tile(image.qupath, 2)
     if count is not None:
         properties = {
             "objectType": "annotation",
@@ -106,7 +114,7 @@ def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
             },
             **({"metadata": {"warning": image.warning}} if image.warning else {}),
         }
-        features.append(_feature(count.outline, properties))
+        features.append(_feature(count.outline - corner, properties))
     found = image.detections
     for box, score, label in zip(found["box"], found["score"], found["label"], strict=True):
         if score >= image.threshold:
@@ -115,7 +123,7 @@ def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
                 "classification": {"name": image.class_names[label].replace("_", "-"), "color": COLOURS[label]},
                 "measurements": {"score": float(score)},
             }
-            features.append(_feature(box, properties))
+            features.append(_feature(box - corner, properties))
     _write_json(path, {"type": "FeatureCollection", "features": features})
 
 
@@ -138,40 +146,46 @@ def count_text(count: MitoticCount) -> str:
 
 
 def write_detections_csv(path: str | os.PathLike, image: DetectedImage) -> None:
-    """Write all detections as a table: middle and box in pixels, class, score, and whether that is the threshold's."""
-    found = image.detections
+    """Write all detections as a table: middle and box in pixels of the file, class, score, whether that is the
+    threshold's, and the middle in QuPath's pixels.
+    """
+    found, shown = image.detections, (image.centres - image.qupath).round(2).tolist()
     places = np.hstack([image.centres, found["box"].astype(np.float64)]).round(2).tolist()
     rows = []
-    for place, score, label in zip(places, found["score"], found["label"], strict=True):
+    for place, score, label, qupath in zip(places, found["score"], found["label"], shown, strict=True):
         called = (image.class_names[label], round(float(score), 6), int(score >= image.threshold))
-        rows.append(dict(zip(COLUMNS, (*place, *called), strict=True)))
+        rows.append(dict(zip(COLUMNS, (*place, *called, *qupath), strict=True)))
     write_csv(path, rows, COLUMNS)
 
 
 def write_overview(path: str | os.PathLike, image: DetectedImage) -> None:
-    """Draw the image, small, with rings around what was detected from the threshold on and the area of the count."""
-    region, threshold, count = image.region, image.threshold, image.count
+    """Draw what was searched, small, with rings around what was detected from the threshold on and the area of the
+    count, in QuPath's pixels.
+    """
+    region, threshold, count = image.region.searched(), image.threshold, image.count
     picture = Image.fromarray(region.thumbnail(MASK_SIZE))
     picture.thumbnail((OVERVIEW, OVERVIEW))
     width, height = picture.size
     figure = Figure(figsize=(max(width / 100, 4) + 1.5, max(height / 100, 2) + 1.2), layout="compressed")
     axes = figure.subplots()
-    axes.imshow(picture, extent=(0, region.size[0], region.size[1], 0))
+    left, top = np.array(region.corner) - image.qupath
+    right, bottom = left + region.size[0], top + region.size[1]
+    axes.imshow(picture, extent=(left, right, bottom, top))
     axes.set(xlabel="x in pixels", ylabel="y in pixels")
-    points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
+    points, mitotic, other = image.centres - image.qupath, image.called(), image.called(1 - MITOTIC)
     scores = ScalarMappable(Normalize(min(threshold, 0.99), 1), matplotlib.colormaps["plasma"])
     ring = {"s": 90, "facecolors": "none"}
     axes.scatter(*points[other].T, **ring, edgecolors="tab:blue", linewidths=1, zorder=2)
     axes.scatter(*points[mitotic].T, **ring, edgecolors="black", linewidths=3.2, zorder=3)
     axes.scatter(*points[mitotic].T, **ring, edgecolors=scores.to_rgba(image.detections["score"][mitotic]), zorder=4)
-    axes.set(xlim=(0, region.size[0]), ylim=(region.size[1], 0))
+    axes.set(xlim=(left, right), ylim=(bottom, top))
     marker = {"color": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
     legend = [
         Line2D([], [], **marker, markeredgecolor="black", label=f"mitotic ({mitotic.sum()})"),
         Line2D([], [], **marker, markeredgecolor="tab:blue", label=f"non-mitotic ({other.sum()})"),
     ]
     if count is not None:
-        x1, y1, x2, y2 = count.outline
+        x1, y1, x2, y2 = count.outline - np.tile(image.qupath, 2)
         outline = {"facecolor": "none", "edgecolor": "black", "linestyle": "--", "linewidth": 1.5, "zorder": 5}
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **outline, clip_on=False))
         legend.append(Line2D([], [], color="black", linestyle="--", label=f"area of the count: {count_text(count)}"))
@@ -199,7 +213,8 @@ def write_gallery(path: str | os.PathLike, image: DetectedImage) -> None:
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor="none", edgecolor=colour, linewidth=1.5))
         axes.set_axis_on()  # a frame tells what is white in the image from what lies beyond it
         axes.set(xlim=(x, x + side), ylim=(y + side, y), xticks=[], yticks=[])
-        text = f"{detections['score'][i]:.3f}\n{points[i][0]:.0f}, {points[i][1]:.0f}"
+        shown = points[i] - image.qupath
+        text = f"{detections['score'][i]:.3f}\n{shown[0]:.0f}, {shown[1]:.0f}"
         axes.set_title(text, fontsize=7, color=colour)
 
     _save(path, draw_gallery({"" if len(best) else "none": best}, draw), image)

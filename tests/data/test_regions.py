@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from region_images import HEIGHT, WIDTH, WRITERS, texture, write_picture, write_pyramid, write_tiled
+from region_images import HEIGHT, WIDTH, WRITERS, texture, write_picture, write_pyramid, write_scn, write_tiled
 
 from shared.data import Region, RegionTiles, open_region, regions
 from shared.utils import DataError
@@ -127,6 +127,17 @@ def test_a_window_is_a_region_of_its_own(scale: float, image: np.ndarray, tmp_pa
     assert {tiles[i]["origin"] for i in range(len(tiles))} == {(0, 0), (36, 0), (0, 16), (36, 16)}
     with pytest.raises(ValueError, match="width and height must be positive, got 0 and 5"):
         whole.window(0, 0, 0, 5)
+
+
+def test_what_was_scanned_of_a_slide_with_bounds(image: np.ndarray, tmp_path: Path) -> None:
+    slide = Region(write_scn(tmp_path / "a.scn", image, (60, 50)))
+    assert (slide.bounds, slide.mpp) == ((60, 50, WIDTH, HEIGHT), 0.25)
+    part = slide.searched()
+    assert part is slide.searched()
+    assert (part.corner, part.size, part.searched()) == ((60, 50), (WIDTH, HEIGHT), part)
+    assert (part.read(0, 0, WIDTH, HEIGHT) == image).all()
+    whole = Region(write_tiled(tmp_path / "a.tif", image))
+    assert (whole.bounds, whole.searched()) == (None, whole)
 
 
 def test_a_region_of_code_that_was_loaded_again_is_taken_as_it_is(image: np.ndarray, tmp_path: Path) -> None:

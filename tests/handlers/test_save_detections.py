@@ -13,6 +13,7 @@ import torch
 from commands import PYTHON, is_locked
 from monai.data import DataLoader
 from PIL import Image
+from region_images import write_scn
 
 from shared.data import collate_regions, source_digest
 from shared.data.regions import Region
@@ -119,6 +120,15 @@ def test_files_of_each_image_and_the_summary(tmp_path: Path) -> None:
         "mitotic_count": {"area_mm2": 0.001, "aspect": 4 / 3, "min_tissue": 0.5},
         "failed": [],
     }
+
+
+def test_of_a_slide_with_bounds_what_was_scanned_is_counted(tmp_path: Path) -> None:
+    slide = write_scn(tmp_path / "a.scn", np.full((120, 400, 3), PINK, np.uint8), (10, 20))
+    infer(tmp_path / "out", [{"case": "a", "file": str(slide), "image": str(slide)}], area_mm2=2)
+    (row,), _ = summary(tmp_path / "out")
+    assert (row["bounds"], row["count_area_mm2"], row["tissue_share"]) == ("10 20 400 120", "0.003", "1.0")
+    area, *_ = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    assert area["geometry"]["coordinates"][0][2] == [400, 120]
 
 
 def test_a_small_image_is_counted_as_a_whole(tmp_path: Path) -> None:

@@ -38,6 +38,32 @@ def write_picture(path: Path, image: np.ndarray, **options: Any) -> Path:
     return path
 
 
+def write_scn(path: Path, image: np.ndarray, corner: tuple[int, int], nm: int = 250) -> Path:
+    """A Leica SCN whose scanned area, the image, begins at a corner of OpenSlide's level 0, half as large again."""
+    height, width = image.shape[:2]
+    size = ((corner[0] + width) * 3 // 2, (corner[1] + height) * 3 // 2)
+
+    def part(ifd: int, pixels: tuple[int, int], view: tuple[int, int], x: int, y: int) -> str:
+        sizes = f'sizeX="{pixels[0]}" sizeY="{pixels[1]}"'
+        return (
+            f'<image name="{ifd}"><device model="M" version="1"/><pixels {sizes}><dimension {sizes} r="0" ifd="{ifd}"/>'
+            f'</pixels><view sizeX="{view[0] * nm}" sizeY="{view[1] * nm}" offsetX="{x * nm}" offsetY="{y * nm}"/>'
+            "<scanSettings><objectiveSettings><objective>40</objective></objectiveSettings><illuminationSettings>"
+            "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
+
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection name="c" sizeX="{size[0] * nm}" sizeY="{size[1] * nm}">'
+        f"{part(0, (64, 64), size, 0, 0)}{part(1, (width, height), (width, height), *corner)}</collection></scn>"
+    )
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(np.full((64, 64, 3), 240, np.uint8), description=xml, **options)
+        file.write(image, **options)
+    return path
+
+
 WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
     "tiled": lambda folder, image: write_tiled(folder / "tiled.tif", image),
     "planar": lambda folder, image: write_tiled(

@@ -9,6 +9,7 @@ import tifffile
 import torch
 from monai.transforms import NormalizeIntensity, ScaleIntensityRange
 from PIL import Image
+from region_images import write_scn
 from scipy import ndimage
 from torch.utils.data import get_worker_info
 
@@ -98,6 +99,15 @@ def test_all_figures_are_found_once(figures: list[Figure]) -> None:
     found = infer(picture(230, 170, figures))
     np.testing.assert_allclose(rows(found)[:, 2:], table(figures)[:, 2:], atol=1e-5)
     np.testing.assert_allclose(rows(found)[:, :2], table(figures)[:, :2], atol=0.5)  # a disc is made of pixels
+
+
+def test_of_a_slide_with_bounds_what_was_scanned_is_searched(figures: list[Figure], tmp_path: Path) -> None:
+    """In pixels of the file; and a window, though it knows where it begins, has pixels of its own."""
+    image = picture(230, 170, figures)
+    slide = Region(write_scn(tmp_path / "a.scn", image, (600, 500)))
+    for region, corner in ((slide, (600, 500)), (slide.searched(), (0, 0))):
+        found = RegionInferer(ANCHORS, 64, 32, 4, suppress_radius=10.0, progress=False)(region, DiscFinder())
+        np.testing.assert_allclose(rows(found, corner), rows(infer(image)), atol=1e-3)
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (7, 13), (45, 3)])

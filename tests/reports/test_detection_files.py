@@ -12,6 +12,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from region_images import write_scn
 
 from shared.data.regions import Region
 from shared.metrics import Detections, MitoticCount
@@ -135,11 +136,38 @@ def test_csv_holds_all_detections(tmp_path: Path, region: Region) -> None:
     assert rows[0] == {
         **{"x": "1000.0", "y": "500.0", "x1": "975.0", "y1": "475.0", "x2": "1025.0", "y2": "525.0"},
         **{"class": "mitotic", "score": "0.875", "above_threshold": "1"},
+        **{"qupath_x": "1000.0", "qupath_y": "500.0"},
     }
     assert [row["above_threshold"] for row in rows] == ["1", "1", "1", "0", "0"]
     assert [row["class"] for row in rows] == ["mitotic", "non_mitotic", "mitotic", "mitotic", "non_mitotic"]
     write_detections_csv(tmp_path / "a.csv", image(region, detections()))
-    assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y,x1,y1,x2,y2,class,score,above_threshold"]
+    assert (tmp_path / "a.csv").read_text().splitlines() == [",".join(detection_files.COLUMNS)]
+
+
+def test_of_a_slide_with_bounds_every_file_says_whose_pixels_it_has(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A figure at (700, 700) of the file stands at (100, 200) of what QuPath shows."""
+    slide = Region(write_scn(tmp_path / "a.scn", np.full((300, 400, 3), 150, np.uint8), (600, 500)))
+    count = COUNT._replace(outline=(600.0, 500.0, 1000.0, 800.0))
+    found = image(slide, detections((700, 700, 0.9, 1)), count=count)
+    write_geojson(tmp_path / "a.geojson", found)
+    area, figure = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert figure["geometry"]["coordinates"][0][0] == [75, 175]
+    assert area["geometry"]["coordinates"][0][:3] == [[0, 0], [400, 0], [400, 300]]
+    write_detections_csv(tmp_path / "a.csv", found)
+    with (tmp_path / "a.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert [float(row[name]) for name in ("x", "y", "x1", "qupath_x", "qupath_y")] == [700, 700, 675, 100, 200]
+    write_midog_json(tmp_path / "a.json", found)
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["points"][0]["point"] == pytest.approx([0.175, 0.175, 0])
+    assert "of the file's level 0; the scanned area begins at pixel (600, 500)" in content["name"]
+    write_overview(tmp_path / "o.png", found)
+    axes = drawn[0].axes[0]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 400), (300, 0))
+    assert axes.collections[1].get_offsets().tolist() == [[100, 200]]
+    assert axes.patches[0].get_bbox().extents.tolist() == [0, 0, 400, 300]
+    write_gallery(tmp_path / "g.png", found)
+    assert drawn[1].axes[0].get_title() == "0.900\n100, 200"
 
 
 @pytest.fixture
