@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,16 +134,21 @@ def layer_steps(grid: int, hidden_size: int, device: str, precision: str) -> dic
     }
 
 
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 def memory_of_steps(*settings: Any) -> int:
     """The peak memory of two training steps in bytes: on the GPU, or in this process beyond the start."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    before, on_gpu = peak_memory(), "cuda" in settings
+    if on_gpu:
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats()
-    before = peak_memory()
+        before = torch.cuda.memory_allocated()
     step = network_step(*settings)
     step()
     step()
-    return torch.cuda.max_memory_allocated() if step.device.type == "cuda" else peak_memory() - before
+    return (torch.cuda.max_memory_allocated() if on_gpu else peak_memory()) - before
 
 
 def ratios(times: Mapping[str, np.ndarray], memory: Mapping[str, int], grids: Sequence[int]) -> dict[str, Any]:
@@ -191,8 +196,9 @@ def benchmark_lambda3d(
         gigabytes: bandwidth of its memory in GB/s.
     """
     device = chosen_device(device)
-    modes = [("float32", False)]
+    modes, measured = [("float32", False)], in_own_process
     if device == "cuda":
+        measured = call  # a GPU's memory is counted by what is there, not by the process
         modes = list(itertools.product(("float32", "bfloat16", "float16"), (False, True)))
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
@@ -206,10 +212,7 @@ def benchmark_lambda3d(
         mode = precision + "_channels_last_3d" * channels_last
         print(mode)
         settings = (size, batch, feature_size, hidden_size, device, precision, channels_last)
-        if device == "cuda":  # counted by what is there, not by the process
-            memory = {name: memory_of_steps(name, *settings) for name in NETWORKS}
-        else:
-            memory = {name: in_own_process(memory_of_steps, name, *settings) for name in NETWORKS}
+        memory = {name: measured(memory_of_steps, name, *settings) for name in NETWORKS}
         steps = {name: network_step(name, *settings) for name in NETWORKS}
         for grid in grids:
             steps |= layer_steps(grid, hidden_size, device, precision)

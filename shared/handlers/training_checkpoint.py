@@ -172,15 +172,7 @@ class TrainingCheckpoint:
     def _load(self, engine: Engine, source: Path) -> None:
         content = _read(source)
         planned = content["trainer"]
-        for key in ("max_epochs", "epoch_length"):
-            before, now = planned[key], getattr(engine.state, key)
-            more = key == "max_epochs" and now > before == planned["epoch"]  # for a run that had come to its end
-            if before != now and not more:
-                raise DataError(
-                    f"{source}: this run was planned with {key} = {before}, now it is {now}; its schedule and data "
-                    "order depend on it. Resume with the settings and data of the run (when it has come to its end, "
-                    "more epochs may follow), or start a new one from its weights with --pretrained."
-                )
+        self._compare_plans(planned, engine)
         self._compare_records(content["record"])
         self._tell_of_precision(content["record"])
         self.run = content.get("run", self.run)
@@ -215,6 +207,17 @@ class TrainingCheckpoint:
         for key, value in content["evaluator"].items():
             setattr(self.evaluator.state, key, value)
         logger.info("resumed %s after epoch %d of %d", source, engine.state.epoch, engine.state.max_epochs)
+
+    def _compare_plans(self, planned: Mapping[str, int], engine: Engine) -> None:
+        for key in ("max_epochs", "epoch_length"):
+            before, now = planned[key], getattr(engine.state, key)
+            more = key == "max_epochs" and now > before == planned["epoch"]  # for a run that had come to its end
+            if before != now and not more:
+                raise DataError(
+                    f"{self.source}: this run was planned with {key} = {before}, now it is {now}; its schedule and "
+                    "data order depend on it. Resume with the settings and data of the run (when it has come to its "
+                    "end, more epochs may follow), or start a new one from its weights with --pretrained."
+                )
 
     def _compare_records(self, before: Mapping[str, Any]) -> None:
         """What the run is must stay. Only the data may be called otherwise, when its folder has moved, and the learning
