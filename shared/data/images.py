@@ -10,7 +10,8 @@ from ..utils import DataError
 
 
 def read_rgb(path: str | os.PathLike) -> Image.Image:
-    """An image file as 8-bit RGB, its pixels as they are stored (a camera's note on how to turn them is not followed).
+    """An image file as 8-bit RGB, its pixels as they are stored: an ICC profile is not applied, a camera's note on how
+    to turn them is followed in TIFF alone.
 
     Opaque images with an alpha channel or a palette are RGB in another form and converted; of grey, 16 bit, CMYK and
     transparent ones it is not known what their colours would be in RGB.

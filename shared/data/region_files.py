@@ -15,7 +15,7 @@ import numpy as np
 import openslide
 import tifffile
 import tiffslide
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..utils import DataError
 from ..utils.values import MPP
@@ -36,6 +36,7 @@ class Header(NamedTuple):
     size: tuple[int, int]
     microns: Sequence[Any] | None  # a pixel, in x and y, as the file has it
     power: Any = None  # of the objective, as the file has it
+    notes: tuple[str, ...] = ()  # what a user should know of how it is read
     bounds: tuple[int, int, int, int] | None = None  # x, y, width and height of what was scanned, where that is less
 
 
@@ -65,7 +66,8 @@ def read_header(path: str) -> Header:
             says = slide.properties
             names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
             power = says.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
-            found = Header("openslide", slide.dimensions, tuple(map(says.get, names)), power, _bounds(slide))
+            microns, notes = tuple(map(says.get, names)), _notes(profile="openslide.icc-size" in says)
+            found = Header("openslide", slide.dimensions, microns, power, notes, _bounds(slide))
             levels = slide.level_count
             if says[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
                 return found
@@ -75,12 +77,30 @@ def read_header(path: str) -> Header:
     if tiff is None:
         return found or _picture_header(path)
     _check_colours(path, tiff)  # OpenSlide and Pillow turn all sorts of things into 8-bit RGB without a word
-    header = Header("tiffslide", tiff.size, tiff.microns, tiff.power)
+    notes = _notes(tiff.profile, tiff.orientation, stack=len(tiff.axes.replace("S", "")) > 2)
+    header = Header("tiffslide", tiff.size, tiff.microns, tiff.power, notes)
+    simple, turned = tiff.axes == "YXS", tiff.orientation != 1
+    if turned and not simple:
+        raise DataError(
+            f"{path}: is stored turned or mirrored (orientation {tiff.orientation}), and in planes or stacks. Export "
+            "it anew, with rows that run down."
+        )
+    if simple and turned:  # OpenSlide would turn each tile by itself
+        return header
     if found is None:
-        large = tiff.axes == "YXS" and (tiff.tiled or math.prod(tiff.size) > _LARGEST_PICTURE)
-        return header if large else _picture_header(path)._replace(microns=tiff.microns, power=tiff.power)
+        large = simple and (tiff.tiled or math.prod(tiff.size) > _LARGEST_PICTURE)
+        return header if large else header._replace(reader="pillow", size=_picture_header(path).size)
     # OpenSlide does not see the levels in an OME-TIFF's SubIFDs
-    return header if tiff.axes == "YXS" and tiff.levels > levels else header._replace(reader="openslide")
+    return header if simple and tiff.levels > levels else header._replace(reader="openslide")
+
+
+def _notes(profile: bool, orientation: int = 1, stack: bool = False) -> tuple[str, ...]:
+    notes = {
+        "has an ICC profile, which is not applied: colours are taken as they are stored, as in training": profile,
+        f"says that it is to be turned (orientation {orientation}), which is not followed": orientation != 1,
+        "holds a stack of images, of which the first is taken": stack,
+    }
+    return tuple(note for note, holds in notes.items() if holds)
 
 
 def _bounds(slide: openslide.OpenSlide) -> tuple[int, int, int, int] | None:
@@ -111,6 +131,7 @@ def _picture_header(path: str) -> Header:
     try:
         with no_limit(), Image.open(path) as opened:
             size, dots = opened.size, opened.info.get("dpi", (0, 0))
+            notes = _notes("icc_profile" in opened.info, opened.getexif().get(ExifTags.Base.Orientation, 1))
     except (OSError, SyntaxError, ValueError) as e:  # what Pillow's readers raise
         raise DataError(
             f"{path}: cannot be read as an image ({e}). Expected a whole slide that OpenSlide reads, or 8-bit RGB as "
@@ -121,7 +142,7 @@ def _picture_header(path: str) -> Header:
             f"{path}: has {size[0]} × {size[1]} pixels, and of this format all of them have to be decoded at once; "
             f"expected no more than {_LARGEST_PICTURE:,}. Convert it to a tiled TIFF."
         )
-    return Header("pillow", size, tuple(25400 / float(d) if d else None for d in dots))
+    return Header("pillow", size, tuple(25400 / float(d) if d else None for d in dots), notes=notes)
 
 
 def square_mpp(path: str, header: Header) -> tuple[float | None, str]:

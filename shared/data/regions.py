@@ -60,7 +60,7 @@ class Region:
         self.in_memory = self._reader == "pillow"
         check_value(f"{path}: mpp", mpp, OrNone(MPP, "as the file says"))
         self.mpp, note = square_mpp(self.path, header) if mpp is None else (float(mpp), "")
-        self.guessed, self.notes = bool(note), (note,) if note else ()
+        self.guessed, self.notes = bool(note), (note,) * bool(note) + header.notes
 
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
         """A part of the image.

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SUMMARY = ("summary.csv", "summary.json")
 COLUMNS = (
     *("case", "file", "status", "width", "height", "bounds", "mpp", "mitotic", "non_mitotic", "candidates"),
-    *("mitotic_count", "count_area_mm2", "whole_image", "tissue_share", "enough_tissue", "reason"),
+    *("mitotic_count", "count_area_mm2", "whole_image", "tissue_share", "enough_tissue", "notes", "reason"),
 )
 
 
@@ -166,6 +166,7 @@ class SaveDetections:
             "whole_image": count.whole_image,
             "tissue_share": count.tissue,
             "enough_tissue": count.enough_tissue,
+            "notes": "; ".join(region.notes) or None,
         }
 
     def _count(self, part: Region, figures: np.ndarray) -> MitoticCount:

@@ -20,6 +20,15 @@ from ..utils.values import MPP, OrNone, check_value
 logger = logging.getLogger(__name__)
 
 
+_TOLD: set[str] = set()  # the log of many files need not repeat it
+
+
+def _warn_once(name: str, note: str) -> None:
+    if note not in _TOLD:
+        _TOLD.add(note)
+        logger.warning("%s: %s (said once)", name, note)
+
+
 class LoadPatchd(LoadImaged):
     """Load H&E patches with Pillow (PNG, JPEG, TIFF, …): the middle of each, uint8 RGB, (3, size, size).
 
@@ -58,7 +67,10 @@ class LoadPatchd(LoadImaged):
         d = dict(data)
         for key in self.key_iterator(d):
             d.setdefault("case", Path(d[key]).name)
-            image = self._cut(d[key], read_rgb(d[key]))
+            image = read_rgb(d[key])
+            if "icc_profile" in image.info:
+                _warn_once(d[key], "has an ICC profile, which is not applied")
+            image = self._cut(d[key], image)
             d[key] = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         if self.label_key in d:
             d[self.label_key] = torch.tensor([float(d[self.label_key])])
@@ -113,6 +125,6 @@ class OpenRegiond(LoadImaged):
             if self.mpp is not None and (region.mpp is None or region.guessed):
                 region = open_region(d[key], self.mpp)
             for note in region.notes:
-                logger.warning("%s: %s", d["case"], note)
+                _warn_once(d["case"], note)
             d[key] = region
         return d

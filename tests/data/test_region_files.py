@@ -124,6 +124,27 @@ def test_an_objective_alone_is_taken_with_a_warning(
     assert [f"{power}x, which is taken for {mpp} µm" in note for note in region.notes] == [True] * region.guessed
 
 
+@pytest.mark.parametrize("kind", ["tiled", "strips", "png", "jpg"])
+def test_profiles_and_orientation_are_said_to_be_ignored(kind: str, image: np.ndarray, tmp_path: Path) -> None:
+    """What reads TIFF otherwise turns each tile by itself, or all of it."""
+    path = tmp_path / f"a.{kind if kind in ('png', 'jpg') else 'tif'}"
+    if path.suffix == ".tif":
+        tags = [(274, 3, 1, 6, True), (34675, 7, 4, b"icc!", True)]
+        write_tiled(path, image, extratags=tags, metadata=None, **({} if kind == "tiled" else {"tile": None}))
+    else:
+        exif = Image.Exif()
+        exif[274] = 6
+        write_picture(path, image, icc_profile=b"a profile", exif=exif)
+    region = Region(path)
+    assert region.size == (WIDTH, HEIGHT)
+    assert kind == "jpg" or (region.read(0, 0, WIDTH, HEIGHT) == image).all()
+    assert ["ICC" in note for note in region.notes] == [True, False]
+    assert "orientation 6" in region.notes[1]
+    assert Region(write_tiled(tmp_path / "plain.tif", image)).notes == ()
+    (note,) = Region(write_tiled(tmp_path / "stack.tif", np.stack([image] * 3))).notes
+    assert "of which the first is taken" in note
+
+
 def grey(folder: Path, image: np.ndarray) -> Path:
     return write_tiled(folder / "wrong", image[..., 0], photometric="minisblack")
 
@@ -179,6 +200,7 @@ def bytes_of(content: bytes) -> Callable[[Path, np.ndarray], Path]:
         (lambda f, image: planar(f, image.astype(np.uint16) * 256, tile=(64, 64)), "found RGB with 3 × 16 bit"),
         (lambda f, image: planar(f, image.astype(np.uint16) * 256), "found RGB with 3 × 16 bit"),
         (lambda f, image: write_picture(f / "wrong", image[..., 0], format="PNG"), "found a grey image"),
+        (lambda f, image: planar(f, image, extratags=[(274, 3, 1, 3, True)]), "is stored turned or mirrored"),
         (cut("tiled", 0.5), "cannot be decoded at"),
         (cut("odd", 0.5), "cannot be decoded at"),
         (cut("strips", 0.5), "cannot be read as an image"),

@@ -16,7 +16,7 @@ from region_images import write_tiled
 
 from shared.data import read_rgb
 from shared.data.regions import Region
-from shared.transforms import LoadPatchd, OpenRegiond
+from shared.transforms import LoadPatchd, OpenRegiond, patch
 from shared.utils import DataError
 
 
@@ -320,6 +320,21 @@ def test_the_size_of_a_pixel(tmp_path: Path) -> None:
             OpenRegiond(mpp=wrong)
 
 
+@pytest.fixture
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch, "_TOLD", set())
+
+
+@pytest.mark.usefixtures("untold")
+def test_a_profile_of_a_patch_is_said_to_be_ignored_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        Image.fromarray(colours()).save(tmp_path / f"{name}.png", icc_profile=b"a profile")
+        LoadPatchd(crop_size=4, size=4)({"image": str(tmp_path / f"{name}.png")})
+    (record,) = caplog.records
+    assert "a.png: has an ICC profile, which is not applied (said once)" in record.getMessage()
+
+
+@pytest.mark.usefixtures("untold")
 def test_what_goes_before_a_file_that_is_wrong_or_vague(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.tif", dpi=(101_600, 50_800))
     with pytest.raises(DataError, match=r"0\.25 × 0\.5 µm, .* with --mpp and --override_mpp true"):
