@@ -1,75 +1,38 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import itk
-import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader, ITKReader, MetaTensor
-from monai.transforms import LoadImaged
-from monai.utils import ensure_tuple
+from monai.data import ImageReader, MetaTensor
 
 from ..data import case_name, ids_in_files
+from ..data.dicom_reader import SeriesReader
+from ..data.dicom_series import is_dicom, series_of
 from ..data.geometry import Grid, check_grid
 from ..data.label_maps import REORIENTED, to_label_map
 from ..data.labels import MOST_CLASSES
 from ..data.volumes import volume_reader
 from ..utils import DataError
+from .loader import OwnLoadImaged
 
 logger = logging.getLogger(__name__)
 
-# Largest deviation of the distance between two DICOM slices from the mean one, as a share of it.
-_GAP_TOLERANCE = 0.25
-# Largest distance between a slice's place in the volume and the one in its DICOM header, in pixels.
-_SLICE_TOLERANCE = 0.5
 # What was said of one file and need not be repeated for the others of a data set.
 _TOLD: set[str] = set()
 
 
-class _SeriesReader(ITKReader):
-    """Refuses a DICOM series whose slices form no box: ITK would make one of them, and move or stretch the patient.
-
-    Args:
-        last_slice: the file of the series' last slice.
-    """
-
-    def __init__(self, last_slice: str) -> None:
-        super().__init__()
-        self.last_slice = last_slice
-
-    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
-        image = super().read(data, **kwargs)
-        folder, count, spacing = ensure_tuple(data)[0], itk.size(image)[2], image.GetSpacing()
-        found, key = image.GetMetaDataDictionary(), "ITK_non_uniform_sampling_deviation"
-        if found.HasKey(key) and found[key] > _GAP_TOLERANCE * spacing[2]:
-            raise DataError(
-                f"{folder}: slices are missing or unevenly spaced: of {count} slices, {spacing[2]:g} mm apart on "
-                f"average, two are {found[key]:g} mm off that distance. Expected even distances. Export the whole "
-                "series again, or resample it to an even spacing."
-            )
-        header = itk.GDCMImageIO.New(FileName=self.last_slice)
-        header.ReadImageInformation()
-        place = image.TransformIndexToPhysicalPoint([0, 0, count - 1])
-        shift = np.linalg.norm([place[i] - header.GetOrigin(i) for i in range(3)])
-        if shift > _SLICE_TOLERANCE * spacing[0]:
-            raise DataError(
-                f"{folder}: the slices are shifted against each other (a tilted gantry?): the last of {count} lies "
-                f"{shift:.1f} mm beside where a box-shaped grid has it. Resample the series onto such a grid."
-            )
-        return image
-
-
-class LoadVolumed(LoadImaged):
+class LoadVolumed(OwnLoadImaged):
     """Load CT volumes (and label maps) and refuse, with the reason, what cannot be worked on.
 
-    Reads NIfTI (nibabel), and NRRD, MetaImage and folders with one DICOM series (ITK). Images become float32, the
-    label map uint8, both `MetaTensor` of shape (1, x, y, z) in the file's own orientation, with the affine to RAS mm.
-    The dict gets `case`, the name of the first key's file without extension, unless it has one.
+    Reads NIfTI (nibabel), and NRRD, MetaImage and DICOM series (ITK). Images become float32, the label map uint8, both
+    `MetaTensor` of shape (1, x, y, z) in the file's own orientation, with the affine to RAS mm. The dict gets `case`,
+    the name of the first key's file without extension, unless it has one. Of a folder with several CT series, `series`
+    in the dict, a SeriesInstanceUID, is read; a DICOM file stands for its whole series. An image's `meta` then has
+    `study_uid` and `series_uid`.
 
     Args:
         keys: keys that hold the path of a file or of a DICOM folder.
@@ -83,8 +46,8 @@ class LoadVolumed(LoadImaged):
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
             empty; spacing is zero, negative or not a number; the axes are sheared; voxels are NaN or infinite; a
-            folder holds no DICOM series or several, or one with uneven distances between its slices, or slices
-            shifted by a tilted gantry; a label map lies on another grid than the image (the first other key), or
+            folder holds no CT series or several, or one whose slices cannot all be read or make no volume, see
+            `series_of` and `volume_of`; a label map lies on another grid than the image (the first other key), or
             holds other values than the labels.
     """
 
@@ -109,7 +72,7 @@ class LoadVolumed(LoadImaged):
         d = dict(data)
         paths = {key: Path(d[key]).expanduser() for key in self.key_iterator(d)}
         for key, path in paths.items():
-            d[key] = self._load(path, reader)
+            d[key] = self._load(path, reader, None if key == self.label_key else d.get("series"))
             d.setdefault("case", case_name(path))
         if self.label_key in paths:
             image = next((key for key in paths if key != self.label_key), self.label_key)
@@ -126,15 +89,16 @@ class LoadVolumed(LoadImaged):
         meta = {**(image if found.reoriented else label).meta, "filename_or_obj": label.meta["filename_or_obj"]}
         return MetaTensor(torch.from_numpy(found.voxels)[None], meta=meta)
 
-    def _load(self, path: Path, reader: ImageReader | None) -> MetaTensor:
+    def _load(self, path: Path, reader: ImageReader | None, series: str | None = None) -> MetaTensor:
         """The volume in a file or DICOM folder, checked."""
         if not path.exists():
             raise DataError(f"{path}: there is no such file or folder.")
+        found = None
         try:
             # A reader of its own for each file: NibabelReader keeps the name of the last one, and threads share us.
-            if path.is_dir():
-                files = _files_of_one_series(path)
-                reader = reader or _SeriesReader(last_slice=files[-1])
+            if is_dicom(path):
+                found = series_of(path, series)
+                reader = reader or SeriesReader(path, found)
             else:
                 reader = reader or volume_reader(path)
             loaded = self._loader(path, reader)
@@ -152,6 +116,8 @@ class LoadVolumed(LoadImaged):
             ) from e
         # MONAI Label tells each loader of a bundle to give the metadata beside the image
         volume = loaded[0] if isinstance(loaded, tuple) else loaded
+        if found is not None:
+            volume.meta |= {"study_uid": found.headers[0].study, "series_uid": found.uid}
         _check_volume(volume, path)
         return volume
 
@@ -159,24 +125,6 @@ class LoadVolumed(LoadImaged):
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no message"
-
-
-def _files_of_one_series(folder: Path) -> list[str]:
-    """The files, in the order of the slices, of a folder with exactly one series; told apart as `ITKReader` does."""
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(os.fspath(folder))
-    series = {uid: list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
-    if not series:
-        raise DataError(f"{folder}: holds no readable DICOM series. Expected a folder with the slices of one CT.")
-    if len(series) > 1:
-        found = "; ".join(f"{uid} with {len(files)} slices" for uid, files in series.items())
-        raise DataError(
-            f"{folder}: holds {len(series)} DICOM series, expected one: {found}. Put each into a folder of its own "
-            "and give the one that is wanted."
-        )
-    return next(iter(series.values()))
 
 
 def _check_volume(volume: MetaTensor, path: Path) -> None:

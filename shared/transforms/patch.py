@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import LoadImaged
 from PIL import Image
 
 from ..data import open_region, read_rgb
 from ..utils import DataError
 from ..utils.values import MPP, OrNone, check_value
+from .loader import OwnLoadImaged
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def _warn_once(name: str, note: str) -> None:
         logger.warning("%s: %s (said once)", name, note)
 
 
-class LoadPatchd(LoadImaged):
+class LoadPatchd(OwnLoadImaged):
     """Load H&E patches with Pillow (PNG, JPEG, TIFF, …): the middle of each, uint8 RGB, (3, size, size).
 
     Opaque images with an alpha channel or a palette are RGB in another form and converted; grey, 16 bit, CMYK,
@@ -88,7 +88,7 @@ class LoadPatchd(LoadImaged):
         return image if self.size == self.crop_size else image.resize((self.size, self.size), Image.Resampling.BILINEAR)
 
 
-class OpenRegiond(LoadImaged):
+class OpenRegiond(OwnLoadImaged):
     """Open H&E regions and whole slides of any size: a `Region` in place of the path, of which tiles are then read.
 
     The dict gets `case`, the name of the file, unless it has one. It is a `LoadImaged`, so that programs which look for

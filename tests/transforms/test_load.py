@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import gzip
-import locale
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,8 @@ from shared.data import cached_dataset
 from shared.transforms import LoadVolumed
 from shared.utils import DataError
 
-DICOM = Path(__file__).resolve().parents[2] / "../shared/data/ct_dicom/ct-3slice"
 LABELS = {"spleen": 1, "liver": 2}
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0.9, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
-needs_dicom = pytest.mark.skipif(not DICOM.is_dir(), reason="../shared/data is not here")
 
 
 def save_nifti(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE, **header: object) -> Path:
@@ -97,70 +93,6 @@ def test_case_name_that_is_there_stays_and_a_fourth_axis_of_one_is_dropped(tmp_p
 def test_rounded_sform_is_not_exchanged_for_a_qform_that_is_none(tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "x.nii", ZEROS, pixdim=[1, 0.8003, 0.9, 2.5, 0, 0, 0, 0], qform_code=0, sform_code=1)
     np.testing.assert_allclose(LoadVolumed("image")({"image": path})["image"].affine, AFFINE, atol=1e-6)
-
-
-@needs_dicom
-def test_dicom_folder_and_single_slice() -> None:
-    d = LoadVolumed("image")({"image": DICOM})
-    assert d["image"].shape == (1, 512, 512, 3)
-    assert d["case"] == "ct-3slice"
-    assert d["image"].min() == -3024
-    assert LoadVolumed("image")({"image": DICOM / "02.dcm"})["image"].shape == (1, 512, 512, 1)
-
-
-@needs_dicom
-def test_two_series_in_a_folder(tmp_path: Path) -> None:
-    for file in DICOM.glob("*.dcm"):
-        shutil.copy(file, tmp_path / file.name)
-    content = (tmp_path / "03.dcm").read_bytes()
-    uid = itk.GDCMSeriesFileNames.New()
-    uid.SetDirectory(str(DICOM))
-    old = uid.GetSeriesUIDs()[0].encode()
-    new = old[:-1] + (b"1" if old[-1:] != b"1" else b"2")
-    assert old in content
-    (tmp_path / "03.dcm").write_bytes(content.replace(old, new))
-    with pytest.raises(DataError, match=r"holds 2 DICOM series, expected one: .* with . slices; .* with . slices"):
-        LoadVolumed("image")({"image": tmp_path})
-
-
-def dicom_series(folder: Path, positions: list[float], tilt: float = 0.0) -> Path:
-    """A CT series of 4 x 5 pixels with slices at these positions in mm, each shifted by `tilt` times its position."""
-    folder.mkdir()
-    before = locale.setlocale(locale.LC_ALL)
-    writer_io = itk.GDCMImageIO.New()
-    writer_io.KeepOriginalUIDOn()
-    for i, z in enumerate(positions):
-        image = itk.image_from_array(np.full((1, 5, 4), i, np.int16))
-        image.SetOrigin((0, 0, z))
-        tags = image.GetMetaDataDictionary()
-        tags["0008|0016"], tags["0008|0018"] = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{i + 1}"
-        tags["0008|0060"], tags["0020|000d"], tags["0020|000e"] = "CT", "1.2.4", "1.2.5"
-        tags["0020|0032"], tags["0020|0037"] = f"0\\{tilt * z}\\{z}", "1\\0\\0\\0\\1\\0"
-        writer = itk.ImageFileWriter[type(image)].New(Input=image, FileName=str(folder / f"{i}.dcm"))
-        writer.SetImageIO(writer_io)
-        writer.Update()
-    locale.setlocale(locale.LC_ALL, before)  # the writer leaves C's behind, in which Python opens files as ASCII
-    return folder
-
-
-def test_dicom_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
-    whole = LoadVolumed("image")({"image": dicom_series(tmp_path / "whole", [0, 2, 4.02, 6, 8, 10])})["image"]
-    assert whole.shape == (1, 4, 5, 6)
-    assert whole[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    gap = dicom_series(tmp_path / "gap", [0, 2, 4, 8, 10])
-    with pytest.raises(DataError, match=r"of 5 slices, 2.5 mm apart on average, two are 1.5 mm off that distance"):
-        LoadVolumed("image")({"image": gap})
-
-
-def test_dicom_of_thin_slices_with_rounded_positions(tmp_path: Path) -> None:
-    positions = [round(0.625 * i, 1) for i in range(9)]
-    assert LoadVolumed("image")({"image": dicom_series(tmp_path / "thin", positions)})["image"].shape == (1, 4, 5, 9)
-
-
-def test_dicom_of_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
-    tilted = dicom_series(tmp_path / "tilted", [0, 2, 4, 6, 8, 10], tilt=0.3)
-    with pytest.raises(DataError, match=r"shifted against each other \(a tilted gantry\?\): the last of 6 lies 3.0 mm"):
-        LoadVolumed("image")({"image": tilted})
 
 
 def rgb_nifti(path: Path) -> Path:
@@ -256,7 +188,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN": (lambda d: with_value(d / "x.nii.gz", np.nan), r"1 of 120 voxels are NaN or infinite"),
     "infinity": (lambda d: with_value(d / "x.nii.gz", -np.inf), r"1 of 120 voxels are NaN or infinite"),
     "empty folder": (lambda d: folder(d / "x"), r"holds no readable DICOM series"),
-    "folder without DICOM": (lambda d: folder(d / "x", "01.dcm"), r"holds no readable DICOM series"),
+    "folder without DICOM": (lambda d: folder(d / "x", "01.dcm"), r"cannot be read(.|\n)*01\.dcm: no DICOM file"),
 }
 
 
