@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..utils import DataError, read_json_object
+from ..utils import DataError, fault_list, read_json_object
 from ..utils.values import MPP, OrNone, check_value
 from .datalist import check_names, get_list
+from .dicom_headers import DicomHeader, read_header
+from .dicom_series import DicomSeries, find_series
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # What OpenSlide opens as a slide. Slides in many JPEG files (.vms, .vmu) have to be named: in a folder of theirs, each
@@ -31,33 +37,101 @@ def case_name(path: str | os.PathLike) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() == ".dcm":
-        return True
-    if not path.is_file() or path.stat().st_size < 132:
-        return False
-    with path.open("rb") as file:
-        file.seek(128)
-        return file.read(4) == b"DICM"
-
-
 def _is_volume(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """The volumes in a folder, the folder itself where it holds DICOM files, and those of its folders that do."""
-    content = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    found = [p for p in content if _is_volume(p)]
-    if any(_is_dicom(p) for p in content if p not in found):
-        found.append(folder)
-    found += [p for p in content if p.is_dir() and any(_is_dicom(q) for q in sorted(p.iterdir()))]
-    if not found:
-        raise DataError(
-            f"{folder}: holds no CT. Looked for {', '.join(VOLUME_SUFFIXES)} and DICOM files in it, and for DICOM "
-            "files in the folders in it."
-        )
-    return found
+@dataclass(frozen=True)
+class _Found:
+    """A file, or a folder and the UID of a series in it, with what its name ends in where several share the folder."""
+
+    path: Path
+    series: str | None = None
+    ending: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} (series {self.series})" if self.series else f"{self.path}"
+
+
+class _Finder:
+    """Finds the CTs in files and folders: volumes in the folder itself, DICOM series in all that lies below it.
+
+    Args:
+        wanted: the UID or number of a DICOM series, or a part of its UID or description; "": all CTs.
+    """
+
+    def __init__(self, wanted: str) -> None:
+        self.wanted = wanted
+        self.folders: dict[Path, list[DicomSeries]] = {}
+        self.left_out: list[str] = []
+
+    def in_folder(self, folder: Path) -> list[_Found]:
+        series = self._series(folder)
+        volumes = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and _is_volume(p)]
+        if self.wanted:
+            return self._named(folder, self._chosen(series), series)
+        whole = [s for s in series if not s.why_no_ct() and s.slices != 1]
+        alone = not whole and not volumes
+        taken = [s for s in series if s in whole or (alone and not s.why_no_ct())]
+        for s in series:
+            if s not in taken:
+                self._leave_out(s, s.why_no_ct() or "a single slice beside other scans")
+        if not volumes and not taken:
+            below = fault_list([f"{s}: {s.why_no_ct()}" for s in series])
+            raise DataError(
+                f"{folder}: holds no CT. Looked for {', '.join(VOLUME_SUFFIXES)} in it, and for DICOM files in it and "
+                f"in the folders below it.{below}"
+            )
+        return [_Found(p) for p in volumes] + self._named(folder, taken, series)
+
+    def in_file(self, path: Path) -> list[_Found]:
+        """A file itself, and of a DICOM file its series: a slice is no volume, an enhanced CT is."""
+        if path.name == "DICOMDIR":  # lists what lies beside it
+            return self.in_folder(path.parent)
+        if path.suffix.lower() == ".zip":
+            raise DataError(f"{path}: a zip file. Unpack it, and give the folder that this makes.")
+        header = read_header(path)
+        if not isinstance(header, DicomHeader) or header.frames > 1:
+            return [_Found(path)]
+        series = self._series(path.parent)
+        own = [s for s in series if any(h.file == path for h in s.headers)]
+        return self._named(path.parent, self._chosen(own) if self.wanted else own, series)
+
+    def in_datalist(self, path: Path) -> list[_Found]:
+        """What an entry names: but for `wanted`, its folder is known to hold one CT."""
+        return self.in_folder(path) if self.wanted and path.is_dir() else [_Found(path)]
+
+    def _series(self, folder: Path) -> list[DicomSeries]:
+        if folder not in self.folders:
+            self.folders[folder] = find_series(folder)
+        return self.folders[folder]
+
+    def _chosen(self, series: Sequence[DicomSeries]) -> list[DicomSeries]:
+        """Those that are meant best; of several, those that are CTs."""
+        best = max((s.matches(self.wanted) for s in series), default=0)
+        taken = [s for s in series if best and s.matches(self.wanted) == best]
+        taken = [s for s in taken if not s.why_no_ct()] or taken
+        for s in series:
+            if s not in taken:
+                self._leave_out(s, "not the one that is wanted")
+        return taken
+
+    def _leave_out(self, series: DicomSeries, why: str) -> None:
+        line = f"{series.folder}: {series}: {why}"
+        if line not in self.left_out:
+            self.left_out.append(line)
+            logger.info("passed over in %s", line)
+
+    def _named(self, folder: Path, taken: Sequence[DicomSeries], series: Sequence[DicomSeries]) -> list[_Found]:
+        """With the series' number where several volumes share a folder, and the end of their UID where that is one."""
+        found = []
+        for s in taken:
+            beside = [o for o in series if o.folder == s.folder and not o.why_no_ct() and (o.slices > 1 or o in taken)]
+            numbers = [o.number for o in beside]
+            parts = [s.number, s.uid.rpartition(".")[2]] if numbers.count(s.number) > 1 else [s.number]
+            ending = "_".join(["", *filter(None, parts)]) if len(beside) > 1 else ""
+            found.append(_Found(s.folder, s.uid if s.headers else None, ending))
+        return found
 
 
 def case_names(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,17 +167,28 @@ def _in_datalist(path: Path) -> dict[Path, Mapping[str, Any]]:
     return images
 
 
-def _find(path: Path, in_folder: Callable[[Path], list[Path]]) -> dict[Path, Mapping[str, Any]]:
+def _itself(path: Path) -> list[Path]:
+    return [path]
+
+
+def _find(
+    path: Path,
+    in_folder: Callable[[Path], list[Any]],
+    in_file: Callable[[Path], list[Any]] = _itself,
+    in_datalist: Callable[[Path], list[Any]] = _itself,
+) -> dict[Any, Mapping[str, Any]]:
     """What is meant by a path, and the entries where a datalist says it."""
     if path.is_dir():
         return {q: {} for q in in_folder(path)}
+    if path.is_file() and path.suffix == ".json":
+        return {q: entry for p, entry in _in_datalist(path).items() for q in in_datalist(p)}
     if path.is_file():
-        return _in_datalist(path) if path.suffix == ".json" else {path: {}}
+        return {q: {} for q in in_file(path)}
     if glob.has_magic(str(path)):
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         if not found:
             raise DataError(f"{path}: no file or folder fits this pattern.")
-        return {q: entry for p in found for q, entry in _find(p, in_folder).items()}
+        return {q: entry for p in found for q, entry in _find(p, in_folder, in_file, in_datalist).items()}
     raise DataError(f"{path}: there is no such file or folder.")
 
 
@@ -148,18 +233,24 @@ def _given(path: object, what: str, forms: str) -> list[Path]:
     return [Path(p).expanduser() for p in paths]
 
 
-def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, str]]:
+def list_inputs(
+    path: str | os.PathLike | Sequence[str | os.PathLike], series: str | float = ""
+) -> list[dict[str, str]]:
     """The CTs that a user means by a path.
 
     Args:
-        path: a file (NIfTI, NRRD, MetaImage, one DICOM file), a folder with the DICOM files of one series, a folder
-            of such files or folders, a glob pattern, a datalist in the decathlon format (`.json`, its list `test`), or
-            a list of all these.
+        path: a file (NIfTI, NRRD, MetaImage; a DICOM file, or a DICOMDIR, stands for its series), a folder with such
+            files in it and DICOM series in it or in any folder below it, a glob pattern, a datalist in the decathlon
+            format (`.json`, its list `test`), or a list of all these.
+        series: of DICOM series those with this UID, or else this number, or else this as a part of their UID or
+            description, and nothing else; "": all that are CT volumes. What else there is, such as scouts and reports,
+            is passed over, and a single slice beside other scans; the log says so.
 
     Returns:
-        One dict a CT, in the order given: `image`, the path of a file or DICOM folder, and `case`, its name without
-        extension, with the folders in front, joined by `_`, from the one that the given paths have in common (of a
-        pattern: from its first wild card on); in a datalist, see `case_names`. What is found twice is listed once.
+        One dict a CT, in the order given: `image`, the path of a file or DICOM folder, of a series `series`, its UID,
+        and `case`, its name without extension, with the folders in front, joined by `_`, from the one that the given
+        paths have in common (of a pattern: from its first wild card on), and of several series in a folder with their
+        numbers behind; in a datalist, see `case_names`. What is found twice is listed once.
 
     Raises:
         DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
@@ -168,18 +259,24 @@ def list_inputs(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[d
     forms = "a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a pattern such as 'scans/*.nii.gz'"
     given = _given(path, "CT", forms)
     folder = _common_folder(given)
-    files: dict[Path, str] = {}  # by what links lead to
-    cases: dict[str, str] = {}
+    finder = _Finder(str(series))
+    files: dict[tuple[Path, str | None], _Found] = {}  # by what links lead to
+    cases: dict[_Found, str] = {}
     for p in given:
-        found = _find(p, _in_folder)
+        found = _find(p, finder.in_folder, finder.in_file, finder.in_datalist)
         listed = {q: entry for q, entry in found.items() if entry}
         names = dict(zip(listed, case_names(p, [*listed.values()]), strict=True))
         for q in found:
-            file, way = os.path.abspath(q), _below(q, folder)
-            if files.setdefault(q.resolve(), file) == file:
-                cases.setdefault(file, names.get(q) or "_".join([*way.parts[:-1], case_name(q)]))
+            way = _below(q.path, folder)
+            if files.setdefault((q.path.resolve(), q.series), q) == q:
+                cases.setdefault(q, names.get(q) or "_".join([*way.parts[:-1], case_name(q.path)]) + q.ending)
+    if not cases:
+        raise DataError(f"No DICOM series is {series!r}, by UID, number or description.{fault_list(finder.left_out)}")
     _check_distinct(cases)
-    return [{"image": file, "case": case} for file, case in cases.items()]
+    images = [{"image": os.path.abspath(q.path), "case": case} for q, case in cases.items()]
+    for image, q in zip(images, cases, strict=True):
+        image |= {"series": q.series} if q.series is not None else {}
+    return images
 
 
 def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: bool = False) -> list[dict[str, Any]]:

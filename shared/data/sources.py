@@ -11,23 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from ..utils import DataError
+from .dicom_series import find_series
 
 # Headers, whose voxels or slide lie beside them: in files that they name, or that are called like them, or in a folder.
 HEADERS = (".mhd", ".nhdr", ".mrxs", ".vms", ".vmu")
 
 
-def source_digest(path: str | os.PathLike) -> str:
+def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
     """SHA-256 of an image, which takes half a second a gigabyte.
 
-    Of a file it is that of its bytes; of a folder with a DICOM series, and of a header with what belongs to it, that of
-    the digests of all files, in alphabetical order.
+    Of a file it is that of its bytes; of a DICOM series, and of a header with what belongs to it, that of the digests
+    of all files, in alphabetical order.
+
+    Args:
+        path: of the file, or of the folder with the series.
+        series: its UID, where it is known: else all that lies in the folder.
 
     Raises:
         DataError: when a file cannot be read.
     """
     path = Path(path)
     files = [path]
-    if path.is_dir():
+    if path.is_dir() and series is not None:
+        files = [h.file for s in find_series(path) if s.uid == series for h in s.headers]
+    elif path.is_dir():
         files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
     elif path.suffix.lower() in HEADERS:
         header, beside = _content(path), [p for p in path.parent.iterdir() if p.is_file()]
@@ -70,18 +77,21 @@ def made_with(ckpt_path: str | os.PathLike, **settings: Any) -> dict[str, Any]:
     return {"weights": weights_digest(ckpt_path), "settings": json.loads(json.dumps(settings, default=str))}
 
 
-def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLike) -> None:
+def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLike, series: str | None = None) -> None:
     """Raise a `DataError` where results are of another image: neither the file nor what is in it is the same.
 
     Args:
         place: where the results are.
-        earlier: the `file` that they are of and, unless they are of an older version, its `source_digest`.
+        earlier: the `file` that they are of and, unless they are of an older version, its `source_digest`, and of a
+            DICOM series its `series_uid`.
         path: of the image.
+        series: the UID of the series in it.
     """
     theirs = earlier.get("file")
-    if not theirs or os.path.realpath(theirs) == os.path.realpath(path):
+    same = series is None or earlier.get("series_uid") in (None, series)
+    if not theirs or (same and os.path.realpath(theirs) == os.path.realpath(path)):
         return
-    if earlier.get("source_digest") and earlier["source_digest"] == source_digest(path):
+    if earlier.get("source_digest") and earlier["source_digest"] == source_digest(path, series):
         return
     raise DataError(
         f"{place}: holds the results of {theirs}, another image than {path}, which has the same name and would replace "

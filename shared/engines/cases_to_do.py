@@ -60,7 +60,7 @@ def cases_to_do(
     for case in map(dict, cases):
         earlier = find(case["case"])
         try:
-            check_source(folder / case["case"], earlier, case["image"])
+            check_source(folder / case["case"], earlier, case["image"], case.get("series"))
             if skip and _is_done(case, earlier, made_with):
                 continue
         except DataError as e:
@@ -96,4 +96,4 @@ def _is_done(case: Mapping[str, Any], earlier: Mapping[str, Any], made_with: Map
     same = made_with.get("weights") and all(earlier.get(key) == value for key, value in made_with.items())
     if not same or not earlier["whole"] or earlier.get("stated_mpp") != case.get("mpp"):
         return False
-    return earlier.get("source_digest") == source_digest(case["image"])
+    return earlier.get("source_digest") == source_digest(case["image"], case.get("series"))

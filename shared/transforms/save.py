@@ -35,8 +35,9 @@ class SaveSegmentationd(SaveImaged):
 
     * `<case>_seg.nii.gz`: the label map, uint8, on the native grid, with the same affine; where the image is a NIfTI
       file, also with its sform and qform codes and units.
-    * `organs.json`: voxel count and volume in ml of each organ, the image with its digest, the weights' digest and the
-      settings, what the network was trained on, and a `warning` where that was synthetic data or is unknown.
+    * `organs.json`: voxel count and volume in ml of each organ, the image with its digest and, of a DICOM series, its
+      Study and Series UID, the weights' digest and the settings, what the network was trained on, and a `warning`
+      where that was synthetic data or is unknown.
     * `preview.png`: three planes with the label map over the CT. It shows the image as the network saw it, which is
       at hand and windowed, and the label map as it was written, taken back to that grid.
 
@@ -81,12 +82,13 @@ class SaveSegmentationd(SaveImaged):
 
     def _save(self, case: str, labels: MetaTensor, image: MetaTensor) -> None:
         source = str(image.meta.get("filename_or_obj", ""))
+        uids = {key: str(image.meta[key]) for key in ("study_uid", "series_uid") if key in image.meta}
         label_map, affine = labels[0].cpu().numpy().astype(np.uint8), labels.affine.cpu().numpy()
-        organs = self._organs(case, source, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
+        organs = self._organs(case, source, uids, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
 
         target = writable_folder(self.output_dir) / case
         names = segmentation_files(case)
-        check_source(target, read_segmentation(self.output_dir, case) or {}, source)
+        check_source(target, read_segmentation(self.output_dir, case) or {}, source, uids.get("series_uid"))
         others = sorted(p.name for p in target.iterdir() if p.name not in names) if target.is_dir() else []
         if others or target.is_file():
             raise DataError(
@@ -112,11 +114,13 @@ class SaveSegmentationd(SaveImaged):
         found = sum(organ["voxels"] > 0 for organ in organs["organs"].values())
         logger.info("%s: %d of %d organs found, written to %s", case, found, len(self.labels), target)
 
-    def _organs(self, case: str, source: str, label_map: np.ndarray, voxel_mm3: float) -> dict[str, Any]:
+    def _organs(
+        self, case: str, source: str, uids: Mapping[str, str], label_map: np.ndarray, voxel_mm3: float
+    ) -> dict[str, Any]:
         counts = np.bincount(label_map.ravel(), minlength=256)
-        content: dict[str, Any] = {"case": case, "image": source}
+        content: dict[str, Any] = {"case": case, "image": source, **uids}
         if Path(source).exists() and source:
-            content["source_digest"] = source_digest(source)
+            content["source_digest"] = source_digest(source, uids.get("series_uid"))
         content |= self.made_with
         if warning := warning_of_results(self.record):
             content["warning"] = warning

@@ -47,6 +47,16 @@ class Paths:
         return isinstance(value, str) or Several(PATH).accepts(value)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is looked for in names: text, or a number, which a command line makes of some; "" stands for none given."""
+
+    expected: str = "a UID or number, or a part of the UID or description"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
 TILES = ("mitotic", "non_mitotic", "empty", "unlabelled")
 PATH, FLAG, SHARE = Text("a path"), Flag(), Number(0, 1)
 PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
@@ -58,6 +68,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "dataset_dir": (Paths(), "folder of the data"),
     "datalist": (PATH, "JSON file that lists the data"),
     "input": (Paths(), "what to work on: file, folder, pattern, datalist, or a list of these"),
+    "series": (Part(), "which DICOM series of the input; none given: each that is a CT volume"),
     "output_dir": (PATH, "folder for results"),
     "ckpt_dir": (PATH, "folder for checkpoints"),
     "ckpt_path": (PATH, "weights to evaluate or to use"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
+from dicom_files import CAPTURE, write_dicom, write_enhanced, write_series, write_slice
 
-from shared.data import case_name, list_images, list_inputs
+from shared.data import case_name, dicom_series, list_images, list_inputs
 from shared.utils import DataError, write_json
 
 
@@ -123,6 +125,112 @@ def test_nothing_found(folder: Path, monkeypatch: pytest.MonkeyPatch, given: obj
     monkeypatch.chdir(folder)
     with pytest.raises(DataError, match=message):
         list_inputs(given)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """As a PACS exports it: two CT series in a folder, one in another, and what comes with them."""
+    root = tmp_path / "study"
+    for number, count in ((2, 4), (5, 3)):
+        values = {"SeriesInstanceUID": f"1.2.{number}", "SeriesNumber": f"{number}"}
+        values |= {"SeriesDescription": {2: "Abdomen nativ", 5: "Abdomen portal"}[number]}
+        write_series(root / "ST0" / "SE0", count, name=f"{number}-{{}}", **values)
+    write_series(root / "ST0" / "SE1" / "deep", 3, name="IM{}", SeriesInstanceUID="1.2.33", preamble=False)
+    scout = {"SeriesInstanceUID": "1.2.40", "SeriesNumber": "1", "SeriesDescription": "Abdomen topo"}
+    write_slice(root / "ST0" / "SE0" / "scout", 0, ImageType="ORIGINAL\\PRIMARY\\LOCALIZER", **scout)
+    write_slice(root / "ST0" / "SE0" / "single", 0, SeriesInstanceUID="1.2.41", SeriesNumber="7")
+    write_slice(root / "ST0" / "SE2" / "screen", 0, SeriesInstanceUID="1.2.42", SOPClassUID=CAPTURE)
+    write_dicom(root / "ST0" / "SE3" / "dose", None, SeriesInstanceUID="1.2.43", Modality="SR")
+    write_dicom(root / "DICOMDIR", None, SOPClassUID="1.2.840.10008.1.3.10")
+    touch(root / "viewer" / "viewer.exe")
+    return root
+
+
+def listed(path: object, series: str | int = "") -> list[tuple[str, str]]:
+    return [(item["case"], item["series"]) for item in list_inputs(path, series)]
+
+
+def test_a_study_as_a_pacs_exports_it(study: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    whole = [("ST0_SE0_2", "1.2.2"), ("ST0_SE0_5", "1.2.5"), ("ST0_SE1_deep", "1.2.33")]
+    assert listed(study) == whole
+    for series, why in (
+        ("1.2.40 with 1 slice (number 1, Abdomen topo)", "a scout (localizer)"),
+        ("1.2.41 with 1 slice (number 7)", "a single slice beside other scans"),
+        ("1.2.42 with 1 slice (number 2)", "no CT image but Secondary Capture Image Storage (its SOP class)"),
+        ("1.2.43 with 1 slice", "a report (modality SR)"),
+    ):
+        assert f"{series}: {why}" in caplog.text
+    assert listed(study / "DICOMDIR") == whole
+    assert listed([study, study / "ST0" / "SE1"]) == whole
+    assert listed(str(study / "ST0" / "SE0" / "2-*")) == [("SE0_2", "1.2.2")]
+    assert listed(study / "ST0" / "SE1" / "deep" / "IM1") == [("deep", "1.2.33")]
+    assert list_inputs(study)[0]["image"] == str(study / "ST0" / "SE0")
+    with pytest.raises(DataError, match=r"SE3: holds no CT(.|\n)*1\.2\.43 with 1 slice: a report \(modality SR\)"):
+        list_inputs(study / "ST0" / "SE3")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("1.2.5", [("ST0_SE0_5", "1.2.5")]),
+        (5, [("ST0_SE0_5", "1.2.5")]),
+        ("PORTAL", [("ST0_SE0_5", "1.2.5")]),
+        (".33", [("ST0_SE1_deep", "1.2.33")]),
+        ("Abdomen", [("ST0_SE0_2", "1.2.2"), ("ST0_SE0_5", "1.2.5")]),
+        ("1.2.41", [("ST0_SE0_7", "1.2.41")]),
+    ],
+)
+def test_a_series_is_chosen(study: Path, wanted: str | int, found: list[tuple[str, str]]) -> None:
+    assert listed(study, wanted) == found
+
+
+def test_a_series_that_is_not_there(study: Path) -> None:
+    touch(study / "other.nii.gz")
+    with pytest.raises(DataError, match=r"No DICOM series is 'venous'.*(.|\n)*1\.2\.2 with 4 slices .number 2, Ab"):
+        list_inputs(study, "venous")
+
+
+def test_a_datalist_and_the_series_that_is_chosen(study: Path) -> None:
+    write_json(study / "dataset.json", {"test": [{"image": "ST0/SE0", "case": "a"}]})
+    assert list_inputs(study / "dataset.json") == [{"image": str(study / "ST0" / "SE0"), "case": "a"}]
+    assert listed(study / "dataset.json", "portal") == [("a", "1.2.5")]
+
+
+def test_a_single_slice_and_what_cannot_be_read_are_cases_of_their_own(tmp_path: Path) -> None:
+    write_slice(tmp_path / "a" / "1.dcm", 0)
+    assert listed(tmp_path) == [("a", "1.2.3")]
+    touch(tmp_path / "b" / "2.dcm")
+    assert cases(tmp_path) == ["b"]
+    assert cases([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+
+
+def test_patients_whose_series_share_a_uid(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        write_series(tmp_path / patient)
+    assert listed(tmp_path) == [("p1", "1.2.3"), ("p2", "1.2.3")]
+    for k in range(4):  # one series in two folders
+        write_slice(tmp_path / "p3" / f"DIR{k % 2}" / f"IM{k}", k, SeriesInstanceUID="1.2.8")
+    assert listed(tmp_path)[2:] == [("p3", "1.2.8")]
+
+
+def test_an_enhanced_ct_is_a_volume(tmp_path: Path) -> None:
+    file = write_enhanced(tmp_path / "e" / "1.dcm", [0, 5, 10])
+    assert list_inputs(file) == [{"image": str(file), "case": "1"}]
+    assert listed(tmp_path) == [("e", "1.2.3")]
+
+
+def test_what_is_looked_through_has_an_end(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_series, "MOST_FILES", 5)
+    with pytest.raises(DataError, match=r"study: holds more files than are looked through for DICOM series \(5 in"):
+        list_inputs(study)
+    (study / "ST0" / "SE1" / "circle").symlink_to(study / "ST0" / "SE1", target_is_directory=True)
+    assert listed(study / "ST0" / "SE1") == [("deep", "1.2.33")]
+
+
+def test_a_zip_is_to_be_unpacked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"study\.zip: a zip file\. Unpack it"):
+        list_inputs(touch(tmp_path / "study.zip"))
 
 
 @pytest.fixture
