@@ -175,9 +175,7 @@ def region_entries(
             size = region.mpp or mpp
             own |= {"mpp": size} if size else {}
             if looked:
-                place = partial(
-                    _place, size=region.size, box_size=box_size, annotations=annotations, corner=_corner(path)
-                )
+                place = partial(_place, region=region, box_size=box_size, annotations=annotations)
                 marked = [f for f in figures.get(image, ()) if kinds[f.name] != "ignore"]
                 own["box"] = [place(figure) for figure in marked]
                 own["label"] = [MIDOG_LABELS[kinds[figure.name]] for figure in marked]
@@ -191,31 +189,18 @@ def region_entries(
     return found
 
 
-def _corner(image: Path) -> tuple[int, int]:
-    """Where the scanned area of a slide begins, from which QuPath counts pixels."""
-    try:
-        with openslide.OpenSlide(image) as slide:
-            names = (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
-            x, y = (int(slide.properties.get(name, 0)) for name in names)
-    except openslide.OpenSlideError:
-        return 0, 0
-    return x, y
-
-
-def _place(
-    figure: Figure, size: tuple[int, int], box_size: float, annotations: Annotations, corner: tuple[int, int]
-) -> list[float]:
+def _place(figure: Figure, region: Region, box_size: float, annotations: Annotations) -> list[float]:
     """The figure's box in pixels of the file, cut off at the image's edges.
 
     Raises:
         DataError: when it lies outside of the image.
     """
     x1, y1, x2, y2 = figure.box
-    width, height = size
+    (width, height), (left, top) = region.size, (region.bounds or (0, 0))[:2]
     if annotations.shares:
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
     if annotations.cropped:
-        x1, y1, x2, y2 = x1 + corner[0], y1 + corner[1], x2 + corner[0], y2 + corner[1]
+        x1, y1, x2, y2 = x1 + left, y1 + top, x2 + left, y2 + top
     x, y, inside = (x1 + x2) / 2, (y1 + y2) / 2, x2 > 0 and y2 > 0 and x1 < width and y1 < height
     if x1 == x2 or y1 == y2:
         inside = 0 <= x < width and 0 <= y < height

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from commands import run
 from PIL import Image
+from region_images import write_scn
 
 from shared.data import load_regions, region_labels
 
@@ -229,3 +230,16 @@ def test_what_is_wrong_in_annotations_is_named_with_file_and_number(tmp_path: Pa
     file = boxes(tmp_path, {"elsewhere.png": FIGURES})
     done = prepare(file, tmp_path / "images", tmp_path / "data.json", "csv")
     assert "elsewhere.png is called like none of the images (1 such: elsewhere.png)" in done.stderr
+
+
+def test_qupath_counts_from_the_scanned_area(tmp_path: Path) -> None:
+    """And the scanner is in the slide's header."""
+    for i in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_scn(tmp_path / "images" / f"{i}.scn", np.full((128, 192, 3), 200, np.uint8), (30, 40))
+    annotations = geojson(tmp_path, {f"{i}.scn": FIGURES for i in range(3)})
+    done = prepare(annotations, tmp_path / "images", tmp_path / "out" / "data.json", "geojson", scanner="header")
+    assert done.returncode == 0, done.stderr
+    (region,) = load_regions(tmp_path / "out" / "data.json", "test")
+    assert region["box"] == [[x1 + 30, y1 + 40, x2 + 30, y2 + 40] for _, (x1, y1, x2, y2) in FIGURES]
+    assert (region["domain"], region["mpp"]) == ("M", 0.25)
