@@ -19,4 +19,4 @@ from .regions import Region, open_region
 from .samplers import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, ShuffledSampler, TileSampler
 from .seeded_dataset import SeededDataset
 from .sources import check_source, made_with, source_digest, weights_digest
-from .tissue import tissue_mask, tissue_share
+from .tissue import near_tissue, tissue_mask, tissue_share

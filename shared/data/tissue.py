@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_dilation, uniform_filter
+from scipy.ndimage import binary_dilation, distance_transform_edt, uniform_filter
 
 from .regions import Region, thumbnail_scale
 
@@ -29,6 +29,20 @@ def tissue_mask(region: Region, max_size: int = MASK_SIZE) -> tuple[np.ndarray, 
     """
     colours = uniform_filter(region.thumbnail(max_size).astype(np.float32), (3, 3, 1), mode="nearest")
     return binary_dilation(_has_colour(colours), np.ones((3, 3))), thumbnail_scale(region, max_size)
+
+
+def near_tissue(points: np.ndarray, mask: np.ndarray, scale: float, reach: float = 0.0) -> np.ndarray:
+    """Which points lie on tissue, or no further from it than `reach`.
+
+    Args:
+        points: x and y in pixels of the region, (n, 2).
+        mask, scale: see `tissue_mask`.
+        reach: in pixels of the region.
+    """
+    if not mask.any():
+        return np.zeros(len(points), bool)
+    columns, rows = np.clip((points / scale).astype(int), 0, np.array(mask.shape[::-1]) - 1).T
+    return distance_transform_edt(~mask)[rows, columns] * scale <= reach
 
 
 def tissue_share(pixels: np.ndarray) -> float:

@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
-from ..data import Region, source_digest, tissue_mask
-from ..metrics import Detections, MitoticCount, mitotic_count
+from ..data import Region, near_tissue, source_digest, tissue_mask
+from ..metrics import Detections, box_centres, mitotic_count
 from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
 from ..reports.provenance import warning_of_results
@@ -25,9 +25,11 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = ("summary.csv", "summary.json")
 COLUMNS = (
-    *("case", "file", "status", "width", "height", "bounds", "mpp", "mitotic", "non_mitotic", "candidates"),
-    *("mitotic_count", "count_area_mm2", "whole_image", "tissue_share", "enough_tissue", "notes", "reason"),
+    *("case", "file", "status", "width", "height", "bounds", "mpp", "mitotic", "non_mitotic", "candidates", "on_glass"),
+    *("mitotic_count", "count_area_mm2", "tissue_mm2", "whole_image", "tissue_share", "enough_tissue", "notes"),
+    "reason",
 )
+_REACH = 10.0  # µm from the tissue mask, to which a figure still belongs: the mask is coarse
 
 
 class SaveDetections:
@@ -58,9 +60,11 @@ class SaveDetections:
         record: what the weights were trained on, see `shared.networks.read_model_record`; None or empty: unknown.
         area_mm2, aspect, min_tissue: see `shared.metrics.mitotic_count`.
         made_with: the weights' digest and the settings, see `shared.data.made_with`.
+        on_glass: whether detections whose middle is more than 10 µm off the tissue, see `shared.data.tissue_mask`, are
+            left out ("drop") or taken like others ("keep"). They are counted either way.
 
     Raises:
-        ValueError: when the threshold or the class names are out of range.
+        ValueError: when the threshold or the class names are out of range, or `on_glass` is neither.
         DataError: when the folder cannot be written to; at the start of the run, when it holds one of the images, or
             results of other weights or settings, or another inference writes to it.
     """
@@ -75,7 +79,11 @@ class SaveDetections:
         aspect: float = 4 / 3,
         min_tissue: float = 0.5,
         made_with: Mapping[str, Any] | None = None,
+        on_glass: str = "drop",
     ) -> None:
+        if on_glass not in ("drop", "keep"):
+            raise ValueError(f"on_glass is {on_glass!r}, expected drop or keep.")
+        self.on_glass = on_glass
         self.class_names = check_classes(threshold, class_names)
         self.output_dir = writable_folder(output_dir)
         self.threshold = float(threshold)
@@ -140,16 +148,26 @@ class SaveDetections:
 
     def _write(self, case: str, region: Region, found: Detections) -> dict[str, Any]:
         how = {"threshold": self.threshold, "class_names": self.class_names, "warning": warning_of_results(self.record)}
+        part = region.searched()
+        mask, scale = tissue_mask(part)
+        near = near_tissue(box_centres(found["box"]) - part.corner, mask, scale, _REACH / region.mpp)
+        on_glass = int((~near).sum())
+        if self.on_glass == "drop":
+            found = {key: value[near] for key, value in found.items()}
         image = DetectedImage(region=region, detections=found, title=case, **how)
         points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
-        count = self._count(region.searched(), points[mitotic])
+        inside = points[mitotic] - part.corner
+        count = mitotic_count(inside, part.size, part.mpp, tissue=mask, tissue_scale=scale, **self.count_options)
+        count = count._replace(outline=tuple((np.array(count.outline) + part.corner * 2).tolist()))
         for ending, write in WRITERS.items():
             write(self.output_dir / f"{case}{ending}", replace(image, count=count))
         logger.info(
-            "%s: %d of %d detections are mitotic figures; %s in the densest area; written to %s",
+            "%s: %d of %d detections are mitotic figures, %d on glass are %s; %s in the densest area; written to %s",
             case,
             mitotic.sum(),
             len(points),
+            on_glass,
+            "dropped" if self.on_glass == "drop" else "kept",
             count_text(count),
             self.output_dir,
         )
@@ -161,20 +179,15 @@ class SaveDetections:
             "mitotic": int(mitotic.sum()),
             "non_mitotic": int(other.sum()),
             "candidates": len(points),
+            "on_glass": on_glass,
             "mitotic_count": count.count,
             "count_area_mm2": round(count.area_mm2, 6),
+            "tissue_mm2": round(count.tissue_mm2, 6),
             "whole_image": count.whole_image,
             "tissue_share": count.tissue,
             "enough_tissue": count.enough_tissue,
             "notes": "; ".join(region.notes) or None,
         }
-
-    def _count(self, part: Region, figures: np.ndarray) -> MitoticCount:
-        """The mitotic count in a part of a file, in pixels of that."""
-        mask, scale = tissue_mask(part)
-        inside = figures - part.corner
-        count = mitotic_count(inside, part.size, part.mpp, tissue=mask, tissue_scale=scale, **self.count_options)
-        return count._replace(outline=tuple((np.array(count.outline) + part.corner * 2).tolist()))
 
     def _give_up(self, engine: Engine, error: BaseException) -> None:
         unlock_folder(self.output_dir)

@@ -29,6 +29,11 @@ class MitoticCount(NamedTuple):
     whole_image: bool
     enough_tissue: bool
 
+    @property
+    def tissue_mm2(self) -> float | None:
+        """Area of the tissue in it; None where that was not asked for."""
+        return None if self.tissue is None else self.tissue * self.area_mm2
+
 
 class _Tissue:
     """Areas of tissue in rectangles, from a mask's sums over all rectangles that begin at its corner."""

@@ -110,7 +110,7 @@ def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
             "measurements": {
                 "mitotic figures": count.count,
                 "area mm^2": count.area_mm2,
-                **({} if count.tissue is None else {"share of tissue": count.tissue}),
+                **({} if count.tissue is None else {"share of tissue": count.tissue, "tissue mm^2": count.tissue_mm2}),
             },
             **({"metadata": {"warning": image.warning}} if image.warning else {}),
         }
@@ -140,7 +140,8 @@ def _feature(box: Sequence[float], properties: Mapping[str, Any]) -> dict[str, A
 
 def count_text(count: MitoticCount) -> str:
     """The mitotic count in words."""
-    notes = ["the whole image"] * count.whole_image + ["little tissue"] * (not count.enough_tissue)
+    notes = [] if count.tissue is None else [f"{count.tissue_mm2:.3g} mm² of tissue"]
+    notes += ["the whole image"] * count.whole_image + ["little tissue"] * (not count.enough_tissue)
     figures = f"{count.count} mitotic figure{'s' * (count.count != 1)} in {count.area_mm2:.3g} mm²"
     return figures + (f" ({', '.join(notes)})" if notes else "")
 

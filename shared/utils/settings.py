@@ -166,6 +166,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "match_radius": (Number(above=0), "a detection this near to a figure finds it, pixels"),
     "matching": (Choice(("one_to_one", "many_to_one")), "how detections and figures go together"),
     "min_tissue": (SHARE, "share of tissue from which a tile is searched"),
+    "on_glass": (Choice(("drop", "keep")), "what becomes of detections that lie off the tissue"),
     "count_area_mm2": (Number(above=0), "area of the mitotic count, mm²"),
     "count_aspect": (Number(above=0), "width by height of that area"),
     "count_min_tissue": (SHARE, "share of tissue that it should hold"),

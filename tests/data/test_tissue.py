@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from region_images import make_slide, write_tiled
 
-from shared.data import Region, RegionTiles, tissue_mask
+from shared.data import Region, RegionTiles, near_tissue, tissue_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / "../shared/data/histology/regions"
@@ -36,3 +36,14 @@ def test_real_tissue(name: str) -> None:
     tiles = RegionTiles([{"image": REAL / name}], 256, 64, min_tissue=0.05)
     assert len(tiles) == 25
     assert all(item["tissue"] for item in tiles)
+
+
+def test_what_is_near_tissue() -> None:
+    mask = np.zeros((20, 30), bool)
+    mask[5:10, 10:15] = True
+    points = np.array([[42.0, 30.0], [38.0, 30.0], [30.0, 30.0], [200.0, 100.0], [-5.0, 30.0]])
+    assert near_tissue(points, mask, 4.0).tolist() == [True, False, False, False, False]
+    assert near_tissue(points, mask, 4.0, 4.0).tolist() == [True, True, False, False, False]
+    assert near_tissue(points, mask, 4.0, 40.0).tolist() == [True, True, True, False, True]
+    assert not near_tissue(points, ~mask & mask, 4.0, 1e6).any()
+    assert near_tissue(points, mask | ~mask, 4.0).all()

@@ -131,6 +131,27 @@ def test_of_a_slide_with_bounds_what_was_scanned_is_counted(tmp_path: Path) -> N
     assert area["geometry"]["coordinates"][0][2] == [400, 120]
 
 
+@pytest.mark.parametrize(("on_glass", "kept"), [("drop", 2), ("keep", 4)])
+def test_detections_on_glass_are_counted_and_dropped(on_glass: str, kept: int, tmp_path: Path) -> None:
+    """At 50, 150, 250 and 350 pixels of 0.25 µm; the tissue ends at 120, which 150 is less than 10 µm away from."""
+    data = images(tmp_path / "in", a=400)
+    pixels = np.full((120, 400, 3), 245, np.uint8)
+    pixels[:, :120] = PINK
+    Image.fromarray(pixels).save(data[0]["file"])
+    infer(tmp_path / "out", data, area_mm2=2, on_glass=on_glass)
+    (row,), _ = summary(tmp_path / "out")
+    assert (row["mitotic"], row["mitotic_count"], row["candidates"], row["on_glass"]) == (
+        *(str(kept), str(kept), str(kept + 2)),
+        "2",
+    )
+    assert float(row["tissue_mm2"]) == pytest.approx(float(row["count_area_mm2"]) * 121 / 400, rel=0.02)
+    assert len((tmp_path / "out" / "a.csv").read_text().splitlines()) == 1 + kept + 2
+    pixels[:] = 245  # nothing is tissue
+    Image.fromarray(pixels).save(data[0]["file"])
+    infer(tmp_path / "none", data, on_glass=on_glass)
+    assert summary(tmp_path / "none")[0][0]["on_glass"] == "6"
+
+
 def test_a_small_image_is_counted_as_a_whole(tmp_path: Path) -> None:
     infer(tmp_path / "out", images(tmp_path / "in", a=400), area_mm2=2)
     (row,), _ = summary(tmp_path / "out")
@@ -202,7 +223,7 @@ def test_what_the_network_was_trained_on_is_said(tmp_path: Path, record: Any, wa
 def test_running_again_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         evaluator = infer(tmp_path / "out", images(tmp_path / "in", a=100))
-    assert "a: 1 of 3 detections are mitotic figures; 1 mitotic figure in" in caplog.text
+    assert "a: 1 of 3 detections are mitotic figures, 0 on glass are dropped; 1 mitotic figure in" in caplog.text
     first = (tmp_path / "out" / "summary.json").read_bytes()
     evaluator.run()
     assert (tmp_path / "out" / "summary.json").read_bytes() == first

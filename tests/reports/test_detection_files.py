@@ -99,9 +99,9 @@ def test_geojson_for_qupath(tmp_path: Path, region: Region) -> None:
     ring = [[975, 475], [1025, 475], [1025, 525], [975, 525], [975, 475]]
     assert figures[0]["geometry"] == {"type": "Polygon", "coordinates": [ring]}
     assert area["geometry"]["coordinates"] == [[[100, 50], [900, 50], [900, 650], [100, 650], [100, 50]]]
-    assert area["properties"]["name"] == "mitotic count: 1 mitotic figure in 2 mm²"
+    assert area["properties"]["name"] == "mitotic count: 1 mitotic figure in 2 mm² (1.5 mm² of tissue)"
     assert area["properties"]["isLocked"] is True
-    measured = {"mitotic figures": 1, "area mm^2": 2.0, "share of tissue": 0.75}
+    measured = {"mitotic figures": 1, "area mm^2": 2.0, "share of tissue": 0.75, "tissue mm^2": 1.5}
     assert area["properties"]["measurements"] == measured
     assert area["properties"]["metadata"] == {"warning": "made up"}
 
@@ -116,11 +116,15 @@ def test_geojson_for_qupath(tmp_path: Path, region: Region) -> None:
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (COUNT._replace(count=12), "12 mitotic figures in 2 mm²"),
-        (COUNT._replace(whole_image=True, area_mm2=0.065536), "1 mitotic figure in 0.0655 mm² (the whole image)"),
+        (COUNT._replace(count=12), "12 mitotic figures in 2 mm² (1.5 mm² of tissue)"),
+        (COUNT._replace(tissue=None), "1 mitotic figure in 2 mm²"),
+        (
+            COUNT._replace(whole_image=True, area_mm2=0.065536, tissue=None),
+            "1 mitotic figure in 0.0655 mm² (the whole image)",
+        ),
         (
             COUNT._replace(count=0, whole_image=True, enough_tissue=False),
-            "0 mitotic figures in 2 mm² (the whole image, little tissue)",
+            "0 mitotic figures in 2 mm² (1.5 mm² of tissue, the whole image, little tissue)",
         ),
     ],
 )
@@ -198,7 +202,11 @@ def test_overview(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
     assert outline.get_bbox().extents.tolist() == list(COUNT.outline)
     assert axes.images[0].get_array()[200, 200, 0] == region.read(229, 229, 1, 1)[0, 0, 0]
     texts = [t.get_text() for t in drawn[0].legends[0].get_texts()]
-    assert texts == ["mitotic (2)", "non-mitotic (1)", "area of the count: 1 mitotic figure in 2 mm²"]
+    assert texts == [
+        "mitotic (2)",
+        "non-mitotic (1)",
+        "area of the count: 1 mitotic figure in 2 mm² (1.5 mm² of tissue)",
+    ]
     assert drawn[0].get_suptitle() == "slide 1\nmade up"
     write_overview(tmp_path / "o.png", image(region, detections(), 1.0))
     assert drawn[1].get_suptitle() == ""
