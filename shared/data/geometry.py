@@ -17,6 +17,8 @@ DEFLATED = 1032
 """Bytes that a byte of gzip, zlib or PNG stands for at most."""
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
+SIDES_MM = (20, 2500)
+"""The longest side that a CT of a body, or of a part of it, may have."""
 
 
 class Grid(NamedTuple):
@@ -109,14 +111,29 @@ def check_grid(path: str | os.PathLike, shape: Sequence[int], affine: np.ndarray
         affine: (4, 4), from voxels to mm.
 
     Raises:
-        DataError: when the volume cannot be worked on.
+        DataError: when the volume cannot be worked on, or its longest side is no CT's.
     """
-    matrix = affine[:3, :3]
-    spacing = np.linalg.norm(matrix, axis=0)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     check_geometry(path, shape, spacing, channels)
-    axes = matrix / spacing
-    if np.abs(np.triu(axes.T @ axes, 1)).max() > _SHEAR_TOLERANCE:
+    if shear(affine) > _SHEAR_TOLERANCE:
         raise DataError(
             f"{path}: the axes of its grid are not perpendicular (a tilted gantry?), expected a box-shaped grid. "
             f"Resample it onto one. Affine:\n{affine}"
         )
+    longest = longest_side(shape, affine)
+    if not SIDES_MM[0] * (1 - 1e-6) <= longest <= SIDES_MM[1] * (1 + 1e-6):
+        raise DataError(
+            f"{path}: its longest side is {longest:.4g} mm, expected {SIDES_MM[0]} to {SIDES_MM[1]} mm. Correct the "
+            "spacing in its header, or the unit of it, or convert the original again."
+        )
+
+
+def longest_side(shape: Sequence[int], affine: np.ndarray) -> float:
+    """Of a grid, in the unit of its affine."""
+    return float((np.linalg.norm(affine[:3, :3], axis=0) * shape[:3]).max())
+
+
+def shear(affine: np.ndarray) -> float:
+    """The largest cosine between two axes of a grid: 0 where they are perpendicular."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(np.triu(axes.T @ axes, 1)).max())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,21 @@ from monai.data import ImageReader, ITKReader, NibabelReader
 from monai.utils import ensure_tuple
 
 from ..utils import DataError
-from .geometry import DEFLATED, Grid, check_claim, check_geometry, check_grid, check_nifti_header
+from .geometry import (
+    DEFLATED,
+    SIDES_MM,
+    Grid,
+    check_claim,
+    check_geometry,
+    check_grid,
+    check_nifti_header,
+    longest_side,
+)
+
+logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_UNITS = {"meter": ("metres", 1000), "micron": ("microns", 1e-3)}  # of NIfTI: in words, and in mm
 
 
 class NiftiReader(NibabelReader):
@@ -62,8 +75,82 @@ def volume_reader(path: Path) -> ImageReader:
     return ITKReader()
 
 
+def settle_affine(
+    path: Path, shape: Sequence[int], affine: np.ndarray, assumed: str | None = None, sided: Sequence[str] = ()
+) -> tuple[np.ndarray, list[str]]:
+    """What a reader takes for the affine of a file, to mm, and where the file says nothing of sides, as is `assumed`.
+
+    NIfTI in metres and microns becomes mm where that makes it as large as a CT. NIfTI without qform and sform, Analyze,
+    and NRRD without `space` say nothing of sides, and each program assumes its own.
+
+    Args:
+        path: a file, or a folder with DICOM files, which say all of it.
+        shape: number of voxels along the axes.
+        affine: (4, 4), as read, RAS.
+        assumed: where the axes point to, as RAS.
+        sided: organs that have sides.
+
+    Returns:
+        the affine, and in words what to warn of.
+
+    Raises:
+        DataError: when there are sided organs, nothing is assumed, and the file says nothing of sides.
+    """
+    is_nifti, remarks = path.name.lower().endswith(NIFTI_SUFFIXES), []
+    header = nib.load(path).header if is_nifti else None
+    unit, factor = _UNITS.get(header.get_xyzt_units()[0], ("mm", 1)) if is_nifti else ("mm", 1)
+    if factor != 1:
+        longest = longest_side(shape, affine)
+        if SIDES_MM[0] <= longest * factor <= SIDES_MM[1]:
+            affine = np.diag([factor, factor, factor, 1]) @ affine
+        elif SIDES_MM[0] <= longest <= SIDES_MM[1]:
+            remarks.append(
+                f"{path}: its header says {unit}, in which its longest side would be {longest * factor:.4g} mm: taken "
+                "for mm."
+            )
+    if not (_lacks_forms(header) if is_nifti else _lacks_space(path)):
+        return affine, remarks
+    lacking = "its header says nothing of its orientation (neither qform nor sform, nor NRRD's space): left and right"
+    if assumed:
+        return _assumed_affine(affine, assumed), remarks
+    if sided:
+        raise DataError(
+            f"{path}: {lacking} of {', '.join(sided[:2])} cannot be told. Convert the original again, or say where its "
+            "axes point to, as in --assume_orientation RAS (right, front, head)."
+        )
+    codes = "".join(nib.aff2axcodes(affine))
+    remarks.append(f"{path}: {lacking} may be exchanged. Taken for {codes}; --assume_orientation RAS takes another.")
+    return affine, remarks
+
+
+def _lacks_forms(header: nib.Nifti1Header) -> bool:
+    return int(header["qform_code"]) == int(header["sform_code"]) == 0
+
+
+def _lacks_space(path: Path) -> bool:
+    if path.suffix.lower() not in (".nrrd", ".nhdr") or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(2**16).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+    return not re.search(rb"^space: *\S", head, re.MULTILINE | re.IGNORECASE)
+
+
+def _assumed_affine(affine: np.ndarray, codes: str) -> np.ndarray:
+    result = np.eye(4)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    for axis, (direction, sign) in enumerate(nib.orientations.axcodes2ornt(codes)):
+        result[axis, axis] = 0
+        result[int(direction), axis] = sign * spacing[axis]
+    return result
+
+
+def sided_organs(labels: Iterable[str]) -> tuple[str, ...]:
+    """The names of those that are left or right, also short, as in kidney_l."""
+    return tuple(name for name in labels if re.search(r"left|right|(?<![a-z])[lr](?![a-z])", name, re.IGNORECASE))
+
+
 def read_grid(path: str | os.PathLike) -> Grid:
-    """The grid of a volume, from its header alone.
+    """The grid of a volume, from its header alone; that it says nothing of sides is warned of.
 
     Raises:
         DataError: when it cannot be read, or worked on.
@@ -84,6 +171,9 @@ def read_grid(path: str | os.PathLike) -> Grid:
             affine[:2] *= -1  # ITK's axes point to the left and back
     except Exception as e:
         raise _unreadable(path, e) from e
+    affine, remarks = settle_affine(path, shape, affine)
+    for remark in remarks:
+        logger.warning("%s", remark)
     check_grid(path, shape, affine)
     return Grid(path, tuple(int(n) for n in shape[:3]), affine)
 
@@ -101,7 +191,7 @@ def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Grid]:
     except Exception as e:
         raise _unreadable(path, e) from e
     voxels = voxels.reshape(voxels.shape[:3])
-    affine = np.asarray(meta["affine"], float)
+    affine, _ = settle_affine(path, voxels.shape, np.asarray(meta["affine"], float))
     check_grid(path, voxels.shape, affine)
     return voxels, Grid(path, voxels.shape, affine)
 

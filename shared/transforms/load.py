@@ -15,7 +15,7 @@ from ..data.dicom_series import is_dicom, series_of
 from ..data.geometry import Grid, check_grid
 from ..data.label_maps import REORIENTED, to_label_map
 from ..data.labels import MOST_CLASSES
-from ..data.volumes import volume_reader
+from ..data.volumes import settle_affine, sided_organs, volume_reader
 from ..utils import DataError
 from .loader import OwnLoadImaged
 
@@ -42,13 +42,15 @@ class LoadVolumed(OwnLoadImaged):
             values, up to 65535, become background, which a line in the log says once. None: the ids are those of
             `labels`.
         allow_missing_keys: pass over keys that the dict lacks.
+        assume_orientation: where the axes of files point to that do not say it, as RAS, see `settle_affine`. None: such
+            files are warned of, and refused where names of `labels` are left or right.
 
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
-            empty; spacing is zero, negative or not a number; the axes are sheared; voxels are NaN or infinite; a
-            folder holds no CT series or several, or one whose slices cannot all be read or make no volume, see
-            `series_of` and `volume_of`; a label map lies on another grid than the image (the first other key), or
-            holds other values than the labels.
+            empty; spacing is zero, negative, not a number or that of no CT; the axes are sheared; voxels are NaN or
+            infinite; sides cannot be told; a folder holds no CT series or several, or one whose slices cannot all be
+            read or make no volume, see `series_of` and `volume_of`; a label map lies on another grid than the image
+            (the first other key), or holds other values than the labels.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class LoadVolumed(OwnLoadImaged):
         labels: Mapping[str, int] | None = None,
         allow_missing_keys: bool = False,
         label_ids: Mapping[str, int | Sequence[int]] | None = None,
+        assume_orientation: str | None = None,
     ) -> None:
         super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
         self.label_key = label_key
@@ -65,6 +68,8 @@ class LoadVolumed(OwnLoadImaged):
         names = {str(i): i for i in range(1, MOST_CLASSES + 1)} if labels is None else dict(labels)
         self.classes = {i: names[name] for name, ids in ids_in_files(names, label_ids).items() for i in ids}
         self.others = label_ids is not None
+        self.assume_orientation = assume_orientation
+        self.sided = sided_organs(labels or ())
 
     def __call__(
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
@@ -78,6 +83,16 @@ class LoadVolumed(OwnLoadImaged):
             image = next((key for key in paths if key != self.label_key), self.label_key)
             d[self.label_key] = self._label_map(*((d[key], paths[key]) for key in (self.label_key, image)))
         return d
+
+    def _warn(self, volume: MetaTensor, kind: str, remark: str) -> None:
+        """Warn of a scan, in the log and, by its `remarks`, in what is made of it; once for a data set with labels."""
+        volume.meta["remarks"] = " ".join(filter(None, [volume.meta["remarks"], remark]))
+        if self.label_key is not None:
+            if kind in _TOLD:
+                return
+            _TOLD.add(kind)
+            remark += " (Said once, other files may be alike.)"
+        logger.warning("%s", remark)
 
     def _label_map(self, of: tuple[MetaTensor, Path], image_of: tuple[MetaTensor, Path]) -> MetaTensor:
         (label, path), (image, _) = of, image_of
@@ -118,6 +133,13 @@ class LoadVolumed(OwnLoadImaged):
         volume = loaded[0] if isinstance(loaded, tuple) else loaded
         if found is not None:
             volume.meta |= {"study_uid": found.headers[0].study, "series_uid": found.uid}
+        affine, remarks = settle_affine(
+            path, volume.shape[1:], volume.affine.numpy(), self.assume_orientation, self.sided
+        )
+        volume.affine = volume.meta["original_affine"] = torch.from_numpy(affine)
+        volume.meta["remarks"] = ""  # text, which batches can hold
+        for remark in remarks:
+            self._warn(volume, "sides", remark)
         _check_volume(volume, path)
         return volume
 

@@ -19,6 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from ..data import check_source, source_digest
+from ..data.geometry import shear
 from ..inferers import axis_maps
 from ..networks import ModelRecord
 from ..reports import save_preview
@@ -26,6 +27,8 @@ from ..reports.provenance import warning_of_results
 from ..utils import EARLIER, DataError, name_full_disk, temporary_folder, writable_folder
 
 logger = logging.getLogger(__name__)
+
+_ITK_SHEAR = 5e-5  # ITK refuses 1e-4
 
 
 class SaveSegmentationd(SaveImaged):
@@ -165,17 +168,27 @@ def _replace(target: Path, folder: Path, earlier: Path) -> None:
 
 
 def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1Image:
-    """The label map as NIfTI; its codes and units are those of `source` where that is NIfTI of the same affine."""
+    """The label map as NIfTI; its codes and units are those of `source` where that is NIfTI of the same affine.
+
+    ITK, and what is built on it, refuses an sform whose axes are a little sheared, unless there is a qform.
+    """
     result = nib.Nifti1Image(label_map, affine)
     result.header.set_xyzt_units("mm")
-    if not source.lower().endswith((".nii", ".nii.gz")):
-        return result
-    original = nib.load(source)
-    if not np.allclose(original.affine, affine, atol=1e-4):
-        return result
-    result.set_qform(*original.get_qform(coded=True))
-    result.set_sform(*original.get_sform(coded=True))
-    result.header.set_xyzt_units(*original.header.get_xyzt_units())
+    if source.lower().endswith((".nii", ".nii.gz")):
+        original = nib.load(source)
+        codes = [int(original.header[f"{form}form_code"]) for form in "qs"]
+        # what says nothing of sides goes with its image in every program if it says nothing, either
+        if codes == [0, 0] or np.allclose(original.affine, affine, atol=1e-4):
+            result.set_qform(*original.get_qform(coded=True))
+            result.set_sform(*original.get_sform(coded=True))
+            result.header.set_xyzt_units(*original.header.get_xyzt_units())
+    if shear(affine) > _ITK_SHEAR and not result.header["qform_code"]:
+        result.set_qform(affine, 1)
+        logger.info(
+            "%s: the axes of its sform are sheared by %.1e, which ITK refuses: the label map has a qform without, too",
+            source,
+            shear(affine),
+        )
     return result
 
 

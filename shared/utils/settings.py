@@ -57,6 +57,17 @@ class Part:
         return isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
+@dataclass(frozen=True)
+class AxisCodes:
+    """Where the three axes of a volume point to."""
+
+    expected: str = "three letters for where its axes point to, as RAS (right, front, head) or LPS"
+
+    def accepts(self, value: Any) -> bool:
+        sides = (set("LR"), set("PA"), set("IS"))
+        return isinstance(value, str) and len(value) == 3 and all(len(side & set(value)) == 1 for side in sides)
+
+
 TILES = ("mitotic", "non_mitotic", "empty", "unlabelled")
 PATH, FLAG, SHARE = Text("a path"), Flag(), Number(0, 1)
 PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
@@ -104,6 +115,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "train_domains": (DOMAINS, "domains to train on"),
     "balance_domains": (FLAG, "as many patches of each domain in every batch"),
     "spacing": (Several(Number(above=0), 3), "size of a voxel for the network, mm"),
+    "assume_orientation": (OrNone(AxisCodes(), "refuse it"), "of a CT whose file says nothing of sides"),
     "intensity_range": (Several(Number(), 2), "HU that become 0 and 1"),
     "roi_size": (Several(Whole(16, step=8), 3), "crops and windows, voxels"),
     "crop_size": (PIXELS, "what is cut from the middle of an image, pixels"),

@@ -19,6 +19,7 @@ from shared.datasets.btcv import find_btcv, unpack_btcv
 from shared.datasets.ct_cases import BTCV_LABELS
 from shared.utils import DataError
 
+GRID = np.diag([5.0, 5, 5, 1])
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_btcv.py"
 NUMBERS = (*range(1, 11), *range(21, 41))  # those of the 30 labelled cases
@@ -31,9 +32,10 @@ def write_tree(root: Path, images: str, labels: str, image: str = "img{:04d}", l
     for number in NUMBERS:
         voxels = np.random.default_rng(number).integers(0, 14, (4, 5, 6)).astype(np.uint8)
         nib.save(
-            nib.Nifti1Image(voxels.astype(np.int16) - 1000, np.eye(4)), root / images / f"{image}.nii.gz".format(number)
+            nib.Nifti1Image(voxels.astype(np.int16) - 1000, GRID),
+            root / images / f"{image}.nii.gz".format(number),
         )
-        nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / labels / f"{label}.nii.gz".format(number))
+        nib.save(nib.Nifti1Image(voxels, GRID), root / labels / f"{label}.nii.gz".format(number))
     return root
 
 

@@ -25,6 +25,7 @@ from shared.datasets.ct_cases import (
 from shared.transforms import LoadVolumed
 from shared.utils import DataError, DiskFullError
 
+GRID = np.diag([10.0, 10, 10, 1])
 LABELS = {"spleen": 1, "tumour": 2, "liver": 3}
 
 
@@ -36,8 +37,8 @@ def write_pair(
 ) -> CtCase:
     folder.mkdir(exist_ok=True)
     image, label = folder / f"{name}.nii.gz", folder / f"{name}_label.nii.gz"
-    nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.int16), np.eye(4)), image)
-    nib.save(nib.Nifti1Image(labels, np.eye(4) if affine is None else affine), label)
+    nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.int16), GRID), image)
+    nib.save(nib.Nifti1Image(labels, GRID if affine is None else affine), label)
     return CtCase(name, image, label)
 
 
@@ -56,7 +57,7 @@ def test_voxels_of_each_label_are_counted(tmp_path: Path, kind: type) -> None:
 def test_an_affine_may_differ_by_a_thousandth(tmp_path: Path) -> None:
     labels = np.ones((4, 4, 4), np.uint8)
     for difference, fits in ((0.0009, True), (0.002, False)):
-        affine = np.eye(4)
+        affine = GRID.copy()
         affine[1, 3] = difference
         case = write_pair(tmp_path, "a", labels, affine)
         if fits:
@@ -98,8 +99,8 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     assert [case.voxels for part in checked.values() for case in part] == [{1: 64}, {1: 64}]
     cases[0].image.unlink()
     cases[1].label.write_bytes(cases[1].label.read_bytes()[:-30])
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.uint8), np.eye(4)), cases[2].label)
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 3), np.uint8), np.eye(4)), cases[3].label)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.uint8), GRID), cases[2].label)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 3), np.uint8), GRID), cases[3].label)
     with pytest.raises(DataError) as error:
         check_ct_cases("the source", {"training": cases[:4]}, LABELS)
     assert "c0.nii.gz: cannot be read" in str(error.value)
@@ -123,11 +124,11 @@ def test_label_maps_in_another_order_of_axes_are_counted(tmp_path: Path, caplog:
 
 def patched(path: Path, **header: object) -> None:
     """A file of ones whose header is not what nibabel would write."""
-    image = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    image = nib.Nifti1Image(np.ones((4, 4, 20), np.uint8), np.eye(4))
     for key, value in ({"sform_code": 1, "vox_offset": 352} | header).items():
         image.header[key] = value
     with nib.openers.ImageOpener(path, "wb") as file:
-        file.write(image.header.binaryblock + b"\0" * 4 + bytes([1]) * 64)
+        file.write(image.header.binaryblock + b"\0" * 4 + bytes([1]) * 320)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_grid_that_training_refuses_is_refused(tmp_path: Path, header: dict[st
     case = CtCase("a", tmp_path / "a.nii.gz", tmp_path / "a_label.nii.gz")
     for path in (case.image, case.label):  # both alike: comparing them finds nothing
         patched(path)
-    assert check_ct_case(case, LABELS).voxels == {1: 64}
+    assert check_ct_case(case, LABELS).voxels == {1: 320}
     for path in (case.image, case.label):
         patched(path, **header)
     with pytest.raises(DataError, match=message):

@@ -21,6 +21,7 @@ from shared.datasets.nnunet import read_nnunet, split_nnunet
 from shared.transforms import LoadVolumed
 from shared.utils import DataError
 
+GRID = np.diag([5.0, 5, 5, 1])
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_nnunet.py"
 VERSION_2 = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 1, "liver": 2}}
@@ -33,8 +34,11 @@ def write_case(folder: Path, name: str, part: str = "Tr", channel: str = "_0000"
     for kind in ("images", "labels"):
         (folder / f"{kind}{part}").mkdir(parents=True, exist_ok=True)
     voxels = np.random.default_rng(len(name)).integers(0, 3, (4, 5, 6)).astype(np.uint8)
-    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.eye(4)), folder / f"images{part}/{name}{channel}{ending}")
-    nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"labels{part}/{name}{ending}")
+    nib.save(
+        nib.Nifti1Image(voxels.astype(np.int16), GRID),
+        folder / f"images{part}/{name}{channel}{ending}",
+    )
+    nib.save(nib.Nifti1Image(voxels, GRID), folder / f"labels{part}/{name}{ending}")
 
 
 def write_tree(folder: Path, content: dict[str, Any], names: Sequence[str] = NAMES, **how: str) -> Path:
@@ -113,7 +117,7 @@ def test_a_data_set_and_its_datalist(tmp_path: Path, script: ModuleType, capsys:
     script.main(str(folder), str(tmp_path / "out2"))
     assert "5 training, 5 validation, 1 test." in capsys.readouterr().out
     write_case(folder, "case_003")  # now with one value too many
-    nib.save(nib.Nifti1Image(np.full((4, 5, 6), 3, np.uint8), np.eye(4)), folder / "labelsTr/case_003.nii.gz")
+    nib.save(nib.Nifti1Image(np.full((4, 5, 6), 3, np.uint8), GRID), folder / "labelsTr/case_003.nii.gz")
     with pytest.raises(DataError, match=r"case_003.nii.gz: holds the label values 3 in 120 .* 0 to 2\."):
         script.main(str(folder), str(tmp_path / "out3"))
     assert not (tmp_path / "out3").exists()

@@ -91,7 +91,7 @@ def test_case_name_that_is_there_stays_and_a_fourth_axis_of_one_is_dropped(tmp_p
 
 
 def test_rounded_sform_is_not_exchanged_for_a_qform_that_is_none(tmp_path: Path) -> None:
-    path = save_nifti(tmp_path / "x.nii", ZEROS, pixdim=[1, 0.8003, 0.9, 2.5, 0, 0, 0, 0], qform_code=0, sform_code=1)
+    path = save_nifti(tmp_path / "x.nii", NOISE, pixdim=[1, 0.8003, 0.9, 2.5, 0, 0, 0, 0], qform_code=0, sform_code=1)
     np.testing.assert_allclose(LoadVolumed("image")({"image": path})["image"].affine, AFFINE, atol=1e-6)
 
 
@@ -128,7 +128,7 @@ def huge_nifti(path: Path) -> Path:
 
 
 def with_value(path: Path, value: float) -> Path:
-    data = np.zeros((4, 5, 6), np.float32)
+    data = np.zeros((4, 5, 8), np.float32)
     data[1, 2, 3] = value
     nib.save(nib.Nifti1Image(data, AFFINE), path)
     return path
@@ -185,8 +185,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"the spacing in its header is .*expected three positive",
     ),
     "sheared": (lambda d: save_nifti(d / "x.nii", ZEROS, SHEARED), r"axes of its grid are not perpendicular"),
-    "NaN": (lambda d: with_value(d / "x.nii.gz", np.nan), r"1 of 120 voxels are NaN or infinite"),
-    "infinity": (lambda d: with_value(d / "x.nii.gz", -np.inf), r"1 of 120 voxels are NaN or infinite"),
+    "NaN": (lambda d: with_value(d / "x.nii.gz", np.nan), r"1 of 160 voxels are NaN or infinite"),
+    "infinity": (lambda d: with_value(d / "x.nii.gz", -np.inf), r"1 of 160 voxels are NaN or infinite"),
     "empty folder": (lambda d: folder(d / "x"), r"holds no readable DICOM series"),
     "folder without DICOM": (lambda d: folder(d / "x", "01.dcm"), r"cannot be read(.|\n)*01\.dcm: no DICOM file"),
 }
