@@ -14,7 +14,7 @@ CT, CAPTURE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 EXPLICIT, IMPLICIT, JPEG_2000 = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.90"
 SIDEWAYS = "1\\0\\0\\0\\0\\-1"
 SHAPE = (5, 4)  # rows and columns
-SPACING = (2.0, 3.0)  # mm from row to row and from column to column
+SPACING = (5.5, 5.0)  # mm from row to row and from column to column
 
 
 def element(keyword: str, value: Any, implicit: bool = False) -> bytes:
