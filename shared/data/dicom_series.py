@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # What is looked through for the series of a folder, at most: files, and seconds.
 MOST_FILES, MOST_SECONDS = 200_000, 900.0
+_PART = 5  # digits of a number that may be meant as a part of a UID
 KINDS = {"MR": "an MR", "PT": "a PET", "SEG": "a segmentation", "SR": "a report", "RTSTRUCT": "contours"}
 KINDS |= {"PR": "a presentation state", "KO": "a list of key images", "CR": "an X-ray", "DX": "an X-ray"}
 KINDS |= {
@@ -68,7 +69,8 @@ class DicomSeries:
     def __str__(self) -> str:
         number = f"number {self.number}" if self.number else ""
         named = ", ".join(filter(None, (number, self.description)))
-        count = f"{self.slices} slice{'s' * (self.slices != 1)}"
+        what = "slice" if any(header.rows for header in self.headers) else "file"
+        count = f"{self.slices} {what}{'s' * (self.slices != 1)}"
         return f"{self.uid or 'a series without UID'} with {count}" + f" ({named})" * bool(named)
 
     def why_no_ct(self) -> str:
@@ -93,7 +95,8 @@ class DicomSeries:
             return 3
         if wanted == self.number:
             return 2
-        return int(wanted in self.uid or wanted.casefold() in self.description.casefold())
+        part = wanted in self.uid and not (wanted.isdigit() and len(wanted) < _PART)  # few digits are in any UID
+        return int(part or wanted.casefold() in self.description.casefold())
 
 
 def _most_common(values: Sequence[str]) -> str:
@@ -254,9 +257,10 @@ def _readable(path: Path, series: DicomSeries) -> DicomSeries:
     damaged = [*series.damaged, *((h.file, h.fault) for h in series.headers if h.fault)]
     if damaged:
         faults = fault_list([f"{file.name}: {why}" for file, why in damaged], 10)
+        count = len(series.headers) + len(series.damaged)
         raise DataError(
-            f"{path}: {len(damaged)} files that may be slices of the series cannot be read, and without them the "
-            f"volume would lack a part. Copy or export the series again, or take away what is no slice.{faults}"
+            f"{path}: {len(damaged)} of {count} files may be slices of the series and cannot be read; the volume would "
+            f"lack a part. Copy or export the series again, or take away what is no slice.{faults}"
         )
     if series.others:
         logger.info("%s: passed over what is no DICOM file: %s", series.folder, first_few(series.others))

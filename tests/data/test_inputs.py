@@ -158,7 +158,7 @@ def test_a_study_as_a_pacs_exports_it(study: Path, caplog: pytest.LogCaptureFixt
         ("1.2.40 with 1 slice (number 1, Abdomen topo)", "a scout (localizer)"),
         ("1.2.41 with 1 slice (number 7)", "a single slice beside other scans"),
         ("1.2.42 with 1 slice (number 2)", "no CT image but Secondary Capture Image Storage (its SOP class)"),
-        ("1.2.43 with 1 slice", "a report (modality SR)"),
+        ("1.2.43 with 1 file", "a report (modality SR)"),
     ):
         assert f"{series}: {why}" in caplog.text
     assert listed(study / "DICOMDIR") == whole
@@ -166,7 +166,7 @@ def test_a_study_as_a_pacs_exports_it(study: Path, caplog: pytest.LogCaptureFixt
     assert listed(str(study / "ST0" / "SE0" / "2-*")) == [("SE0_2", "1.2.2")]
     assert listed(study / "ST0" / "SE1" / "deep" / "IM1") == [("deep", "1.2.33")]
     assert list_inputs(study)[0]["image"] == str(study / "ST0" / "SE0")
-    with pytest.raises(DataError, match=r"SE3: holds no CT(.|\n)*1\.2\.43 with 1 slice: a report \(modality SR\)"):
+    with pytest.raises(DataError, match=r"SE3: holds no CT(.|\n)*1\.2\.43 with 1 file: a report \(modality SR\)"):
         list_inputs(study / "ST0" / "SE3")
 
 
@@ -187,6 +187,8 @@ def test_a_series_is_chosen(study: Path, wanted: str | int, found: list[tuple[st
 
 def test_a_series_that_is_not_there(study: Path) -> None:
     touch(study / "other.nii.gz")
+    with pytest.raises(DataError, match=r"No DICOM series is 3, by"):
+        list_inputs(study / "ST0" / "SE1", 3)
     with pytest.raises(DataError, match=r"No DICOM series is 'venous'.*(.|\n)*1\.2\.2 with 4 slices .number 2, Ab"):
         list_inputs(study, "venous")
 

@@ -108,7 +108,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_slice_that_cannot_be_read_is_never_left_out(tmp_path: Path, name: str, kind: str, k: int) -> None:
     folder = write_series(tmp_path / "ct", name=name)
     changed(folder / name.format(k), DAMAGE[kind])
-    with pytest.raises(DataError, match=rf"1 files that may be slices .* cannot be read(.|\n)*{name.format(k)}: "):
+    with pytest.raises(DataError, match=rf"1 of 4 files may be slices .* cannot be read(.|\n)*{name.format(k)}: "):
         load(folder)
 
 
