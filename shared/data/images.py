@@ -9,6 +9,13 @@ from PIL import Image
 from ..utils import DataError
 
 
+def missing(path: str | os.PathLike) -> str:
+    """What is wrong with a file that cannot be reached."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path}: is a link to {os.readlink(path)}, where there is no file. Copy the file, or correct the link."
+    return f"{path}: there is no such file, or it cannot be reached."
+
+
 def read_rgb(path: str | os.PathLike) -> Image.Image:
     """An image file as 8-bit RGB, its pixels as they are stored: an ICC profile is not applied, a camera's note on how
     to turn them is followed in TIFF alone.
@@ -25,7 +32,7 @@ def read_rgb(path: str | os.PathLike) -> Image.Image:
             deep = ";16" in str(opened.tile)
             image = opened.copy()
     except FileNotFoundError as e:
-        raise DataError(f"{path}: there is no such file.") from e
+        raise DataError(missing(path)) from e
     except Image.DecompressionBombError as e:
         raise DataError(
             f"{path}: its header claims more pixels than are decoded at once ({2 * Image.MAX_IMAGE_PIXELS:,}). Cut the "

@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +17,7 @@ from ..utils.values import MPP, OrNone, check_value
 from .datalist import check_names, get_list
 from .dicom_headers import DicomHeader, read_header
 from .dicom_series import DicomSeries, find_series
+from .dicom_slides import slide_headers
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def _find(
         return {q: {} for q in in_folder(path)}
     if path.is_file() and path.suffix == ".json":
         return {q: entry for p, entry in _in_datalist(path).items() for q in in_datalist(p)}
-    if path.is_file():
+    if path.is_file() or path.is_symlink():  # one that leads nowhere fails by its own name, and the others go on
         return {q: {} for q in in_file(path)}
     if glob.has_magic(str(path)):
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
@@ -201,7 +201,7 @@ def _common_folder(given: Sequence[Path]) -> Path:
     for path in (Path(os.path.abspath(p)) for p in given):
         if path.is_dir():
             folders.append(path)
-        elif path.is_file():
+        elif path.is_file() or path.is_symlink():
             folders.append(path.parent)
         else:  # of a pattern what stands before its first wild card
             folders.append(Path(*takewhile(lambda part: not glob.has_magic(part), path.parts)))
@@ -284,8 +284,9 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
 
     Args:
         path: an image file, a folder (with those below it, without hidden ones), a glob pattern, a datalist (`.json`,
-            its list `test`), or a list of all these.
-        slides: for detection: whole slides in folders, too, and the size of a pixel where a datalist states it.
+            its list `test`), or a list of all these. A link that leads nowhere is listed.
+        slides: for detection: whole slides in folders, too, DICOM files of one series as one, and the size of a pixel
+            where a datalist states it.
 
     Returns:
         One dict an image: `image` and `file`, the full path, and `case`, the path from the folder that the given paths
@@ -299,18 +300,20 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
             same name.
     """
     # links are not followed: what they are called is what the user knows
-    suffixes = IMAGE_SUFFIXES + SLIDE_SUFFIXES * slides
-    below = partial(_images_below, suffixes=suffixes)
+    finder = _ImageFinder(IMAGE_SUFFIXES + SLIDE_SUFFIXES * slides, slides)
     forms = "a file (PNG, JPEG, TIFF), a folder of these, a pattern such as 'patches/*.png'"
     given = _given(path, "image", forms)
     folder = _common_folder(given)
     mpp: dict[str, float | None] = {}
     for p in given:
-        for q, entry in _find(p, below).items():
+        for q, entry in _find(p, finder.in_folder, finder.in_file, finder.in_file).items():
             file = os.path.abspath(q)
             mpp[file] = entry.get("mpp") or mpp.get(file)
-    ways = {file: _below(Path(file), folder) for file in mpp}
-    cases = {file: str(way.with_suffix("") if slides else way) for file, way in ways.items()}
+    cases = {}
+    for file in mpp:
+        named = finder.dicom.get(file)
+        way = _below(named or Path(file), folder)
+        cases[file] = str(way.with_suffix("") if slides and not named else way)
     _check_distinct(cases)
     images: list[dict[str, Any]] = [{"image": file, "file": file, "case": case} for file, case in cases.items()]
     for image in images if slides else ():
@@ -319,9 +322,46 @@ def list_images(path: str | os.PathLike | Sequence[str | os.PathLike], slides: b
     return images
 
 
-def _images_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    shown = [p for p in sorted(path.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(path).parts)]
-    found = [p for p in shown if p.suffix.lower() in suffixes and p.is_file()]
-    if not found:
-        raise DataError(f"{path}: holds no image. Looked for {', '.join(suffixes)} in it and below it.")
-    return found
+class _ImageFinder:
+    """Finds images in files and folders, those of a DICOM slide as one: its first file stands for all of them.
+
+    Args:
+        suffixes: of what a folder is looked through for.
+        dicom: whether DICOM slides are looked for, too.
+
+    Attributes:
+        dicom: of the files that stand for slides, what these are called after: the folder, if it holds no other, or
+            the file.
+    """
+
+    def __init__(self, suffixes: tuple[str, ...], dicom: bool) -> None:
+        self.suffixes = suffixes
+        self.slides = dicom
+        self.dicom: dict[str, Path] = {}
+
+    def in_folder(self, path: Path) -> list[Path]:
+        shown = [p for p in sorted(path.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(path).parts)]
+        found = [p for p in shown if p.suffix.lower() in self.suffixes and (p.is_file() or not p.exists())]
+        found += self._in_dicom(slide_headers(shown)) if self.slides else []
+        if not found:
+            kinds = ", ".join(self.suffixes) + " and DICOM slides" * self.slides
+            raise DataError(f"{path}: holds no image. Looked for {kinds} in it and below it.")
+        return sorted(found)
+
+    def in_file(self, path: Path) -> list[Path]:
+        """A file itself, and of a DICOM slide or its folder the file that stands for it."""
+        if not self.slides:
+            return [path]
+        if path.is_dir():
+            return self.in_folder(path)
+        keys = slide_headers([path]).keys()
+        beside = slide_headers(path.parent.iterdir()) if keys else {}
+        own = self._in_dicom(beside) if keys else []
+        return [p for p, key in zip(own, beside, strict=True) if key in keys] or [path]
+
+    def _in_dicom(self, slides: Mapping[tuple[Path, str], Sequence[DicomHeader]]) -> list[Path]:
+        alone = Counter(folder for folder, _ in slides)
+        files = [headers[0].file for headers in slides.values()]
+        for (folder, _), file in zip(slides, files, strict=True):
+            self.dicom[os.path.abspath(file)] = folder if alone[folder] == 1 else file.with_suffix("")
+        return files

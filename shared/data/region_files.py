@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 
 from ..utils import DataError
 from ..utils.values import MPP
-from .images import read_rgb
+from .images import missing, read_rgb
 from .tiff_headers import TiffHeader, read_tiff_header
 
 _TILE_CACHE = 32 * 2**20  # bytes, of OpenSlide's decoded tiles in a process
@@ -45,7 +45,7 @@ def file_stamp(path: str) -> tuple[int, int]:
     try:
         found = os.stat(path)
     except OSError as e:
-        raise DataError(f"{path}: there is no such file, or it cannot be reached ({e.strerror}).") from e
+        raise DataError(missing(path)) from e
     if os.path.isdir(path):
         raise DataError(
             f"{path}: found a folder, expected an image file: a whole slide, TIFF, PNG or JPEG. Give the file itself, "

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..utils import DataError
 from .dicom_series import find_series
+from .dicom_slides import slide_files
 
 # Headers, whose voxels or slide lie beside them: in files that they name, or that are called like them, or in a folder.
 HEADERS = (".mhd", ".nhdr", ".mrxs", ".vms", ".vmu")
@@ -20,8 +21,8 @@ HEADERS = (".mhd", ".nhdr", ".mrxs", ".vms", ".vmu")
 def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
     """SHA-256 of an image, which takes half a second a gigabyte.
 
-    Of a file it is that of its bytes; of a DICOM series, and of a header with what belongs to it, that of the digests
-    of all files, in alphabetical order.
+    Of a file it is that of its bytes; of a DICOM series or slide, and of a header with what belongs to it, that of the
+    digests of all files, in alphabetical order.
 
     Args:
         path: of the file, or of the folder with the series.
@@ -36,6 +37,8 @@ def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
         files = [h.file for s in find_series(path) if s.uid == series for h in s.headers]
     elif path.is_dir():
         files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+    elif levels := slide_files(path):
+        files = levels
     elif path.suffix.lower() in HEADERS:
         header, beside = _content(path), [p for p in path.parent.iterdir() if p.is_file()]
         files = [p for p in beside if p.stem == path.stem or os.fsencode(p.name) in header]

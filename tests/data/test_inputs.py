@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from dicom_files import CAPTURE, write_dicom, write_enhanced, write_series, write_slice
+from PIL import Image
+from region_images import HEIGHT, WIDTH, texture, write_dicom_slide
 
-from shared.data import case_name, dicom_series, list_images, list_inputs
+from shared.data import Region, case_name, dicom_series, list_images, list_inputs, read_rgb, source_digest
 from shared.utils import DataError, write_json
 
 
@@ -317,6 +319,45 @@ def test_links_keep_their_names(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / "shown" / name).symlink_to(store)
     assert [item["case"] for item in list_images(tmp_path / "shown")] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("slides", [False, True])
+def test_a_link_that_leads_nowhere_is_listed_and_fails_by_name(slides: bool, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tif")
+    (tmp_path / "b.tif").symlink_to(tmp_path / "nowhere.tif")
+    for given in (tmp_path, tmp_path / "*.tif", [tmp_path / "a.tif", tmp_path / "b.tif"]):
+        found = list_images(given, slides=slides)
+        assert [Path(item["case"]).stem for item in found] == ["a", "b"]
+    for read in (Region, read_rgb):
+        with pytest.raises(DataError, match=r"b\.tif: is a link to .*nowhere\.tif, where there is no file"):
+            read(found[1]["image"])
+
+
+def test_the_files_of_a_dicom_slide_are_one(tmp_path: Path) -> None:
+    image = texture()
+    for name, series in (("1.2.840.7", "1.2.3.4"), ("both", "1.2.3.5")):
+        write_dicom_slide(tmp_path / "in" / name, image, series=series)
+    write_dicom_slide(tmp_path / "other", image, series="1.2.3.6")
+    for file in (tmp_path / "other").iterdir():
+        file.rename(tmp_path / "in" / "both" / f"x{file.name}")
+    Image.fromarray(image).save(tmp_path / "in" / "c.png")
+    (tmp_path / "in" / "1.2.840.7" / "notes").touch()
+    found = list_images(tmp_path / "in", slides=True)
+    assert [item["case"] for item in found] == ["1.2.840.7", "both/0", "both/x0", "c"]
+    region = Region(found[0]["image"])
+    assert (region.mpp, region.size, region.coarsest()) == (0.25, (WIDTH, HEIGHT), 4)
+    assert (region.read(0, 0, WIDTH, HEIGHT) == image).all()
+    slide = tmp_path / "in" / "1.2.840.7"
+    for given in (slide, slide / "*.dcm", slide / "1.dcm", [slide / "0.dcm", slide]):
+        (one,) = list_images(given, slides=True)
+        assert (one["case"], one["image"]) == ("1.2.840.7", found[0]["image"])
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": "in/1.2.840.7", "mpp": 0.5}]}))
+    (one,) = list_images(tmp_path / "list.json", slides=True)
+    assert (one["case"], one["image"], one["mpp"]) == ("in/1.2.840.7", found[0]["image"], 0.5)
+    before = source_digest(found[0]["image"])
+    (slide / "1.dcm").write_bytes((slide / "1.dcm").read_bytes()[:-1] + b"x")
+    assert source_digest(found[0]["image"]) != before
+    assert [item["case"] for item in list_images(tmp_path / "in")] == ["c.png"]
 
 
 def test_slides_are_taken_for_detection_alone(patches: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from commands import PYTHON, is_locked
 from monai.data import DataLoader
 from PIL import Image
-from region_images import write_scn
+from region_images import write_scn, write_tiled
 
-from shared.data import collate_regions, source_digest
+from shared.data import collate_regions, list_images, source_digest
 from shared.data.regions import Region
 from shared.engines import CaseEvaluator, FaultTolerantDataset, cases_to_do, prepare_region
 from shared.handlers import SaveDetections, save_detections
@@ -166,6 +167,23 @@ def test_images_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
     assert "out of memory" in rows[3]["reason"]
     assert [failed["case"] for failed in content["failed"]] == ["b", "c"]
     assert [name for name in written(tmp_path / "out") if name[0] in "bc"] == []
+
+
+def test_tiles_that_cannot_be_read_and_links_that_lead_nowhere_are_rows(tmp_path: Path) -> None:
+    data = images(tmp_path / "in", a=100)
+    path = write_tiled(tmp_path / "in" / "b.tif", np.full((120, 200, 3), PINK, np.uint8))
+    with tifffile.TiffFile(path) as file:
+        at, length = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
+    content = bytearray(path.read_bytes())
+    content[at : at + length] = bytes(length)
+    path.write_bytes(content)
+    (tmp_path / "in" / "c.tif").symlink_to("nowhere.tif")
+    data = list_images(tmp_path / "in", slides=True)
+    with pytest.raises(DataError, match=r"2 of 3 cases failed:\n  b: .*b\.tif: cannot be decoded.*\n  c: .*is a link"):
+        infer(tmp_path / "out", data)
+    rows, _ = summary(tmp_path / "out")
+    assert [(row["case"], row["status"]) for row in rows] == [("a", "done"), ("b", "failed"), ("c", "failed")]
+    assert "b.tif: cannot be decoded at 0, 0" in rows[1]["reason"]
 
 
 def test_results_of_an_earlier_run_do_not_stand_for_images_that_fail(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import tifffile
 from PIL import Image
 from scipy.ndimage import zoom
@@ -62,6 +63,37 @@ def write_scn(path: Path, image: np.ndarray, corner: tuple[int, int], nm: int = 
         file.write(np.full((64, 64, 3), 240, np.uint8), description=xml, **options)
         file.write(image, **options)
     return path
+
+
+def write_dicom_slide(folder: Path, image: np.ndarray, mpp: float = 0.25, series: str = "1.2.3.4") -> Path:
+    """A slide of two levels, a file each: 0.dcm is a quarter as wide as 1.dcm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, step in enumerate((4, 1)):
+        pixels, tile = image[::step, ::step], 64
+        height, width = pixels.shape[:2]
+        rows, columns = -(-height // tile), -(-width // tile)
+        padded = np.pad(pixels, ((0, rows * tile - height), (0, columns * tile - width), (0, 0)), constant_values=255)
+        file, meta, measures, shared, optics = (pydicom.Dataset() for _ in range(5))
+        meta.MediaStorageSOPClassUID = file.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+        meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = f"{series}.{number + 1}"
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        file.file_meta = pydicom.dataset.FileMetaDataset(meta)
+        file.StudyInstanceUID, file.SeriesInstanceUID, file.Modality = "1.2.3", series, "SM"
+        kind = ("DERIVED", "RESAMPLED") if step > 1 else ("ORIGINAL", "NONE")
+        file.ImageType = [kind[0], "PRIMARY", "VOLUME", kind[1]]
+        file.Rows = file.Columns = tile
+        file.NumberOfFrames, file.TotalPixelMatrixFocalPlanes = rows * columns, 1
+        file.TotalPixelMatrixRows, file.TotalPixelMatrixColumns = height, width
+        file.SamplesPerPixel, file.PhotometricInterpretation, file.PlanarConfiguration = 3, "RGB", 0
+        file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 8, 8, 7, 0
+        file.DimensionOrganizationType = "TILED_FULL"
+        measures.PixelSpacing, measures.SliceThickness = [mpp * step / 1000] * 2, 0.001
+        shared.PixelMeasuresSequence, optics.ObjectiveLensPower, optics.OpticalPathIdentifier = [measures], 40, "1"
+        file.SharedFunctionalGroupsSequence, file.OpticalPathSequence = [shared], [optics]
+        file.PixelData = padded.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2).tobytes()
+        file["PixelData"].VR = "OB"
+        file.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return folder
 
 
 WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
