@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +18,7 @@ from .datalist import check_names, get_list
 from .dicom_headers import DicomHeader, read_header
 from .dicom_series import DicomSeries, find_series
 from .dicom_slides import slide_headers
+from .zipped import unpack
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,17 @@ class _Found:
     path: Path
     series: str | None = None
     ending: str = ""
+    origin: Path | None = None  # where it is in a zip
 
     def __str__(self) -> str:
-        return f"{self.path} (series {self.series})" if self.series else f"{self.path}"
+        path = self.origin or self.path
+        return f"{path} (series {self.series})" if self.series else f"{path}"
+
+    def name(self, folder: Path) -> str:
+        """The path from the folder on, as one word; without the extension of a file, or a zip."""
+        way = _below(self.origin or self.path, folder)
+        own = way.name if self.origin and self.path.is_dir() else case_name(self.origin or self.path)
+        return "_".join([*way.parts[:-1], own]).replace(".zip", "") + self.ending
 
 
 class _Finder:
@@ -77,7 +86,8 @@ class _Finder:
             if s not in taken:
                 self._leave_out(s, s.why_no_ct() or "a single slice beside other scans")
         if not volumes and not taken:
-            below = fault_list([f"{s}: {s.why_no_ct()}" for s in series])
+            zips = [f"{p.name}: to be given itself" for p in sorted(folder.glob("*.zip"))]
+            below = fault_list([*(f"{s}: {s.why_no_ct()}" for s in series), *zips])
             raise DataError(
                 f"{folder}: holds no CT. Looked for {', '.join(VOLUME_SUFFIXES)} in it, and for DICOM files in it and "
                 f"in the folders below it.{below}"
@@ -89,7 +99,8 @@ class _Finder:
         if path.name == "DICOMDIR":  # lists what lies beside it
             return self.in_folder(path.parent)
         if path.suffix.lower() == ".zip":
-            raise DataError(f"{path}: a zip file. Unpack it, and give the folder that this makes.")
+            folder = unpack(path)
+            return [replace(f, origin=path / f.path.relative_to(folder)) for f in self.in_folder(folder)]
         header = read_header(path)
         if not isinstance(header, DicomHeader) or header.frames > 1:
             return [_Found(path)]
@@ -239,18 +250,19 @@ def list_inputs(
     """The CTs that a user means by a path.
 
     Args:
-        path: a file (NIfTI, NRRD, MetaImage; a DICOM file, or a DICOMDIR, stands for its series), a folder with such
-            files in it and DICOM series in it or in any folder below it, a glob pattern, a datalist in the decathlon
-            format (`.json`, its list `test`), or a list of all these.
+        path: a file (NIfTI, NRRD, MetaImage, a zip of such; a DICOM file, or a DICOMDIR, stands for its series), a
+            folder with such files in it and DICOM series in it or in any folder below it, a glob pattern, a datalist in
+            the decathlon format (`.json`, its list `test`), or a list of all these.
         series: of DICOM series those with this UID, or else this number, or else this as a part of their UID or
             description, and nothing else; "": all that are CT volumes. What else there is, such as scouts and reports,
             is passed over, and a single slice beside other scans; the log says so.
 
     Returns:
         One dict a CT, in the order given: `image`, the path of a file or DICOM folder, of a series `series`, its UID,
-        and `case`, its name without extension, with the folders in front, joined by `_`, from the one that the given
-        paths have in common (of a pattern: from its first wild card on), and of several series in a folder with their
-        numbers behind; in a datalist, see `case_names`. What is found twice is listed once.
+        of what a zip holds `origin`, where it is in it, and `case`, its name without extension, with the folders in
+        front, joined by `_`, from the one that the given paths have in common (of a pattern: from its first wild card
+        on), and of several series in a folder with their numbers behind; in a datalist, see `case_names`. What is found
+        twice is listed once.
 
     Raises:
         DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
@@ -267,15 +279,15 @@ def list_inputs(
         listed = {q: entry for q, entry in found.items() if entry}
         names = dict(zip(listed, case_names(p, [*listed.values()]), strict=True))
         for q in found:
-            way = _below(q.path, folder)
             if files.setdefault((q.path.resolve(), q.series), q) == q:
-                cases.setdefault(q, names.get(q) or "_".join([*way.parts[:-1], case_name(q.path)]) + q.ending)
+                cases.setdefault(q, names.get(q) or q.name(folder))
     if not cases:
         raise DataError(f"No DICOM series is {series!r}, by UID, number or description.{fault_list(finder.left_out)}")
     _check_distinct(cases)
     images = [{"image": os.path.abspath(q.path), "case": case} for q, case in cases.items()]
     for image, q in zip(images, cases, strict=True):
         image |= {"series": q.series} if q.series is not None else {}
+        image |= {"origin": os.path.abspath(q.origin)} if q.origin is not None else {}
     return images
 
 

@@ -78,6 +78,8 @@ class LoadVolumed(OwnLoadImaged):
         paths = {key: Path(d[key]).expanduser() for key in self.key_iterator(d)}
         for key, path in paths.items():
             d[key] = self._load(path, reader, None if key == self.label_key else d.get("series"))
+            if key != self.label_key and "origin" in d:
+                d[key].meta["origin"] = d["origin"]
             d.setdefault("case", case_name(path))
         if self.label_key in paths:
             image = next((key for key in paths if key != self.label_key), self.label_key)

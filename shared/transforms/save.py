@@ -88,6 +88,7 @@ class SaveSegmentationd(SaveImaged):
         uids = {key: str(image.meta[key]) for key in ("study_uid", "series_uid") if key in image.meta}
         label_map, affine = labels[0].cpu().numpy().astype(np.uint8), labels.affine.cpu().numpy()
         organs = self._organs(case, source, uids, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
+        organs["image"] = str(image.meta.get("origin", source))
 
         target = writable_folder(self.output_dir) / case
         names = segmentation_files(case)

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from commands import run
 from dicom_files import CAPTURE, write_dicom, write_enhanced, write_series, write_slice
 from PIL import Image
 from region_images import HEIGHT, WIDTH, texture, write_dicom_slide
 
-from shared.data import Region, case_name, dicom_series, list_images, list_inputs, read_rgb, source_digest
+from shared.data import Region, case_name, dicom_series, list_images, list_inputs, read_rgb, source_digest, zipped
 from shared.utils import DataError, write_json
 
 
@@ -232,9 +237,51 @@ def test_what_is_looked_through_has_an_end(study: Path, monkeypatch: pytest.Monk
     assert listed(study / "ST0" / "SE1") == [("deep", "1.2.33")]
 
 
-def test_a_zip_is_to_be_unpacked(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"study\.zip: a zip file\. Unpack it"):
-        list_inputs(touch(tmp_path / "study.zip"))
+def test_a_study_in_a_zip(study: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "in" / "export"), "zip", study)
+    with zipfile.ZipFile(tmp_path / "in" / "export.zip", "a") as archive:
+        archive.writestr("../outside", "none")
+        archive.writestr("/absolute", "kept inside")
+        archive.writestr("__MACOSX/._IM1", "none")
+    found = list_inputs(tmp_path / "in" / "export.zip")
+    assert [item["case"] for item in found] == ["export_ST0_SE0_2", "export_ST0_SE0_5", "export_ST0_SE1_deep"]
+    assert found[2]["origin"] == str(tmp_path / "in" / "export.zip" / "ST0" / "SE1" / "deep")
+    unpacked = Path(found[2]["image"])
+    assert sorted(p.name for p in unpacked.iterdir()) == ["IM0", "IM1", "IM2"]
+    names = {p.name for folder in unpacked.parents[2:4] for p in folder.iterdir() if p.name != ".lock"}
+    assert names == {"export", "ST0", "viewer", "DICOMDIR", "absolute"}
+    with pytest.raises(DataError, match=r"in: holds no CT(.|\n)*export\.zip: to be given itself"):
+        list_inputs(tmp_path / "in")
+
+
+def test_what_is_unpacked_is_removed_at_the_end(study: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "export"), "zip", study)
+    (tmp_path / "tmp").mkdir()
+    code = "import sys; from shared.data import list_inputs; print(*list_inputs(sys.argv[1]))"
+    done = run(
+        "-c", code, tmp_path / "export.zip", env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, python=sys.executable
+    )
+    assert f"{tmp_path / 'tmp'}/.writing-" in done.stdout, done.stderr
+    assert list((tmp_path / "tmp").glob(".writing-*")) == []
+
+
+def test_zips_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = touch(tmp_path / "study.zip")
+    with pytest.raises(DataError, match=r"study\.zip: cannot be unpacked \(File is not a zip file\)"):
+        list_inputs(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("IM1", "a" * 99)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"a" * 99, b"a" * 98 + b"b"))
+    with pytest.raises(DataError, match=r"study\.zip: cannot be unpacked \(Bad CRC-32 for file 'IM1'\)"):
+        list_inputs(path)
+    path.write_bytes(content[:6] + b"\1" + content[7:].replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"))
+    with pytest.raises(DataError, match=r"study\.zip: is encrypted"):
+        list_inputs(path)
+    path.write_bytes(content)
+    monkeypatch.setattr(zipped, "MOST_MEMBERS", 0)
+    with pytest.raises(DataError, match=r"study\.zip: holds 1 files of 0\.0 GB, .* has room for 0 of"):
+        list_inputs(path)
 
 
 @pytest.fixture
