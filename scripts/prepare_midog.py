@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from command_line import AtATime, Seed, run_command
 
 from shared.data import leaked_slides
-from shared.datasets.histology_entries import count_patches, count_regions
+from shared.datasets.histology_entries import count_patches, count_regions, write_histology_datalist
 from shared.datasets.midog import MidogImage, find_midog, read_midog
 from shared.datasets.midog_crops import crop_midog
-from shared.datasets.midog_datalist import claim_folder, clipped_boxes, midog_patches, midog_regions, write_midog
+from shared.datasets.midog_datalist import (
+    claim_folder,
+    clipped_boxes,
+    midog_patches,
+    midog_regions,
+    named_patches,
+    write_midog,
+)
 from shared.datasets.preparation import resolve_folders, worker_count
 from shared.datasets.splits import SPLIT_UNITS, split_patches, split_regions
 from shared.utils import text_table
@@ -144,6 +153,52 @@ def tiles(
     print(f"{sum(len(image.figures) for image in images)} figures: {target / 'dataset.json'}")
 
 
+def named(
+    annotations: str,
+    patch_dir: str,
+    output: str,
+    positive: str,
+    prefix: str = "",
+    domain: str = "scanner",
+    dataset: str = "",
+    scanners: str = "",
+    unit: Annotated[str, Choice(SPLIT_UNITS)] = "slide",
+    seed: Seed = 0,
+    name: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Write a datalist of patches that others have cropped around MIDOG's figures and labelled anew, as AMi-Br.
+
+    PATCH_DIR holds a folder for each of two classes, whose PNG files are called after their annotations' ids; scanner
+    and slide follow from these. Of each domain a fifth of the slides is for testing, a fifth of the others for
+    validation. The patches stay where they are.
+
+    Args:
+        annotations: MIDOG.json, MIDOG2022_training.json or MIDOG++.json: whose ids the names hold.
+        patch_dir: the folder with the classes.
+        output: the datalist to write, a .json file.
+        positive: the folder of the class to find, such as Atypical.
+        prefix: before the ids in the files' names, such as MIDOG21_; files with another one are left out.
+        domain: what the domains are: scanner, tumor_type, species, origin, or several joined by +.
+        dataset: midog21, midog22 or midog++, where the annotation file does not say it.
+        scanners: CSV table with file_name and any of scanner, tumor_type, species and origin.
+        unit: slide, so that no slide is in two splits; or patch, which leaks slides into the test.
+        seed: of the split.
+        name: of the data set; that of PATCH_DIR by default.
+        overwrite: replace another datalist of that name.
+    """
+    fields, target = [field.strip() for field in domain.split("+")], Path(output).resolve()
+    _, images = read_midog(annotations, dataset, scanners)
+    labels, entries = named_patches(images, patch_dir, positive, prefix, fields)
+    splits = split_patches(entries, unit=unit, seed=seed)
+    for entry in (entry for members in splits.values() for entry in members):
+        entry["image"] = os.path.relpath(entry["image"], target.parent)
+    facts = {"domain_fields": " + ".join(fields), "split_unit": unit, "split_seed": seed}
+    write_histology_datalist(target, name or Path(patch_dir).resolve().name, labels, splits, facts, overwrite)
+    print(text_table(count_patches(splits)))
+    print(f"{len(entries)} patches: {target}")
+
+
 def _print_counts(rows: Sequence[Mapping[str, Any]], unlabelled: Sequence[Mapping[str, Any]], what: str) -> None:
     print(text_table(rows))
     for domain, count in sorted(Counter(entry["domain"] for entry in unlabelled).items()):
@@ -156,4 +211,4 @@ def _print_left_out(annotations: str, images: Sequence[MidogImage], listed: Sequ
 
 
 if __name__ == "__main__":
-    run_command({"patches": patches, "tiles": tiles})
+    run_command({"patches": patches, "tiles": tiles, "named": named})

@@ -12,9 +12,9 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..data import PatchEntry, Region, RegionEntry, scanner_name
 from ..utils import DataError, read_json_object, text_table, write_csv, write_json
-from .histology_entries import Entry, write_histology_datalist
+from .histology_entries import Entry, check_image_files, write_histology_datalist
 from .midog import MIDOG_FIELDS, MIDOG_LABELS, MidogImage
-from .preparation import NEW_FOLDER, refuse_other_content
+from .preparation import NEW_FOLDER, refuse, refuse_other_content
 
 
 def midog_domain(image: MidogImage, fields: Sequence[str]) -> str:
@@ -58,6 +58,57 @@ def midog_patches(images: Sequence[MidogImage], domain: Sequence[str]) -> list[P
             entry = midog_entry(image, domain, {"image": name, "label": figure["label"]})
             entries.append(entry | figure | entry)
     return entries
+
+
+def named_patches(
+    images: Sequence[MidogImage], patch_dir: str | os.PathLike, positive: str, prefix: str, domain: Sequence[str]
+) -> tuple[dict[str, int], list[PatchEntry]]:
+    """Entries of patches that others have cropped and labelled, in a folder for each class, by their annotations' ids.
+
+    Args:
+        images: from `read_midog`: what the ids are of.
+        patch_dir: with two folders of PNG files called PREFIX and the id of an annotation, such as `MIDOG21_3099.png`.
+        positive: the folder of the class 1.
+        prefix: of the files that are meant; others are left out, as those of another data set.
+        domain: fields that make the domain.
+
+    Returns:
+        The labels, name → id, and for each patch an entry with its full path.
+
+    Raises:
+        DataError: when there are no such two folders or no such files, an id is none of the annotations, a class has
+            figures of both of MIDOG's classes, or a patch cannot be read.
+    """
+    folder = Path(patch_dir).resolve()
+    classes = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir() and any(path.glob("*.png")))
+    if len(classes) != 2 or positive not in classes:
+        raise DataError(
+            f"{patch_dir}: has the folders {', '.join(classes) or 'none'} with PNG files, expected two, one of them "
+            f"{positive}. Check --patch_dir and --positive."
+        )
+    known = {str(figure["annotation_id"]): (image, figure) for image in images for figure in image.figures}
+    labels, entries, lost = {name: int(name == positive) for name in classes}, [], []
+    others: dict[str, set[int]] = {name: set() for name in classes}  # what the annotations call the patches of a class
+    for path in sorted(folder.glob("[!.]*/*.png")):
+        number = path.stem.removeprefix(prefix)
+        if not path.stem.startswith(prefix) or not number.isdecimal():
+            continue
+        if number not in known:
+            lost.append(f"{path.parent.name}/{path.name}")
+            continue
+        image, figure = known[number]
+        others[path.parent.name].add(figure["label"])
+        own = {"image": str(path), "label": labels[path.parent.name], "annotation_id": figure["annotation_id"]}
+        entries.append(midog_entry(image, domain, own, {"x": figure["x"], "y": figure["y"]}))
+    mixed = [name for name, found in others.items() if len(found) > 1]
+    message = "of {0}, some are mitotic figures in the annotations and some are not: the numbers are no ids of theirs."
+    refuse(patch_dir, mixed, message + " Check --annotations.")
+    refuse(patch_dir, lost, "{count} files are called like no annotation: {few}. Check --annotations and --prefix.")
+    if not entries:
+        some = next(folder.glob("[!.]*/*.png")).name
+        raise DataError(f"{patch_dir}: no file is called {prefix!r} and a number; one is {some}. Set --prefix.")
+    check_image_files(patch_dir, [entry["image"] for entry in entries], remedy="Copy broken files again.")
+    return labels, entries
 
 
 def midog_regions(

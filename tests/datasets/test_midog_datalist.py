@@ -14,7 +14,7 @@ from commands import run
 from midog_tree import files
 from PIL import Image
 
-from shared.data import load_regions
+from shared.data import load_patches, load_regions, patch_labels
 from shared.datasets.midog import read_midog
 from shared.datasets.midog_datalist import clipped_boxes, midog_patches, midog_regions
 from shared.datasets.splits import split_patches, split_regions
@@ -214,3 +214,64 @@ def test_real_annotation_files(
     whole = sum(math.isclose((x2 - x1) * (y2 - y1), 2500) for r in labelled for x1, y1, x2, y2 in r["box"])
     assert whole == figures - sum(clipped_boxes(images))
     assert clipped is None or clipped_boxes(images) == clipped
+
+
+def name_patches(folder: Path, mixed: bool = False) -> Path:
+    """Patches called after the annotations of mitotic figures, half of them in each of two classes."""
+    found = json.loads((write_tree(folder)[0]).read_text())["annotations"]
+    for i, annotation in enumerate(a for a in found if mixed or a["category_id"] == 1):
+        path = folder / "patches" / ("Normal", "Atypical")[i // 2 % 2] / f"M21_{annotation['id']}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (200, 120, 170)).save(path)
+    Image.new("RGB", (64, 64)).save(folder / "patches" / "Normal" / "T16_1.png")
+    return folder / "patches"
+
+
+def named(folder: Path, **options: str) -> Any:
+    options = {"positive": "Atypical", "prefix": "M21_", "output": str(folder / "out" / "d.json"), **options}
+    flags = [f"--{key}={value}" for key, value in options.items()]
+    return run(SCRIPT, "named", "--annotations", folder / "MIDOG.json", "--patch_dir", folder / "patches", *flags)
+
+
+def test_patches_that_others_have_labelled_are_known_by_their_names(tmp_path: Path) -> None:
+    name_patches(tmp_path)
+    done = named(tmp_path)
+    assert done.returncode == 0, done.stderr
+    patches = [p for split in SPLITS for p in load_patches(tmp_path / "out" / "d.json", split)]
+    assert len(patches) == 34
+    assert Counter(p["label"] for p in patches) == {0: 18, 1: 16}
+    assert patch_labels(tmp_path / "out" / "d.json") == {"Normal": 0, "Atypical": 1}
+    content = json.loads((tmp_path / "MIDOG.json").read_text())
+    slides = {a["id"]: f"{a['image_id']:03d}.tiff" for a in content["annotations"]}
+    for patch in patches:
+        assert patch["slide"] == slides[int(Path(patch["image"]).stem.removeprefix("M21_"))]
+        assert patch["domain"] == ("XR" if patch["slide"] < "051" else "S360" if patch["slide"] < "101" else "CS")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"positive": "atypical"},
+            "has the folders Atypical, Normal with PNG files, expected two, one of th",
+        ),
+        ({"prefix": ""}, "no file is called '' and a number; one is M21_"),
+        ({"prefix": "T"}, "no file is called 'T' and a number"),
+        ({"prefix": "T16_", "positive": "Normal"}, None),
+    ],
+)
+def test_patches_that_are_called_otherwise(tmp_path: Path, options: dict[str, str], said: str | None) -> None:
+    name_patches(tmp_path)
+    done = named(tmp_path, **options)
+    assert done.returncode == 1
+    assert (said or "The domain XR has 1 slide(s)") in done.stderr
+
+
+def test_numbers_that_are_no_ids_are_found_out(tmp_path: Path) -> None:
+    folder = name_patches(tmp_path, mixed=True)
+    assert "some are mitotic figures in the annotations and some are not" in named(tmp_path).stderr
+    (folder / "Normal" / "M21_99999.png").write_bytes((folder / "Normal" / "T16_1.png").read_bytes())
+    for path in folder.glob("*/M21_*.png"):
+        if path.stem != "M21_99999" and int(path.stem.removeprefix("M21_")) % 2 == 0:
+            path.unlink()
+    assert "1 files are called like no annotation: Normal/M21_99999.png" in named(tmp_path).stderr
