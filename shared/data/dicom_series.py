@@ -66,6 +66,11 @@ class DicomSeries:
     def slices(self) -> int:
         return sum(header.frames for header in self.headers)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        return (self.headers[0].rows, self.headers[0].columns) if self.headers else (0, 0)
+
     def __str__(self) -> str:
         number = f"number {self.number}" if self.number else ""
         named = ", ".join(filter(None, (number, self.description)))

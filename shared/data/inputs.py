@@ -18,6 +18,7 @@ from .datalist import check_names, get_list
 from .dicom_headers import DicomHeader, read_header
 from .dicom_series import DicomSeries, find_series
 from .dicom_slides import slide_headers
+from .volumes import label_maps_among
 from .zipped import unpack
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,10 @@ class _Finder:
     def in_folder(self, folder: Path) -> list[_Found]:
         series = self._series(folder)
         volumes = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and _is_volume(p)]
+        scans = {tuple(sorted((s.slices, *s.size))): f"series {s.uid}" for s in series if not s.why_no_ct()}
+        for label_map, scan in label_maps_among(volumes, scans).items():
+            volumes.remove(label_map)
+            logger.info("passed over in %s: %s, a label map of %s", folder, label_map.name, scan)
         if self.wanted:
             return self._named(folder, self._chosen(series), series)
         whole = [s for s in series if not s.why_no_ct() and s.slices != 1]

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _UNITS = {"meter": ("metres", 1000), "micron": ("microns", 1e-3)}  # of NIfTI: in words, and in mm
+
+_CROP_LITRES = 2
+_SOFT_TISSUE_HU = 300
+_MOST_LABELS = 256
 
 
 class NiftiReader(NibabelReader):
@@ -157,18 +161,7 @@ def read_grid(path: str | os.PathLike) -> Grid:
     """
     path = Path(path)
     try:
-        if path.name.lower().endswith(NIFTI_SUFFIXES):
-            check_nifti_header(path)
-            image = nib.load(path)
-            shape, affine = image.shape, image.affine
-        else:
-            io = _read_itk_header(path)
-            shape = [io.GetDimensions(i) for i in range(io.GetNumberOfDimensions())]
-            affine = np.eye(4)
-            for i in range(3):
-                affine[:3, i] = np.array(io.GetDirection(i)[:3]) * io.GetSpacing(i)
-                affine[i, 3] = io.GetOrigin(i)
-            affine[:2] *= -1  # ITK's axes point to the left and back
+        _, shape, affine = _read_grid(path)
     except Exception as e:
         raise _unreadable(path, e) from e
     affine, remarks = settle_affine(path, shape, affine)
@@ -176,6 +169,21 @@ def read_grid(path: str | os.PathLike) -> Grid:
         logger.warning("%s", remark)
     check_grid(path, shape, affine)
     return Grid(path, tuple(int(n) for n in shape[:3]), affine)
+
+
+def _read_grid(path: Path) -> Grid:
+    """As it stands in the file."""
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        check_nifti_header(path)
+        image = nib.load(path)
+        return Grid(path, image.shape, image.affine)
+    io = _read_itk_header(path)
+    affine = np.eye(4)
+    for i in range(3):
+        affine[:3, i] = np.array(io.GetDirection(i)[:3]) * io.GetSpacing(i)
+        affine[i, 3] = io.GetOrigin(i)
+    affine[:2] *= -1  # ITK's axes point to the left and back
+    return Grid(path, tuple(io.GetDimensions(i) for i in range(io.GetNumberOfDimensions())), affine)
 
 
 def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Grid]:
@@ -194,6 +202,66 @@ def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Grid]:
     affine, _ = settle_affine(path, voxels.shape, np.asarray(meta["affine"], float))
     check_grid(path, voxels.shape, affine)
     return voxels, Grid(path, voxels.shape, affine)
+
+
+def doubt_of_hu(path: str | os.PathLike, voxels: np.ndarray, affine: np.ndarray) -> str:
+    """Why a volume (x, y, z) seems to be no CT in HU, in words; empty where it may well be one.
+
+    Every scan shows air, in the lungs, the bowel or around the body. A crop to one organ, of less than two litres, may
+    have none, but it has fat. Both have more than soft tissue in them.
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    litres = abs(np.linalg.det(affine[:3, :3])) * voxels.size / 1e6
+    least, what = (-500, "air and gas are") if litres > _CROP_LITRES else (-80, "fat is")
+    if low < least and high - low > _SOFT_TISSUE_HU:
+        return ""
+    lies = f"no voxel is below {least} HU, as {what}" if low >= least else "as little as in soft tissue alone"
+    return (
+        f"{path}: this may be no CT in Hounsfield units (HU): its voxels lie from {low:g} to {high:g}, {lies}. "
+        "Expected air at -1000 and water at 0. Look for a rescale that is missing, a window of 8 bits, MR, PET or a "
+        "label map; --check_intensity off goes on without a word."
+    )
+
+
+def label_maps_among(paths: Sequence[Path], series: Mapping[tuple[int, ...], str] | None = None) -> dict[Path, str]:
+    """Those volumes of a folder that are label maps, each with the name of the scan on the same grid beside it.
+
+    A label map is stored as whole numbers, none negative, and at most 256 of them. Volumes that lie beside none, and
+    such as cannot be read, are not looked into.
+
+    Args:
+        paths: the volumes.
+        series: of the DICOM series beside them the numbers of voxels, sorted, and the name.
+    """
+    grids: dict[tuple[int, ...], list[tuple[Path, np.ndarray]]] = {}
+    for path in paths:
+        try:
+            _, shape, affine = _read_grid(path)
+        except Exception:  # who loads it will say what is wrong with it
+            continue
+        corners = nib.affines.apply_affine(affine, np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape[:3]) - 1))
+        grids.setdefault(tuple(sorted(shape[:3])), []).append((path, np.array([corners.min(0), corners.max(0)])))
+    found = {}
+    for size, same in grids.items():
+        scan = (series or {}).get(size)
+        maps = [path for path, _ in same if (scan or len(same) > 1) and _is_label_map(path)]
+        for path, box in ((path, box) for path, box in same if path in maps):
+            beside = [q.name for q, other in same if q not in maps and np.allclose(box, other, atol=0.01)]
+            if beside or scan:
+                found[path] = beside[0] if beside else scan
+    return found
+
+
+def _is_label_map(path: Path) -> bool:
+    try:
+        if path.name.lower().endswith(NIFTI_SUFFIXES):  # a CT shows in its first slice what it is
+            first = np.asanyarray(nib.load(path).dataobj[..., :1])
+            if first.dtype.kind not in "iu" or first.min() < 0:
+                return False
+        voxels, _ = read_volume(path)
+    except Exception:  # as above
+        return False
+    return voxels.dtype.kind in "iu" and voxels.min() >= 0 and len(np.unique(voxels)) <= _MOST_LABELS
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+_LINE = 150  # characters that fit beside each other
 # Plane, axis that it is a slice of, then of its columns and rows: the axis, and the letters at its two ends. The
 # columns run against their axis (RAS): the patient's right is on the left, as radiologists look at it, and the face
 # of a sagittal plane looks left.
@@ -79,7 +81,8 @@ def save_preview(
         labelcolor="white",
     )
     if warning:
-        figure.suptitle(f"{title}\n{warning}", color="red", weight="bold")
+        lines = [part for line in warning.splitlines() for part in wrap(line, _LINE)]
+        figure.suptitle("\n".join([title, *lines]), color="red", weight="bold")
     else:
         figure.suptitle(title, color="white")
     figure.savefig(path, dpi=100)

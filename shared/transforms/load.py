@@ -15,7 +15,7 @@ from ..data.dicom_series import is_dicom, series_of
 from ..data.geometry import Grid, check_grid
 from ..data.label_maps import REORIENTED, to_label_map
 from ..data.labels import MOST_CLASSES
-from ..data.volumes import settle_affine, sided_organs, volume_reader
+from ..data.volumes import doubt_of_hu, settle_affine, sided_organs, volume_reader
 from ..utils import DataError
 from .loader import OwnLoadImaged
 
@@ -44,13 +44,15 @@ class LoadVolumed(OwnLoadImaged):
         allow_missing_keys: pass over keys that the dict lacks.
         assume_orientation: where the axes of files point to that do not say it, as RAS, see `settle_affine`. None: such
             files are warned of, and refused where names of `labels` are left or right.
+        check_intensity: `"warn"` of an image that seems to be no CT in HU, see `doubt_of_hu`, once where there is a
+            label map, too; `"error"` refuses it, `"off"` does not look.
 
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
             empty; spacing is zero, negative, not a number or that of no CT; the axes are sheared; voxels are NaN or
-            infinite; sides cannot be told; a folder holds no CT series or several, or one whose slices cannot all be
-            read or make no volume, see `series_of` and `volume_of`; a label map lies on another grid than the image
-            (the first other key), or holds other values than the labels.
+            infinite; sides cannot be told; it seems to be no CT and is to be refused; a folder holds no CT series or
+            several, or one whose slices cannot all be read or make no volume, see `series_of` and `volume_of`; a label
+            map lies on another grid than the image (the first other key), or holds other values than the labels.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LoadVolumed(OwnLoadImaged):
         allow_missing_keys: bool = False,
         label_ids: Mapping[str, int | Sequence[int]] | None = None,
         assume_orientation: str | None = None,
+        check_intensity: str = "warn",
     ) -> None:
         super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
         self.label_key = label_key
@@ -69,6 +72,7 @@ class LoadVolumed(OwnLoadImaged):
         self.classes = {i: names[name] for name, ids in ids_in_files(names, label_ids).items() for i in ids}
         self.others = label_ids is not None
         self.assume_orientation = assume_orientation
+        self.check_intensity = check_intensity
         self.sided = sided_organs(labels or ())
 
     def __call__(
@@ -80,11 +84,19 @@ class LoadVolumed(OwnLoadImaged):
             d[key] = self._load(path, reader, None if key == self.label_key else d.get("series"))
             if key != self.label_key and "origin" in d:
                 d[key].meta["origin"] = d["origin"]
+            if key != self.label_key and self.check_intensity != "off":
+                self._doubt(d[key], path)
             d.setdefault("case", case_name(path))
         if self.label_key in paths:
             image = next((key for key in paths if key != self.label_key), self.label_key)
             d[self.label_key] = self._label_map(*((d[key], paths[key]) for key in (self.label_key, image)))
         return d
+
+    def _doubt(self, image: MetaTensor, path: Path) -> None:
+        if doubt := doubt_of_hu(path, image[0].numpy(), image.affine.numpy()):
+            if self.check_intensity == "error":
+                raise DataError(doubt)
+            self._warn(image, "intensity", doubt)
 
     def _warn(self, volume: MetaTensor, kind: str, remark: str) -> None:
         """Warn of a scan, in the log and, by its `remarks`, in what is made of it; once for a data set with labels."""

@@ -89,6 +89,8 @@ class SaveSegmentationd(SaveImaged):
         label_map, affine = labels[0].cpu().numpy().astype(np.uint8), labels.affine.cpu().numpy()
         organs = self._organs(case, source, uids, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
         organs["image"] = str(image.meta.get("origin", source))
+        if remarks := image.meta.get("remarks"):
+            organs["warning"] = "\n".join(filter(None, [organs.get("warning"), remarks]))
 
         target = writable_folder(self.output_dir) / case
         names = segmentation_files(case)

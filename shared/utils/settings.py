@@ -116,6 +116,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "balance_domains": (FLAG, "as many patches of each domain in every batch"),
     "spacing": (Several(Number(above=0), 3), "size of a voxel for the network, mm"),
     "assume_orientation": (OrNone(AxisCodes(), "refuse it"), "of a CT whose file says nothing of sides"),
+    "check_intensity": (Choice(("error", "warn", "off")), "what to do where voxels seem to be no HU"),
     "intensity_range": (Several(Number(), 2), "HU that become 0 and 1"),
     "roi_size": (Several(Whole(16, step=8), 3), "crops and windows, voxels"),
     "crop_size": (PIXELS, "what is cut from the middle of an image, pixels"),

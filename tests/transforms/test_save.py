@@ -26,7 +26,7 @@ FILES = ["ct_seg.nii.gz", "organs.json", "preview.png"]
 def make_case(folder: Path, qform: int = 1, sform: int = 2) -> dict:
     """A preprocessed CT and a label map (100 voxels spleen, 40 liver) on the native grid."""
     path = folder / "ct.nii.gz"
-    native = nib.Nifti1Image(np.random.default_rng(0).integers(-100, 200, (30, 28, 20)).astype(np.int16), AFFINE)
+    native = nib.Nifti1Image(np.random.default_rng(0).integers(-200, 200, (30, 28, 20)).astype(np.int16), AFFINE)
     native.set_qform(AFFINE, qform)
     native.set_sform(AFFINE, sform)
     native.header.set_xyzt_units("mm", "sec")
