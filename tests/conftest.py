@@ -1,7 +1,10 @@
 """What all tests share: one thread, and the server that commands are forked from."""
 
+import gc
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -19,6 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
         server = ForkServer()
         config.add_cleanup(server.close)
         os.environ["TEST_PYTHON"] = server.python
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left() -> Iterator[None]:
+    """Those of a training that an error has ended live as long as something refers to it."""
+    yield
+    if multiprocessing.active_children():
+        gc.collect()
 
 
 @pytest.fixture

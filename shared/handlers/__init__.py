@@ -9,6 +9,7 @@ from .classification_report import ClassificationReport
 from .decision_threshold import DecisionThreshold
 from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
+from .end_workers import EndWorkers
 from .event_log import EventLog
 from .follow_steps import follow_steps
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing

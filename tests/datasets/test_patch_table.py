@@ -88,7 +88,7 @@ def test_broken_image_and_missing_or_empty_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no rows"):
         read_patch_table(table, tmp_path, "mitotic")
     table.write_bytes(b"\x89PNG\r\n\0\0")
-    with pytest.raises(DataError, match=r"index.csv: no text, it holds a zero byte.* Give the path of a CSV file"):
+    with pytest.raises(DataError, match=r"index.csv: no text, or UTF-16 .* Give the path of a CSV file"):
         read_patch_table(table, tmp_path, "mitotic")
 
 
