@@ -241,6 +241,7 @@ INFERENCE = [
             "--top_k 0": rf"^top_k is 0, {WHOLE} of 1 or above",
             "--tile_overlap 5000": r"^tile_overlap is 5000, expected ",
             "--tile_size 0": rf"^tile_size is 0, {WHOLE}",
+            "--roi nowhere.geojson": r"^nowhere\.geojson: .*",
             "--on_glass maybe": r"^on_glass is 'maybe', expected drop or keep",
             "--override_mp true": r"^override_mp: no such setting of .*did you mean override_mpp\?",
         },

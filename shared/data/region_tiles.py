@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..utils import DataError
 from .entries import RegionEntry
 from .inputs import case_name
-from .regions import Region, open_region
-from .tissue import tissue_mask, tissue_share
+from .regions import open_region, thumbnail_scale
+from .tissue import MASK_SIZE, tissue_mask, tissue_share
 
 TILE_KINDS = ("mitotic", "non_mitotic", "empty", "unlabelled")
 """What a tile is drawn for: a figure of one of the two classes, tissue without any, an image nobody annotated."""
@@ -137,7 +138,8 @@ class RegionTiles(Dataset):
         scale: pixels of the file a pixel of a tile, for all regions or for each.
         min_tissue: tiles with less tissue than this share are left out, so that a region may have none. Of a TIFF
             without a pyramid all are there, because to see where its tissue is takes longer than to read the tiles:
-            their `tissue` tells. By 0, every tile is there, and nothing is looked for.
+            their `tissue` tells. By 0, every tile is there, and nothing is looked for. Tiles that no region of
+            interest reaches are left out.
 
     Attributes:
         tiles: pairs of the index of a region and a `Tile`, of a grid in pixels of a tile; region after region.
@@ -171,7 +173,11 @@ class RegionTiles(Dataset):
             width, height = (math.ceil(length / factor) for length in region.size)
             grid = tile_grid((width, height), tile_size, overlap)
             if min_tissue > 0 and (region.in_memory or region.coarsest() >= 4):
-                grid = _with_tissue(region, grid, tile_size, factor, min_tissue)
+                grid = _with_share(*tissue_mask(region), grid, tile_size, factor, min_tissue)
+            if region.roi is not None:
+                mask_scale = thumbnail_scale(region, MASK_SIZE)
+                mask = region.roi.mask(tuple(math.ceil(n / mask_scale) for n in region.size[::-1]), mask_scale)
+                grid = _with_share(mask, mask_scale, grid, tile_size, factor, 1e-9)
             self.tiles += [(i, tile) for tile in grid]
 
     @property
@@ -216,8 +222,9 @@ def _boxes_within(entry: RegionEntry, x: float, y: float, scale: float, size: in
     return {"box": boxes[within].clamp(0, size).float(), "label": labels[within]}
 
 
-def _with_tissue(region: Region, grid: Sequence[Tile], size: int, scale: float, share: float) -> list[Tile]:
-    mask, mask_scale = tissue_mask(region)
+def _with_share(
+    mask: np.ndarray, mask_scale: float, grid: Sequence[Tile], size: int, scale: float, share: float
+) -> list[Tile]:
     ratio = scale / mask_scale  # pixels of the mask a pixel of the grid
 
     def part(start: int, length: int) -> slice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from functools import lru_cache
@@ -13,6 +14,7 @@ from PIL import Image
 from ..utils import DataError
 from ..utils.values import MPP, OrNone, check_value
 from .region_files import file_stamp, open_file, read_header, square_mpp
+from .roi import Roi
 
 _MOST_AT_ONCE = 2**22  # pixels read from the file before they are resampled, up to 18 bytes each on the way
 
@@ -38,6 +40,7 @@ class Region:
         in_memory: whether the image is decoded whole.
         bounds: x, y, width and height of what was scanned, where the file says that it is not everything; QuPath shows
             no more, and its pixels begin there.
+        roi: to what search and count are restricted, see `within`.
         corner: where a window begins in its file, in pixels; (0, 0) of a file.
         guessed: whether `mpp` is worked out from the objective.
         notes: sentences on what a user should know of how the file is read.
@@ -49,6 +52,7 @@ class Region:
 
     bounds: tuple[int, int, int, int] | None = None
     corner: tuple[int, int] = (0, 0)
+    roi: Roi | None = None
     guessed: bool = False
     notes: tuple[str, ...] = ()
 
@@ -122,9 +126,31 @@ class Region:
         """
         return _Window(self, x, y, width, height)
 
+    def within(self, roi: Roi) -> Region:
+        """The same region, of which only regions of interest are to be searched.
+
+        Args:
+            roi: in QuPath's pixels, which begin where `bounds` do.
+
+        Raises:
+            DataError: when they lie outside of the image.
+        """
+        part = self.bounds or (0, 0, *self.size)
+        found = copy.copy(self)
+        found.roi = roi.moved(*part[:2]).clipped(part)
+        if min(found.roi.box[2:]) < 1:
+            raise DataError(
+                f"{self.path}: its region of interest lies at {roi.box[:2]}, outside of the {part[2]} × {part[3]} "
+                "pixels that QuPath shows. Is it that of another slide?"
+            )
+        return found
+
     def searched(self) -> Region:
-        """What is to be searched, as a region of its own: of a slide with `bounds` what was scanned, else all of it."""
-        return self if self.bounds is None else _searched(self, self.bounds)
+        """What is to be searched, as a region of its own: what lies around the regions of interest, else of a slide
+        with `bounds` what was scanned, else all of it.
+        """
+        part = self.bounds if self.roi is None else self.roi.box
+        return self if part is None else _searched(self, part)
 
     def coarsest(self) -> float:
         """Pixels of the file that a pixel of the pyramid's last level is wide; 1 where there is no pyramid."""
@@ -160,6 +186,7 @@ class _Window(Region):
         self.path, self.mpp, self.in_memory = region.path, region.mpp, region.in_memory
         self.size = (width, height)
         self._region, self.corner = region, (x, y)
+        self.roi = region.roi and region.roi.moved(-x, -y)
 
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
         return self._region.read(x + self.corner[0], y + self.corner[1], width, height, scale)

@@ -14,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from ..data import Region, near_tissue, source_digest, tissue_mask
-from ..metrics import Detections, box_centres, mitotic_count
+from ..metrics import Detections, MitoticCount, box_centres, mitotic_count
 from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
 from ..reports.provenance import warning_of_results
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = ("summary.csv", "summary.json")
 COLUMNS = (
-    *("case", "file", "status", "width", "height", "bounds", "mpp", "mitotic", "non_mitotic", "candidates", "on_glass"),
-    *("mitotic_count", "count_area_mm2", "tissue_mm2", "whole_image", "tissue_share", "enough_tissue", "notes"),
-    "reason",
+    *("case", "file", "status", "width", "height", "bounds", "roi_mm2", "mpp", "mitotic", "non_mitotic", "candidates"),
+    *("on_glass", "mitotic_count", "count_area_mm2", "tissue_mm2", "whole_image", "tissue_share", "enough_tissue"),
+    *("notes", "reason"),
 )
 _REACH = 10.0  # µm from the tissue mask, to which a figure still belongs: the mask is coarse
 
@@ -156,9 +156,8 @@ class SaveDetections:
             found = {key: value[near] for key, value in found.items()}
         image = DetectedImage(region=region, detections=found, title=case, **how)
         points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
-        inside = points[mitotic] - part.corner
-        count = mitotic_count(inside, part.size, part.mpp, tissue=mask, tissue_scale=scale, **self.count_options)
-        count = count._replace(outline=tuple((np.array(count.outline) + part.corner * 2).tolist()))
+        roi_mm2 = None if part.roi is None else part.roi.area(mask.shape, scale) * part.mpp**2 / 1e6
+        count = self._count(part, points[mitotic] - part.corner, mask, scale, roi_mm2)
         for ending, write in WRITERS.items():
             write(self.output_dir / f"{case}{ending}", replace(image, count=count))
         logger.info(
@@ -175,6 +174,7 @@ class SaveDetections:
             "width": region.size[0],
             "height": region.size[1],
             "bounds": region.bounds and " ".join(map(str, region.bounds)),
+            "roi_mm2": roi_mm2 and round(roi_mm2, 6),
             "mpp": region.mpp,
             "mitotic": int(mitotic.sum()),
             "non_mitotic": int(other.sum()),
@@ -188,6 +188,22 @@ class SaveDetections:
             "enough_tissue": count.enough_tissue,
             "notes": "; ".join(region.notes) or None,
         }
+
+    def _count(
+        self, part: Region, figures: np.ndarray, mask: np.ndarray, scale: float, roi_mm2: float | None
+    ) -> MitoticCount:
+        """The mitotic count in what was searched, its outline in pixels of the file.
+
+        Of regions of interest that are smaller than the area of the count together, all figures in their own area.
+        """
+        if part.roi is not None:
+            mask = mask & part.roi.mask(mask.shape, scale)
+        count = mitotic_count(figures, part.size, part.mpp, tissue=mask, tissue_scale=scale, **self.count_options)
+        if roi_mm2 is not None and roi_mm2 <= count.area_mm2:
+            share = min(1.0, float(mask.sum()) * (scale * part.mpp) ** 2 / 1e6 / roi_mm2)
+            enough = share >= self.count_options["min_tissue"]
+            count = MitoticCount(len(figures), (0, 0, *part.size), roi_mm2, share, True, enough)
+        return count._replace(outline=tuple((np.array(count.outline) + part.corner * 2).tolist()))
 
     def _give_up(self, engine: Engine, error: BaseException) -> None:
         unlock_folder(self.output_dir)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import MPP_TOLERANCE, Region, RegionTiles, TileData, collate_regions
 from ..data.region_tiles import check_overlap
-from ..metrics import Detections
+from ..metrics import Detections, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError, progress
 from .detection import DetectionMerger, TilePlace
@@ -28,11 +28,12 @@ _FEW_TILES = 16  # read before worker processes would have started
 class RegionInferer(Inferer):
     """Finds the figures in an image of any size, in bounded memory.
 
-    Of a slide with `bounds` what was scanned is searched. Overlapping tiles that cover all tissue go through the
-    network in batches, read by worker processes while it runs; `DetectionMerger` makes one list of what is found in
-    them. Where the image's pixels measure something else than those that the network was trained on, the tiles are
-    resampled to these. Tiles beyond the border, and images that are smaller than one, are filled up with white; what is
-    found there is left out (but for the strip of a few pixels that `DetectionMerger` allows for).
+    Of a slide with `bounds` what was scanned is searched, and of a region with `roi` that. Overlapping tiles that cover
+    all tissue go through the network in batches, read by worker processes while it runs; `DetectionMerger` makes one
+    list of what is found in them. Where the image's pixels measure something else than those that the network was
+    trained on, the tiles are resampled to these. Tiles beyond the border, and images that are smaller than one, are
+    filled up with white; what is found there is left out (but for the strip of a few pixels that `DetectionMerger`
+    allows for).
 
     It takes `Region`s, and images at hand: uint8 tensors (3, H, W) or (1, 3, H, W). The network has to be in eval mode,
     as the engines see to; mixed precision is that of the caller's `torch.autocast`.
@@ -174,6 +175,9 @@ class RegionInferer(Inferer):
                 bar.update(count)
                 progress.beat()
         found = merger.merged(name)
+        if region.roi is not None:
+            inside = region.roi.contains(box_centres(found["box"]))
+            found = {key: value[inside] for key, value in found.items()}
         corner = (0, 0) if region is given else region.corner
         return {**found, "box": found["box"] + np.array(corner * 2, np.float32)}
 

@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 
 from ..data import Region
@@ -141,7 +141,7 @@ def _feature(box: Sequence[float], properties: Mapping[str, Any]) -> dict[str, A
 def count_text(count: MitoticCount) -> str:
     """The mitotic count in words."""
     notes = [] if count.tissue is None else [f"{count.tissue_mm2:.3g} mm² of tissue"]
-    notes += ["the whole image"] * count.whole_image + ["little tissue"] * (not count.enough_tissue)
+    notes += ["all that was searched"] * count.whole_image + ["little tissue"] * (not count.enough_tissue)
     figures = f"{count.count} mitotic figure{'s' * (count.count != 1)} in {count.area_mm2:.3g} mm²"
     return figures + (f" ({', '.join(notes)})" if notes else "")
 
@@ -173,6 +173,8 @@ def write_overview(path: str | os.PathLike, image: DetectedImage) -> None:
     right, bottom = left + region.size[0], top + region.size[1]
     axes.imshow(picture, extent=(left, right, bottom, top))
     axes.set(xlabel="x in pixels", ylabel="y in pixels")
+    for ring in (ring for rings in (region.roi.polygons if region.roi else ()) for ring in rings):
+        axes.add_patch(Polygon(ring + (left, top), fill=False, edgecolor="tab:green", linewidth=1.5, zorder=1))
     points, mitotic, other = image.centres - image.qupath, image.called(), image.called(1 - MITOTIC)
     scores = ScalarMappable(Normalize(min(threshold, 0.99), 1), matplotlib.colormaps["plasma"])
     ring = {"s": 90, "facecolors": "none"}

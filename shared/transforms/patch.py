@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from PIL import Image
 
 from ..data import open_region, read_rgb
+from ..data.roi import find_roi
 from ..utils import DataError
 from ..utils.values import MPP, OrNone, check_value
 from .loader import OwnLoadImaged
@@ -99,9 +100,12 @@ class OpenRegiond(OwnLoadImaged):
         mpp: µm per pixel, 0.05 to 4, of images that do not say it: neither the dict, as `mpp`, nor the file
             (its objective alone does not count).
         override: take `mpp` for all of them.
+        roi: GeoJSON with regions of interest in QuPath's pixels, to which search and count are restricted: a file for
+            all images, or a folder of such that are called like them.
 
     Raises:
-        DataError: when `mpp` is out of range; when called: the file is missing, unreadable, or not 8-bit RGB.
+        DataError: when `mpp` is out of range or `roi` is missing; when called: the file is missing, unreadable, or not
+            8-bit RGB, or there is no region of interest for it, or one outside of it.
     """
 
     def __init__(
@@ -110,8 +114,12 @@ class OpenRegiond(OwnLoadImaged):
         mpp: float | None = None,
         override: bool = False,
         allow_missing_keys: bool = False,
+        roi: str | None = None,
     ) -> None:
         super().__init__(keys, image_only=True, allow_missing_keys=allow_missing_keys)
+        if roi is not None and not Path(roi).exists():
+            raise DataError(f"{roi}: there is no such file or folder. Expected GeoJSON with regions of interest.")
+        self.roi = roi
         check_value("mpp", mpp, OrNone(MPP, "as the file says"))
         self.mpp = mpp
         self.override = override
@@ -126,5 +134,5 @@ class OpenRegiond(OwnLoadImaged):
                 region = open_region(d[key], self.mpp)
             for note in region.notes:
                 _warn_once(d["case"], note)
-            d[key] = region
+            d[key] = region if self.roi is None else region.within(find_roi(self.roi, d["case"], region.path))
         return d

@@ -81,6 +81,10 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "input": (Paths(), "what to work on: file, folder, pattern, datalist, or a list of these"),
     "series": (Part(), "which DICOM series of the input; none given: each that is a CT volume"),
     "output_dir": (PATH, "folder for results"),
+    "roi": (
+        OrNone(PATH, "all of it"),
+        "GeoJSON of what is to be searched, or a folder of such by images' names",
+    ),
     "ckpt_dir": (PATH, "folder for checkpoints"),
     "ckpt_path": (PATH, "weights to evaluate or to use"),
     "pretrained": (OrNone(PATH, "random ones"), "file of weights to start from"),

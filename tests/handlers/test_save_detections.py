@@ -20,6 +20,7 @@ from shared.data import collate_regions, list_images, source_digest
 from shared.data.regions import Region
 from shared.engines import CaseEvaluator, FaultTolerantDataset, cases_to_do, prepare_region
 from shared.handlers import SaveDetections, save_detections
+from shared.metrics import box_centres
 from shared.reports.detection_files import WRITERS
 from shared.reports.provenance import SYNTHETIC_WARNING, UNKNOWN_WARNING
 from shared.transforms import OpenRegiond
@@ -42,11 +43,13 @@ class Inferer:
         box = np.column_stack([x - 25, 0 * x, x + 25, 0 * x + 50])
         extra = np.array([[10, 60, 60, 110], [60, 60, 110, 110]])
         score, label = np.full(len(x), 0.9), np.ones(len(x), int)
-        return {
+        found = {
             "box": np.vstack([box, extra]).astype(np.float32),
             "score": np.append(score, [0.8, 0.3]).astype(np.float32),
             "label": np.append(label, [0, 1]),
         }
+        inside = slice(None) if region.roi is None else region.roi.contains(box_centres(found["box"]))
+        return {key: value[inside] for key, value in found.items()}
 
 
 def images(folder: Path, **widths: int) -> list[dict[str, str]]:
@@ -65,9 +68,10 @@ def images(folder: Path, **widths: int) -> list[dict[str, str]]:
 
 def infer(output_dir: Path, data: list[dict[str, str]], **kwargs: Any) -> CaseEvaluator:
     options = {"threshold": 0.5, "class_names": NAMES, "record": RECORD, "area_mm2": 0.001, **kwargs}
+    loading = OpenRegiond(mpp=0.25, roi=options.pop("roi", None))
     evaluator = CaseEvaluator(
         torch.device("cpu"),
-        DataLoader(FaultTolerantDataset(data, OpenRegiond(mpp=0.25)), batch_size=1, collate_fn=collate_regions),
+        DataLoader(FaultTolerantDataset(data, loading), batch_size=1, collate_fn=collate_regions),
         torch.nn.Identity(),
         prepare_batch=prepare_region,
         inferer=Inferer(),
@@ -151,6 +155,20 @@ def test_detections_on_glass_are_counted_and_dropped(on_glass: str, kept: int, t
     Image.fromarray(pixels).save(data[0]["file"])
     infer(tmp_path / "none", data, on_glass=on_glass)
     assert summary(tmp_path / "none")[0][0]["on_glass"] == "6"
+
+
+@pytest.mark.parametrize(("area_mm2", "counted"), [(2, ("2", "0.001", "True")), (0.0005, ("1", "0.0005", "False"))])
+def test_of_regions_of_interest_the_area_is_reported(area_mm2: float, counted: tuple[str, ...], tmp_path: Path) -> None:
+    """Two of 80 × 100 pixels, 0.001 mm² in all, around the figures at 50 and 350 of 400 pixels."""
+    data = images(tmp_path / "in", a=400)
+    squares = [[[x, 0], [x + 80, 0], [x + 80, 100], [x, 100]] for x in (10, 310)]
+    roi = {"type": "MultiPolygon", "coordinates": [[square] for square in squares]}
+    write_json(tmp_path / "a.geojson", roi)
+    infer(tmp_path / "out", data, roi=str(tmp_path), area_mm2=area_mm2)
+    (row,), _ = summary(tmp_path / "out")
+    assert float(row["roi_mm2"]) == pytest.approx(0.001)
+    assert (row["mitotic_count"], row["count_area_mm2"], row["whole_image"]) == counted
+    assert row["mitotic"] == "2"
 
 
 def test_a_small_image_is_counted_as_a_whole(tmp_path: Path) -> None:

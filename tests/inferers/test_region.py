@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from shared.data.region_tiles import RegionTiles
 from shared.data.regions import Region
+from shared.data.roi import Roi
 from shared.inferers import RegionInferer
 from shared.networks import PyramidAnchors
 from shared.utils import DataError, data_error_message
@@ -108,6 +109,17 @@ def test_of_a_slide_with_bounds_what_was_scanned_is_searched(figures: list[Figur
     for region, corner in ((slide, (600, 500)), (slide.searched(), (0, 0))):
         found = RegionInferer(ANCHORS, 64, 32, 4, suppress_radius=10.0, progress=False)(region, DiscFinder())
         np.testing.assert_allclose(rows(found, corner), rows(infer(image)), atol=1e-3)
+
+
+def test_what_lies_in_a_region_of_interest_is_searched(figures: list[Figure], tmp_path: Path) -> None:
+    image = picture(230, 170, figures)
+    triangle = np.array([[30, 20], [200, 60], [50, 160]], float)
+    everything = rows(infer(image))
+    inside = Roi(((triangle,),)).contains(everything[:, :2])
+    slide = Region(write_scn(tmp_path / "a.scn", image, (600, 500))).within(Roi(((triangle,),)))
+    found = RegionInferer(ANCHORS, 64, 32, 4, suppress_radius=10.0, progress=False)(slide, DiscFinder())
+    assert 5 < inside.sum() < 35
+    np.testing.assert_allclose(rows(found, (600, 500)), everything[inside], atol=1e-3)
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (7, 13), (45, 3)])

@@ -120,11 +120,11 @@ def test_geojson_for_qupath(tmp_path: Path, region: Region) -> None:
         (COUNT._replace(tissue=None), "1 mitotic figure in 2 mm²"),
         (
             COUNT._replace(whole_image=True, area_mm2=0.065536, tissue=None),
-            "1 mitotic figure in 0.0655 mm² (the whole image)",
+            "1 mitotic figure in 0.0655 mm² (all that was searched)",
         ),
         (
             COUNT._replace(count=0, whole_image=True, enough_tissue=False),
-            "0 mitotic figures in 2 mm² (1.5 mm² of tissue, the whole image, little tissue)",
+            "0 mitotic figures in 2 mm² (1.5 mm² of tissue, all that was searched, little tissue)",
         ),
     ],
 )
