@@ -36,15 +36,16 @@ def check_nifti_header(path: str | os.PathLike) -> None:
         DataError: as `check_geometry` and `check_claim`; also where voxels are complex numbers. What nibabel raises of
             an unreadable file is not caught.
     """
-    header_class = type(nib.load(path).header)
-    with nib.openers.ImageOpener(path) as file:
-        header = header_class.from_fileobj(file, check=False)
+    image = nib.load(path)
+    files = {kind: image.file_map.get(kind, image.file_map["image"]).filename for kind in ("header", "image")}
+    with nib.openers.ImageOpener(files["header"]) as file:
+        header = type(image.header).from_fileobj(file, check=False)
     rank = int(header["dim"][0])
     kind = header.get_data_dtype()
     channels = len(kind.names) if kind.names else 1
     shape = header["dim"][1 : rank + 1].tolist()
     claimed = int(header["vox_offset"]) + math.prod(shape) * kind.itemsize
-    check_claim(path, claimed, DEFLATED if str(path).lower().endswith(".gz") else 1)
+    check_claim(files["image"], claimed, DEFLATED if str(path).lower().endswith(".gz") else 1)
     check_geometry(path, shape, header["pixdim"][1 : min(rank, 3) + 1], channels)
     if kind.kind == "c":
         raise DataError(f"{path}: its voxels are complex numbers ({kind}), expected real ones. Export it again.")

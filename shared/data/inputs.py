@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -40,7 +40,11 @@ def case_name(path: str | os.PathLike) -> str:
 
 
 def _is_volume(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
+    """Also a link that leads nowhere, whose case fails by its name, and the header of a pair of files."""
+    if path.suffix.lower() == ".hdr":
+        return any(path.with_suffix(suffix).is_file() for suffix in (".img", ".IMG"))
+    there = path.is_file() or (path.is_symlink() and not path.exists())
+    return there and path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,10 @@ def case_names(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
         folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
         longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
         names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
-    for name, count in Counter(names).items():
-        if count > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             same = [i for i, n in zip(images, names, strict=True) if n == name]
-            raise DataError(f"{path}: {count} entries are the case {name}: {same[:5]}. List each case once.")
+            raise DataError(f"{path}: {times} entries are the case {name}: {same[:5]}. List each case once.")
     return names
 
 
@@ -241,6 +245,19 @@ def _check_distinct(cases: Mapping[Any, str]) -> None:
             )
 
 
+def _tell_apart(cases: dict[_Found, str]) -> None:
+    """Give cases of the same name others: with the extension of their files, and where these are the same, numbers."""
+    shared, taken = {case for case, times in Counter(cases.values()).items() if times > 1}, set()
+    for found, case in cases.items():
+        if case in shared:
+            path = found.origin or found.path
+            longer = case + ("" if path.is_dir() else path.name.removeprefix(case_name(path)))
+            numbered = (f"{longer}_{i}" for i in count(2))
+            cases[found] = longer if longer not in taken else next(name for name in numbered if name not in taken)
+            logger.info("%s is the case %s, since others are called %s, too", found, cases[found], case)
+        taken.add(cases[found])
+
+
 def _given(path: object, what: str, forms: str) -> list[Path]:
     """The paths; a `DataError` where one of them is empty, or a command line says `--input` and nothing behind it."""
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path) if isinstance(path, Sequence) else []
@@ -255,9 +272,9 @@ def list_inputs(
     """The CTs that a user means by a path.
 
     Args:
-        path: a file (NIfTI, NRRD, MetaImage, a zip of such; a DICOM file, or a DICOMDIR, stands for its series), a
-            folder with such files in it and DICOM series in it or in any folder below it, a glob pattern, a datalist in
-            the decathlon format (`.json`, its list `test`), or a list of all these.
+        path: a file (NIfTI, also as `.hdr` and `.img`, NRRD, MetaImage, a zip of such; a DICOM file, or a DICOMDIR,
+            stands for its series), a folder with such files in it and DICOM series in it or in any folder below it, a
+            glob pattern, a datalist in the decathlon format (`.json`, its list `test`), or a list of all these.
         series: of DICOM series those with this UID, or else this number, or else this as a part of their UID or
             description, and nothing else; "": all that are CT volumes. What else there is, such as scouts and reports,
             is passed over, and a single slice beside other scans; the log says so.
@@ -267,28 +284,28 @@ def list_inputs(
         of what a zip holds `origin`, where it is in it, and `case`, its name without extension, with the folders in
         front, joined by `_`, from the one that the given paths have in common (of a pattern: from its first wild card
         on), and of several series in a folder with their numbers behind; in a datalist, see `case_names`. What is found
-        twice is listed once.
+        twice is listed once, but two links to one file are two CTs, called as the links are. CTs that would get the
+        same name have the extension of their files, too, or a number.
 
     Raises:
-        DataError: when nothing is given, a path does not exist, nothing is found in it, or two CTs would get the same
-            name.
+        DataError: when nothing is given, a path does not exist, or nothing is found in it.
     """
     forms = "a file (NIfTI, NRRD, MHA), a DICOM folder, a folder of these, a pattern such as 'scans/*.nii.gz'"
     given = _given(path, "CT", forms)
     folder = _common_folder(given)
     finder = _Finder(str(series))
-    files: dict[tuple[Path, str | None], _Found] = {}  # by what links lead to
+    files: dict[tuple[str, str | None], _Found] = {}
     cases: dict[_Found, str] = {}
     for p in given:
         found = _find(p, finder.in_folder, finder.in_file, finder.in_datalist)
         listed = {q: entry for q, entry in found.items() if entry}
         names = dict(zip(listed, case_names(p, [*listed.values()]), strict=True))
         for q in found:
-            if files.setdefault((q.path.resolve(), q.series), q) == q:
+            if files.setdefault((os.path.abspath(q.path), q.series), q) == q:
                 cases.setdefault(q, names.get(q) or q.name(folder))
     if not cases:
         raise DataError(f"No DICOM series is {series!r}, by UID, number or description.{fault_list(finder.left_out)}")
-    _check_distinct(cases)
+    _tell_apart(cases)
     images = [{"image": os.path.abspath(q.path), "case": case} for q, case in cases.items()]
     for image, q in zip(images, cases, strict=True):
         image |= {"series": q.series} if q.series is not None else {}

@@ -15,7 +15,7 @@ from .dicom_series import find_series
 from .dicom_slides import slide_files
 
 # Headers, whose voxels or slide lie beside them: in files that they name, or that are called like them, or in a folder.
-HEADERS = (".mhd", ".nhdr", ".mrxs", ".vms", ".vmu")
+HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".mrxs", ".vms", ".vmu")
 
 
 def source_digest(path: str | os.PathLike, series: str | None = None) -> str:

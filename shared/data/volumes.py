@@ -31,7 +31,7 @@ from .geometry import (
 
 logger = logging.getLogger(__name__)
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 _UNITS = {"meter": ("metres", 1000), "micron": ("microns", 1e-3)}  # of NIfTI: in words, and in mm
 
 _CROP_LITRES = 2
@@ -101,8 +101,9 @@ def settle_affine(
         DataError: when there are sided organs, nothing is assumed, and the file says nothing of sides.
     """
     is_nifti, remarks = path.name.lower().endswith(NIFTI_SUFFIXES), []
-    header = nib.load(path).header if is_nifti else None
-    unit, factor = _UNITS.get(header.get_xyzt_units()[0], ("mm", 1)) if is_nifti else ("mm", 1)
+    header = nib.load(path).header if is_nifti else {}
+    unit = header.get_xyzt_units()[0] if "xyzt_units" in header else "mm"  # Analyze has none
+    unit, factor = _UNITS.get(unit, ("mm", 1))
     if factor != 1:
         longest = longest_side(shape, affine)
         if SIDES_MM[0] <= longest * factor <= SIDES_MM[1]:
@@ -128,7 +129,7 @@ def settle_affine(
 
 
 def _lacks_forms(header: nib.Nifti1Header) -> bool:
-    return int(header["qform_code"]) == int(header["sform_code"]) == 0
+    return not any(int(header[form]) for form in ("qform_code", "sform_code") if form in header)
 
 
 def _lacks_space(path: Path) -> bool:

@@ -46,6 +46,7 @@ class LoadVolumed(OwnLoadImaged):
             files are warned of, and refused where names of `labels` are left or right.
         check_intensity: `"warn"` of an image that seems to be no CT in HU, see `doubt_of_hu`, once where there is a
             label map, too; `"error"` refuses it, `"off"` does not look.
+        nan_as: HU in place of NaN and infinity in images; None: they are refused.
 
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
@@ -64,6 +65,7 @@ class LoadVolumed(OwnLoadImaged):
         label_ids: Mapping[str, int | Sequence[int]] | None = None,
         assume_orientation: str | None = None,
         check_intensity: str = "warn",
+        nan_as: float | None = None,
     ) -> None:
         super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
         self.label_key = label_key
@@ -73,6 +75,7 @@ class LoadVolumed(OwnLoadImaged):
         self.others = label_ids is not None
         self.assume_orientation = assume_orientation
         self.check_intensity = check_intensity
+        self.nan_as = nan_as
         self.sided = sided_organs(labels or ())
 
     def __call__(
@@ -82,6 +85,7 @@ class LoadVolumed(OwnLoadImaged):
         paths = {key: Path(d[key]).expanduser() for key in self.key_iterator(d)}
         for key, path in paths.items():
             d[key] = self._load(path, reader, None if key == self.label_key else d.get("series"))
+            _check_volume(d[key], path, None if key == self.label_key else self.nan_as)
             if key != self.label_key and "origin" in d:
                 d[key].meta["origin"] = d["origin"]
             if key != self.label_key and self.check_intensity != "off":
@@ -120,6 +124,10 @@ class LoadVolumed(OwnLoadImaged):
 
     def _load(self, path: Path, reader: ImageReader | None, series: str | None = None) -> MetaTensor:
         """The volume in a file or DICOM folder, checked."""
+        if path.is_symlink() and not path.exists():
+            raise DataError(
+                f"{path}: a link to {path.readlink()}, which is not there. Fetch that file or link another."
+            )
         if not path.exists():
             raise DataError(f"{path}: there is no such file or folder.")
         found = None
@@ -154,7 +162,6 @@ class LoadVolumed(OwnLoadImaged):
         volume.meta["remarks"] = ""  # text, which batches can hold
         for remark in remarks:
             self._warn(volume, "sides", remark)
-        _check_volume(volume, path)
         return volume
 
 
@@ -163,11 +170,16 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else "no message"
 
 
-def _check_volume(volume: MetaTensor, path: Path) -> None:
+def _check_volume(volume: MetaTensor, path: Path, nan_as: float | None) -> None:
     check_grid(path, volume.shape[1:], volume.affine.numpy(), volume.shape[0])
-    if not volume.isfinite().all():
-        bad = int((~volume.isfinite()).sum())
+    strange = ~volume.as_tensor().isfinite()
+    if not strange.any():
+        return
+    found = f"{int(strange.sum())} of {volume.numel()} voxels are NaN or infinite"
+    if nan_as is None:
         raise DataError(
-            f"{path}: {bad} of {volume.numel()} voxels are NaN or infinite, expected HU in every voxel of a CT "
-            "(air is -1024) and a whole number in every voxel of a label map. Export it again."
+            f"{path}: {found}, expected HU in every voxel of a CT (air is -1024) and a whole number in every voxel of "
+            "a label map. Export it again, or set --nan_as to the HU that stand for them in a CT, such as -1024."
         )
+    volume.as_tensor()[strange] = nan_as
+    logger.warning("%s: %s, taken for %g HU", path, found, nan_as)

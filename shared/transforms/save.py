@@ -20,6 +20,7 @@ from monai.transforms import SaveImaged
 
 from ..data import check_source, source_digest
 from ..data.geometry import shear
+from ..data.volumes import NIFTI_SUFFIXES
 from ..inferers import axis_maps
 from ..networks import ModelRecord
 from ..reports import save_preview
@@ -177,8 +178,8 @@ def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1
     """
     result = nib.Nifti1Image(label_map, affine)
     result.header.set_xyzt_units("mm")
-    if source.lower().endswith((".nii", ".nii.gz")):
-        original = nib.load(source)
+    original = nib.load(source) if source.lower().endswith(NIFTI_SUFFIXES) else None
+    if isinstance(original, nib.Nifti1Pair):  # no Analyze, which has no codes
         codes = [int(original.header[f"{form}form_code"]) for form in "qs"]
         # what says nothing of sides goes with its image in every program if it says nothing, either
         if codes == [0, 0] or np.allclose(original.affine, affine, atol=1e-4):

@@ -121,6 +121,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "spacing": (Several(Number(above=0), 3), "size of a voxel for the network, mm"),
     "assume_orientation": (OrNone(AxisCodes(), "refuse it"), "of a CT whose file says nothing of sides"),
     "check_intensity": (Choice(("error", "warn", "off")), "what to do where voxels seem to be no HU"),
+    "nan_as": (OrNone(Number(), "refuse them"), "HU in place of voxels that are NaN or infinite"),
     "intensity_range": (Several(Number(), 2), "HU that become 0 and 1"),
     "roi_size": (Several(Whole(16, step=8), 3), "crops and windows, voxels"),
     "crop_size": (PIXELS, "what is cut from the middle of an image, pixels"),

@@ -102,19 +102,37 @@ def test_names_in_a_datalist_are_those_of_training(tmp_path: Path) -> None:
     assert cases(tmp_path / "two.json") == ["p1_ct", "p2_ct"]
 
 
-def test_a_link_has_its_own_name_and_its_file_is_listed_once(tmp_path: Path) -> None:
-    touch(tmp_path / "store" / "0af3")
+def test_two_links_to_one_file_are_two_cases_and_one_that_leads_nowhere_is_no_secret(tmp_path: Path) -> None:
+    touch(tmp_path / "store" / "0af3.nii.gz")
     (tmp_path / "in").mkdir()
-    for name in ("a.nii.gz", "b.nii.gz"):
-        (tmp_path / "in" / name).symlink_to(tmp_path / "store" / "0af3")
-    assert list_inputs(tmp_path / "in") == [{"image": str(tmp_path / "in" / "a.nii.gz"), "case": "a"}]
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.nii.gz").symlink_to(tmp_path / "store" / "0af3.nii.gz")
+    (tmp_path / "in" / "lost.nii.gz").symlink_to("../gone.nii.gz")
+    found = list_inputs([tmp_path / "in", tmp_path / "in/../in/a.nii.gz"])
+    assert [item["case"] for item in found] == ["a", "b", "lost"]
+    assert [item["image"] for item in found] == [str(tmp_path / "in" / f"{n}.nii.gz") for n in ("a", "b", "lost")]
 
 
-def test_two_formats_of_one_name_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path / "ct.nii.gz")
-    touch(tmp_path / "ct.mha")
-    with pytest.raises(DataError, match=r"ct\.mha and .*ct\.nii\.gz would both be the case ct"):
-        list_inputs(tmp_path)
+def test_files_of_one_stem_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for name in ("ct.nii.gz", "ct.nii", "ct.mha", "other.nii", "a_b.nii", "a/b.nii", "c/a/b.nii"):
+        touch(tmp_path / name)
+    assert cases(tmp_path) == ["a_b", "ct.mha", "ct.nii", "ct.nii.gz", "other"]
+    assert (
+        caplog.records[-1].getMessage()
+        == f"{tmp_path}/ct.nii.gz is the case ct.nii.gz, since others are called ct, too"
+    )
+    assert cases(str(tmp_path / "**/*b.nii")) == ["a_b.nii", "a_b.nii_2", "c_a_b"]
+    for name in ("x.json", "y.json"):
+        write_json(tmp_path / name, {"test": [{"image": f"ct.{'nii' if name < 'y' else 'mha'}", "case": "mine"}]})
+    assert cases([tmp_path / "x.json", tmp_path / "y.json"]) == ["mine.nii", "mine.mha"]
+
+
+def test_pairs_of_header_and_voxels_are_one_volume_each(tmp_path: Path) -> None:
+    for name in ("ct.hdr", "ct.img", "B.HDR", "B.IMG", "envi.hdr", "alone.img"):
+        touch(tmp_path / name)
+    assert cases(tmp_path) == ["B", "ct"]
+    assert cases(tmp_path / "ct.img") == ["ct"]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,11 @@ def with_value(path: Path, value: float) -> Path:
     return path
 
 
+def linked(path: Path) -> Path:
+    path.symlink_to("gone/y.nii")
+    return path
+
+
 def text(path: Path) -> Path:
     path.write_text("no volume")
     return path
@@ -151,6 +156,7 @@ NOISE = np.random.default_rng(0).integers(-99, 99, (20, 20, 20)).astype(np.int16
 SHEARED = AFFINE + np.array([[0, 0, 0.5, 0], *np.zeros((3, 4))])
 
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a link that leads nowhere": (lambda d: linked(d / "x.nii"), r"x\.nii: a link to gone/y\.nii, which is not there"),
     "missing": (lambda d: d / "x.nii.gz", r"x\.nii\.gz: there is no such file"),
     "truncated gzip": (lambda d: cut(d / "x.nii.gz", NOISE), r"x\.nii\.gz: cannot be read \(.*cut short"),
     "truncated NIfTI": (lambda d: cut(d / "x.nii", NOISE), r"x\.nii: its header claims 16,352 bytes.*cut short"),
@@ -199,6 +205,37 @@ def test_bad_volumes(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         LoadVolumed("image")({"image": path})
     assert str(caught.value).startswith(str(path))
+
+
+def test_voxels_without_a_number_are_taken_for_what_the_user_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = with_value(tmp_path / "x.nii.gz", -np.inf)
+    image = LoadVolumed("image", nan_as=-1024)({"image": path})["image"]
+    assert image[0, 1, 2, 3] == -1024
+    assert (image == 0).sum() == 159
+    assert f"{path}: 1 of 160 voxels are NaN or infinite, taken for -1024 HU" in caplog.text
+    with pytest.raises(DataError, match="1 of 160 voxels are NaN"):  # of a label map nothing stands for it
+        LoadVolumed("label", "label", nan_as=-1024)({"label": path})
+
+
+@pytest.mark.parametrize("ending", [".hdr", ".img"])
+def test_pairs_of_header_and_voxels(tmp_path: Path, volume: np.ndarray, ending: str) -> None:
+    nib.save(nib.Nifti1Pair(volume, AFFINE), tmp_path / "ct.img")
+    image = LoadVolumed("image", labels={"kidney_left": 1})({"image": tmp_path / f"ct{ending}"})["image"]
+    assert np.array_equal(image[0].numpy(), volume)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+    analyze = nib.AnalyzeImage(volume, np.diag([0.8, 0.9, 2.5, 1]))
+    nib.save(analyze, tmp_path / "old.img")
+    path = tmp_path / f"old{ending}"
+    with pytest.raises(DataError, match=r"left and right of kidney_left cannot be told"):
+        LoadVolumed("image", labels={"kidney_left": 1})({"image": path})
+    image = LoadVolumed("image", assume_orientation="LAS")({"image": path})["image"]
+    assert np.array_equal(image[0].numpy(), volume)
+    assert nib.aff2axcodes(image.affine.numpy()) == tuple("LAS")
+    (tmp_path / "ct.img").write_bytes((tmp_path / "ct.img").read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"its header claims 1,344 bytes, a file of 1,343"):
+        LoadVolumed("image")({"image": tmp_path / f"ct{ending}"})
 
 
 def test_a_volume_that_no_memory_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
