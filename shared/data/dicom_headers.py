@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.charset import python_encoding
 
+from ..utils import DataError
+
 CHARSET, IMAGE_TYPE, SOP_CLASS, INSTANCE, MODALITY = 0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060
 DESCRIPTION, THICKNESS, GAP, STUDY, SERIES = 0x0008103E, 0x00180050, 0x00180088, 0x0020000D, 0x0020000E
 NUMBER, ACQUISITION, POSITION, ORIENTATION, SAMPLES = 0x00200011, 0x00200012, 0x00200032, 0x00200037, 0x00280002
@@ -144,7 +146,7 @@ def _whole(tags: pydicom.Dataset, tag: int, default: int) -> int:
     if isinstance(value, bytes) and tag != FRAMES:
         return int.from_bytes(value[:2], "little" if tags.get_item(tag).is_little_endian else "big")
     found = _text(tags, tag)
-    return int(found) if found.isdigit() else default
+    return int(found) if found.isdecimal() else default
 
 
 def _header(path: Path, tags: pydicom.Dataset, fault: str) -> DicomHeader:
@@ -194,7 +196,11 @@ def _frame(
 
 
 def read_frames(header: DicomHeader) -> list[Frame]:
-    """The slices in a file: its own header's, or one for each frame of an enhanced CT, in the order of the file."""
+    """The slices in a file: its own header's, or one for each frame of an enhanced CT, in the order of the file.
+
+    Raises:
+        DataError: when the number of frames is not that of their places.
+    """
     if header.frames == 1 and header.sop_class not in ENHANCED:
         return [header.frame]
     with header.file.open("rb") as file:
@@ -206,6 +212,10 @@ def read_frames(header: DicomHeader) -> list[Frame]:
         groups = own[index : index + 1] + common
         return [item for group in groups for item in _items(group, sequence)[:1]] + [tags]
 
+    if own and len(own) != header.frames:
+        raise DataError(
+            f"{header.file}: its header tells of {header.frames} frames and of where {len(own)} lie. Export it again."
+        )
     sequences = (PLACES, AXES, MEASURES, VALUES)
     return [_frame(header.file, i, *(parts(i, s) for s in sequences)) for i in range(header.frames)]
 
@@ -216,7 +226,10 @@ def _items(tags: pydicom.Dataset, sequence: int) -> list[pydicom.Dataset]:
 
 def _pixel_fault(file: BinaryIO, tags: pydicom.FileDataset, size: int) -> str:
     """Why the pixels of an image cannot all be there; `file` stands where its header ends."""
-    rows, columns = _whole(tags, ROWS, 0), _whole(tags, COLUMNS, 0)
+    sizes = {"Rows": ROWS, "Columns": COLUMNS, "BitsAllocated": ALLOCATED}
+    lacking = [name for name, tag in sizes.items() if _whole(tags, tag, 0) < 1]
+    if lacking:  # GDCM ends the whole process for want of the last
+        return f"its header has no {' and no '.join(lacking)}"
     if tags.file_meta.get("TransferSyntaxUID") == DEFLATED_SYNTAX:  # packed as a whole
         return ""
     head = file.read(12)
@@ -228,8 +241,10 @@ def _pixel_fault(file: BinaryIO, tags: pydicom.FileDataset, size: int) -> str:
     file.seek(0 if explicit else -4, os.SEEK_CUR)
     if length == UNDEFINED:
         return _fragments_fault(file, size)
-    needed = rows * columns * _whole(tags, SAMPLES, 1) * _whole(tags, FRAMES, 1) * _whole(tags, ALLOCATED, 0) // 8
+    needed = math.prod(_whole(tags, tag, 1) for tag in (ROWS, COLUMNS, SAMPLES, FRAMES, ALLOCATED)) // 8
     there = min(length, size - file.tell())
+    if length >= 2 * needed:
+        return f"its header is damaged: {length:,} bytes of pixels, and by its sizes {needed:,}"
     whole = max(needed, length)
     return f"it is cut short: {there:,} of {whole:,} bytes of pixels" if there < whole else ""
 

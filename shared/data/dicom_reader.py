@@ -41,6 +41,8 @@ class SeriesReader(ITKReader):
                 f"{first_few(bad or ['all'])} ({str(e).strip().splitlines()[-1]}). Copy or export the series again."
             ) from e
         image.SetSpacing([float(s) for s in self.volume.spacing])
+        image.SetOrigin([float(x) for x in self.volume.origin])
+        image.SetDirection(self.volume.direction)
         return image
 
     def _read_files(self) -> Any:
@@ -59,10 +61,7 @@ class SeriesReader(ITKReader):
             stacks[file] = np.rint((stored - reader.GetRescaleIntercept()) / reader.GetRescaleSlope())
         lines = [(stacks[f.file][f.index], *(f.rescale or (1.0, 0.0))) for f in self.volume.frames]
         voxels = np.stack([stored * slope + intercept for stored, slope, intercept in lines])
-        image = itk.image_from_array(voxels.astype(np.float32))
-        image.SetOrigin(self.volume.origin)
-        image.SetDirection(self.volume.direction)
-        return image
+        return itk.image_from_array(voxels.astype(np.float32))
 
 
 def _has_pixels(file: Path) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.uid import UID
+from pydicom.uid import UID_dictionary
 from tqdm import tqdm
 
 from ..utils import DataError, fault_list
@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 # What is looked through for the series of a folder, at most: files, and seconds.
 MOST_FILES, MOST_SECONDS = 200_000, 900.0
+UID_FORM = re.compile(r"[0-9]+(\.[0-9]+)+")
 _PART = 5  # digits of a number that may be meant as a part of a UID
+CT_CLASSES = (CT_IMAGE, *ENHANCED, "")
 KINDS = {"MR": "an MR", "PT": "a PET", "SEG": "a segmentation", "SR": "a report", "RTSTRUCT": "contours"}
 KINDS |= {"PR": "a presentation state", "KO": "a list of key images", "CR": "an X-ray", "DX": "an X-ray"}
 KINDS |= {
@@ -86,8 +88,8 @@ class DicomSeries:
         if modality not in ("CT", ""):
             return f"{KINDS.get(modality, 'another kind of object')} (modality {modality})"
         kind = _most_common([h.sop_class for h in self.headers])
-        if kind not in (CT_IMAGE, *ENHANCED, ""):
-            return f"no CT image but {UID(kind).name} (its SOP class)"
+        if kind not in CT_CLASSES:
+            return f"no CT image but {UID_dictionary.get(kind, [repr(kind)])[0]} (its SOP class)"
         if all("LOCALIZER" in h.image_type for h in self.headers):
             return "a scout (localizer)"
         if any(h.samples != 1 for h in self.headers):
@@ -129,6 +131,12 @@ def find_series(folder: Path) -> list[DicomSeries]:
             unread.setdefault(path.parent, []).append((path, header or _what(path)))
         else:
             others.setdefault(path.parent, []).append(path.name)
+    for (uid, place), headers in list(found.items()):
+        beside = any(p == place and u != uid and UID_FORM.fullmatch(u) for u, p in found)
+        if beside and len(headers) == 1 and _is_garbled(headers[0]):
+            del found[uid, place]
+            why = headers[0].fault or "its SeriesInstanceUID is damaged"
+            unread.setdefault(place, []).append((headers[0].file, why))
     series = []
     for headers in _joined(found):
         folders = {h.file.parent for h in headers}
@@ -141,7 +149,15 @@ def find_series(folder: Path) -> list[DicomSeries]:
         series.append(DicomSeries(common, tuple(headers), tuple(sorted(damaged)), tuple(left)))
     readable = {h.file.parent for s in series if not s.why_no_ct() for h in s.headers}
     series += [DicomSeries(p, (), tuple(sorted(files)), ()) for p, files in unread.items() if p not in readable]
-    return sorted(series, key=lambda s: (s.folder, int(s.number) if s.number.isdigit() else 0, s.uid))
+    return sorted(series, key=lambda s: (s.folder, int(s.number) if s.number.isdecimal() else 0, s.uid))
+
+
+def _is_garbled(header: DicomHeader) -> bool:
+    """Whether the header of what may be a CT slice is damaged, so that it passes for a series of its own."""
+    kinds = (header.modality in KINDS, header.sop_class in UID_dictionary and header.sop_class not in CT_CLASSES)
+    if any(kinds) or "LOCALIZER" in header.image_type:
+        return False
+    return bool(header.fault) or not UID_FORM.fullmatch(header.series)
 
 
 def _what(path: Path) -> str:

@@ -51,15 +51,15 @@ def volume_of(path: Path, series: DicomSeries) -> DicomVolume:
 
     Raises:
         DataError: when sizes, spacing or orientation differ, a position is missing, two slices have the same one, a
-            slice is missing, or the gantry was tilted.
+            slice is missing, or the gantry was tilted, or some slices alone have no slope and intercept.
     """
     frames = [frame for header in series.headers for frame in read_frames(header)]
     _check_same(path, series, frames)
     if len(frames) > 1:
         _check_places(path, series, frames)
     first = frames[0]
-    axes = np.reshape(first.orientation or (1, 0, 0, 0, 1, 0), (2, 3))
-    normal = np.cross(*axes)
+    axes = _axes(first)
+    normal = axes[:, 2]
     places = np.array([np.dot(normal, frame.position or (0, 0, 0)) for frame in frames])
     order = np.argsort(places, kind="stable")
     frames, places = [frames[i] for i in order], places[order]
@@ -70,13 +70,21 @@ def volume_of(path: Path, series: DicomSeries) -> DicomVolume:
         step = float((places[-1] - places[0]) / (len(frames) - 1))
     else:
         step = _thickness(path, first)
-    _warn_of_values(path, frames, series)
+    _check_values(path, frames, series)
     across = first.spacing or (1.0, 1.0)
     spacing = (across[1], across[0], step)
     origin = frames[0].position or (0.0, 0.0, 0.0)
     header = series.headers[0]
     check_geometry(path, [header.columns, header.rows, len(frames)], spacing, header.samples)
-    return DicomVolume(tuple(frames), series.headers, spacing, origin, np.column_stack([*axes, normal]))
+    return DicomVolume(tuple(frames), series.headers, spacing, origin, axes)
+
+
+def _axes(frame: Frame) -> np.ndarray:
+    """Unit vectors along rows, columns and slices, as columns, the rounding of the header taken out as ITK does."""
+    along, down = np.reshape(frame.orientation or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (2, 3))
+    normal = np.cross(along, down)
+    normal, down = normal / np.linalg.norm(normal), down / np.linalg.norm(down)
+    return np.column_stack([np.cross(down, normal), down, normal])
 
 
 def _name(frame: Frame, frames: Sequence[Frame]) -> str:
@@ -206,15 +214,18 @@ def _thickness(path: Path, frame: Frame) -> float:
     return frame.thickness
 
 
-def _warn_of_values(path: Path, frames: Sequence[Frame], series: DicomSeries) -> None:
-    without = sum(frame.rescale is None for frame in frames)
+def _check_values(path: Path, frames: Sequence[Frame], series: DicomSeries) -> None:
+    without = [frame for frame in frames if frame.rescale is None]
+    if without and len(without) < len(frames):
+        raise DataError(
+            f"{path}: {len(without)} of {len(frames)} slices have no RescaleSlope and RescaleIntercept, which the "
+            f"others have: {_names(without, frames)}. Export the series again."
+        )
     if without:
         logger.warning(
-            "%s: %d of %d slices have no RescaleSlope and RescaleIntercept: what is stored is taken for HU, which "
-            "few CTs hold. Organs may come out wrong; export the series again with these tags.",
+            "%s: no slice has a RescaleSlope and RescaleIntercept: what is stored is taken for HU, which few CTs hold. "
+            "Organs may come out wrong; export the series again with these tags.",
             path,
-            without,
-            len(frames),
         )
     if len(thicknesses := _thicknesses(frames)) > 1:
         found = " and ".join(f"{count} of {value:g} mm" for value, count in sorted(thicknesses.items()))

@@ -205,6 +205,10 @@ ODD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda d: write_slice(d / "1.dcm", 1, ImagePositionPatient=None),
         r"1 of 4 slices have no position or orientation .*: 1\.dcm",
     ),
+    "rescale": (
+        lambda d: write_slice(d / "3.dcm", 3, RescaleSlope=None),
+        r"1 of 4 slices have no RescaleSlope and RescaleIntercept, which the others have: 3\.dcm",
+    ),
     "missing": (
         lambda d: (d / "2.dcm").unlink() or write_slice(d / "4.dcm", 4),
         r"slices are missing or unevenly spaced.*\(1\.dcm and 3\.dcm: 10 mm\)",
@@ -262,7 +266,7 @@ def test_slices_stored_in_several_ways(tmp_path: Path) -> None:
 def test_values_without_rescale_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = load(write_series(tmp_path / "ct", RescaleSlope=None, RescaleIntercept=None))
     assert np.array_equal(image.numpy(), expected() + 1024)
-    assert "4 of 4 slices have no RescaleSlope and RescaleIntercept" in caplog.text
+    assert "no slice has a RescaleSlope and RescaleIntercept: what is stored is taken for HU" in caplog.text
 
 
 def test_even_slices_of_several_thicknesses_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,6 +307,33 @@ def test_an_enhanced_ct_that_makes_no_volume(tmp_path: Path) -> None:
     file = write_enhanced(tmp_path / "cut.dcm", [0, 5, 10])
     changed(file, lambda content: content[:-30])
     with pytest.raises(DataError, match=r"cut\.dcm: it is cut short: 90 of 120 bytes of pixels"):
+        load(file)
+
+
+GARBLED: dict[str, tuple[dict[str, Any], str]] = {
+    "no UID": ({"SeriesInstanceUID": ""}, "its SeriesInstanceUID is damaged"),
+    "no text": ({"SeriesInstanceUID": "1.2.3\1"}, "its SeriesInstanceUID is damaged"),
+    "no bits": ({"BitsAllocated": None, "SeriesInstanceUID": "1.7.3"}, "its header has no BitsAllocated"),
+    "too small": ({"Rows": 2}, "40 bytes of pixels, and by its sizes 16"),
+}
+
+
+@pytest.mark.parametrize("kind", GARBLED)
+def test_a_slice_with_a_damaged_header_is_no_series_of_its_own(tmp_path: Path, kind: str) -> None:
+    values, message = GARBLED[kind]
+    folder = write_series(tmp_path / "ct")
+    write_slice(folder / "3.dcm", 3, **values)
+    with pytest.raises(DataError, match=rf"1 of 4 files may be slices(.|\n)*3\.dcm: .*{message}"):
+        load(folder, series="1.2.3")
+
+
+def test_an_enhanced_ct_with_another_number_of_frames(tmp_path: Path) -> None:
+    file = write_enhanced(tmp_path / "e.dcm", [0, 5, 10])
+    changed(file, lambda content: content.replace(b"IS\2\0003 ", b"IS\2\0002 "))
+    with pytest.raises(DataError, match=r"e\.dcm: its header tells of 2 frames and of where 3 lie"):
+        load(file)
+    changed(file, lambda content: content.replace(b"IS\2\0002 (", b"IS\2\0001 ("))
+    with pytest.raises(DataError, match=r"e\.dcm: its header is damaged: 120 bytes of pixels, and by its sizes 40"):
         load(file)
 
 
