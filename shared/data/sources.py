@@ -91,12 +91,14 @@ def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLik
         series: the UID of the series in it.
     """
     theirs = earlier.get("file")
-    same = series is None or earlier.get("series_uid") in (None, series)
+    other = earlier.get("series_uid")
+    same = series is None or other in (None, series)
     if not theirs or (same and os.path.realpath(theirs) == os.path.realpath(path)):
         return
     if earlier.get("source_digest") and earlier["source_digest"] == source_digest(path, series):
         return
+    theirs, ours = (f"{name} (series {uid})" if uid else name for name, uid in ((theirs, other), (path, series)))
     raise DataError(
-        f"{place}: holds the results of {theirs}, another image than {path}, which has the same name and would replace "
+        f"{place}: holds the results of {theirs}, another image than {ours}, which has the same name and would replace "
         "them. Choose another --output_dir, or rename one of them."
     )

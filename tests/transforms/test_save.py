@@ -10,9 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from dicom_files import write_series
 from monai.data import MetaTensor
 
 import shared.transforms.save as save_module
+from shared.data import list_inputs, source_digest
 from shared.reports import save_preview
 from shared.transforms import LoadVolumed, SaveSegmentationd
 from shared.transforms.save import _on_grid_of, _replace
@@ -65,6 +67,31 @@ def test_organs(tmp_path: Path) -> None:
     assert list(content["organs"]) == ["spleen", "liver", "aorta"]
     assert content["organs"]["spleen"] == {"label": 1, "voxels": 100, "volume_ml": 0.18}  # 0.8 * 0.9 * 2.5 mm³ a voxel
     assert content["organs"]["aorta"] == {"label": 3, "voxels": 0, "volume_ml": 0.0}
+
+
+def ones(image: MetaTensor) -> MetaTensor:
+    return MetaTensor(torch.ones(image.shape), affine=image.affine)
+
+
+def test_a_dicom_series_is_named(tmp_path: Path) -> None:
+    """Of two in a folder each has a result, and one's is not replaced by the other's."""
+    write_series(tmp_path / "ct", 6)
+    write_series(tmp_path / "ct", 5, name="b{}", SeriesInstanceUID="1.2.4", SeriesNumber="3")
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "ct")
+    save = SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)
+    load = mt.Compose([LoadVolumed("image"), mt.ScaleIntensityRanged("image", -175, 250, 0, 1, clip=True)])
+    for item in list_inputs([tmp_path / "ct", tmp_path / "zipped.zip"]):
+        d = load(item)
+        save({**d, "pred": ones(d["image"])})
+        content = json.loads((tmp_path / "out" / d["case"] / "organs.json").read_text())
+        assert (content["study_uid"], content["series_uid"]) == ("1.2.0", item["series"])
+        assert content["image"] == item.get("origin", str(tmp_path / "ct"))
+        assert content["source_digest"] == source_digest(item["image"], item["series"])
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    with pytest.raises(
+        DataError, match=r"results of .*ct \(series 1\.2\.3\), another image than .*ct \(series 1\.2\.4\)"
+    ):
+        save({**load({**list_inputs(tmp_path / "ct")[1], "case": "ct_2"}), "pred": ones(d["image"])})
 
 
 @pytest.mark.parametrize(
