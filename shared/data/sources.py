@@ -81,7 +81,7 @@ def made_with(ckpt_path: str | os.PathLike, **settings: Any) -> dict[str, Any]:
 
 
 def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLike, series: str | None = None) -> None:
-    """Raise a `DataError` where results are of another image: neither the file nor what is in it is the same.
+    """Raise a `DataError` where results are of another file, unless that has gone and this one holds the same.
 
     Args:
         place: where the results are.
@@ -95,7 +95,8 @@ def check_source(place: Path, earlier: Mapping[str, Any], path: str | os.PathLik
     same = series is None or other in (None, series)
     if not theirs or (same and os.path.realpath(theirs) == os.path.realpath(path)):
         return
-    if earlier.get("source_digest") and earlier["source_digest"] == source_digest(path, series):
+    moved = earlier.get("source_digest") and not os.path.exists(theirs)
+    if moved and earlier["source_digest"] == source_digest(path, series):
         return
     theirs, ours = (f"{name} (series {uid})" if uid else name for name, uid in ((theirs, other), (path, series)))
     raise DataError(

@@ -205,7 +205,7 @@ def test_what_is_done_is_left_out_and_another_scan_s_result_kept(
     assert written == []
     (tmp_path / "other").mkdir()
     shutil.copy(data / "image_1.nii.gz", tmp_path / "other" / "image_4.nii.gz")
-    shutil.copy(data / "image_5.nii.gz", tmp_path / "other")
+    shutil.move(tmp_path / "in" / "image_5.nii.gz", tmp_path / "other")
     said, written = infer(tmp_path / "other")
     assert "1 of 2 cases failed" in said
     assert f"{organs[4].parent}: holds the results of {tmp_path}/in/image_4.nii.gz, another image than" in said

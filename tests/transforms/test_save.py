@@ -167,14 +167,14 @@ def test_the_result_of_another_scan_is_not_replaced(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out/ct/organs.json").read_text())
     assert (written["image"], written["weights"]) == (str(tmp_path / "ct.nii.gz"), "a1")
     (tmp_path / "b").mkdir()
-    shutil.copy(tmp_path / "ct.nii.gz", tmp_path / "b")
+    shutil.move(tmp_path / "ct.nii.gz", tmp_path / "b")
     d["image"].meta["filename_or_obj"] = str(tmp_path / "b/ct.nii.gz")
     save(d)
     assert json.loads((tmp_path / "out/ct/organs.json").read_text())["image"] == str(tmp_path / "b/ct.nii.gz")
     make_case(tmp_path / "b", sform=1)
     save(d)
     before = (tmp_path / "out/ct/organs.json").read_bytes()
-    d["image"].meta["filename_or_obj"] = str(tmp_path / "ct.nii.gz")
+    d = make_case(tmp_path)
     with pytest.raises(DataError, match=r"out/ct: holds the results of .*/b/ct\.nii\.gz, another image than .*ct\.nii"):
         save(d)
     assert (tmp_path / "out/ct/organs.json").read_bytes() == before
