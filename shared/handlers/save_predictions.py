@@ -51,6 +51,7 @@ class SavePredictions:
         record: what the weights were trained on, see `shared.networks.read_model_record`; None or empty: unknown.
         adapted: whether batch norm was adapted to the images, for the record.
         made_with: the weights' digest and the settings, see `shared.data.made_with`.
+        crop_size: side in pixels of what the network sees of an image, which the preview outlines.
 
     Raises:
         ValueError: when the threshold or the class names are out of range.
@@ -67,7 +68,9 @@ class SavePredictions:
         record: ModelRecord | None = None,
         adapted: bool = False,
         made_with: Mapping[str, Any] | None = None,
+        crop_size: int | None = None,
     ) -> None:
+        self.crop_size = crop_size
         self.class_names = check_classes(threshold, class_names)
         self.output_dir = writable_folder(output_dir)
         self.threshold = float(threshold)
@@ -158,7 +161,8 @@ class SavePredictions:
         self.table.write(self.predictions, self.failures, COLUMNS, **({"warning": warning} if warning else {}))
         shown = [p for p in [*self.table.rows.values(), *self.predictions] if Path(p["file"]).is_file()]
         if shown:
-            save_figure(picture, draw_predictions(shown, self.threshold, self.class_names, warning), dpi=100)
+            drawn = draw_predictions(shown, self.threshold, self.class_names, warning, self.crop_size)
+            save_figure(picture, drawn, dpi=100)
         positive = sum(p["probability"] >= self.threshold for p in self.predictions)
         logger.info(
             "%d of %d patches are %s (probability at least %.3g), written to %s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..data import read_rgb
@@ -206,21 +208,37 @@ def draw_patches(patches: Sequence[Patch], summary: DomainSummary) -> Figure:
 
 
 def draw_predictions(
-    predictions: Sequence[Prediction], threshold: float, class_names: Sequence[str], warning: str | None = None
+    predictions: Sequence[Prediction],
+    threshold: float,
+    class_names: Sequence[str],
+    warning: str | None = None,
+    crop_size: int | None = None,
 ) -> Figure:
-    """The most probable images, and of the others those nearest to the threshold."""
+    """The most probable images, and of the others those nearest to the threshold.
+
+    With `crop_size`, of the square of so many pixels in their middle, which the network saw, the outline.
+    """
     ranked = sorted(predictions, key=lambda p: -p["probability"])
     uncertain = sorted(ranked[SHOWN:], key=lambda p: abs(p["probability"] - threshold))[:SHOWN]
-    sections = {f"most probably {class_names[1]}": ranked[:SHOWN]}
+    first, rest = ranked[:SHOWN], ranked[SHOWN:]
+    sections = {f"most probably {class_names[1]}: {len(first)} of {len(ranked)} patches": first}
     if uncertain:
-        sections[f"least certain of the others (threshold {threshold:.3g})"] = uncertain
-    return draw_gallery(sections, _draw_prediction, warnings=[warning] if warning else [])
+        name = f"least certain of the others (threshold {threshold:.3g}): {len(uncertain)} of {len(rest)}"
+        sections[name] = uncertain
+    title = "yellow: what the network saw" if crop_size else ""
+    draw = partial(_draw_prediction, crop_size=crop_size)
+    return draw_gallery(sections, draw, title, warnings=[warning] if warning else [])
 
 
-def _draw_prediction(axes: Axes, prediction: Prediction) -> None:
+def _draw_prediction(axes: Axes, prediction: Prediction, crop_size: int | None) -> None:
     image = read_rgb(prediction["file"])
+    width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    axes.imshow(image)
+    axes.imshow(image, extent=(0, width, height, 0))
+    if crop_size:
+        corner = ((width - crop_size) // 2, (height - crop_size) // 2)
+        seen = {"facecolor": "none", "edgecolor": "yellow", "linewidth": 1.5, "clip_on": False}
+        axes.add_patch(Rectangle(corner, crop_size, crop_size, **seen))
     name = Path(prediction["case"]).name
     name = name if len(name) <= 20 else f"…{name[-19:]}"
     axes.set_title(f"{prediction['probability']:.3f}\n{name}", fontsize=7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from .domains import (
     draw_curves,
     summarise_domains,
 )
-from .gallery import add_warnings, draw_gallery
+from .gallery import BAR, add_scale_bar, add_warnings, draw_gallery
 
 AP = Column("average_precision", "AP", interval=True)
 LAYOUT = Layout(
@@ -215,19 +216,31 @@ def draw_detections(findings: Findings, regions: Sequence[RegionEntry], summary:
 
 
 class Crop(NamedTuple):
-    """A place of a region to look at."""
+    """A place of a region to look at, the score there, and the true class."""
 
     region: int
     x: float
     y: float
     text: str
+    true: str
 
 
 def false_positives(findings: Findings, how: DetectionScoring) -> list[Crop]:
     """From the highest score to the lowest."""
     wrong = (findings.match < 0) & (findings.classes == how.class_id) & (findings.scores >= how.threshold)
     order = np.flatnonzero(wrong)[np.argsort(-findings.scores[wrong], kind="stable")]
-    return [Crop(int(findings.images[i]), *findings.points[i].tolist(), f"{findings.scores[i]:.2f}") for i in order]
+    images, points, texts = findings.images.tolist(), findings.points.tolist(), [f"{s:.2f}" for s in findings.scores]
+    return [Crop(images[i], *points[i], texts[i], _truth(findings, i, how)) for i in order]
+
+
+def _truth(findings: Findings, i: int, how: DetectionScoring) -> str:
+    """What lies where a false positive was found."""
+    distance = np.linalg.norm(findings.true_points - findings.points[i], axis=1)
+    near = (findings.true_images == findings.images[i]) & (distance <= how.match_radius)
+    if not near.any():
+        return "nothing"
+    true = findings.true_classes[np.where(near, distance, np.inf).argmin()]
+    return "found twice" if true == how.class_id else how.class_names[true]
 
 
 def false_negatives(findings: Findings, how: DetectionScoring) -> list[Crop]:
@@ -235,7 +248,10 @@ def false_negatives(findings: Findings, how: DetectionScoring) -> list[Crop]:
     found_at, images, points = findings.found_at, findings.true_images, findings.true_points
     missed = np.flatnonzero((findings.true_classes == how.class_id) & ~(found_at >= how.threshold))
     scores = ["not seen" if np.isnan(score) else f"{score:.2f}" for score in found_at[missed]]
-    return [Crop(int(images[i]), *points[i].tolist(), score) for i, score in zip(missed, scores, strict=True)]
+    return [
+        Crop(int(images[i]), *points[i].tolist(), score, how.class_name)
+        for i, score in zip(missed, scores, strict=True)
+    ]
 
 
 def draw_errors(findings: Findings, regions: Sequence[RegionEntry], summary: DomainSummary) -> Figure:
@@ -250,9 +266,15 @@ def draw_errors(findings: Findings, regions: Sequence[RegionEntry], summary: Dom
     sections = {f"{title}: {len(shown)} of {n}" if shown else nothing: shown for title, shown, n, nothing in parts}
 
     def draw(axes: Axes, crop: Crop) -> None:
-        region = regions[crop.region]
+        entry = regions[crop.region]
+        region = open_region(entry["image"], entry.get("mpp"))
         corner = (round(crop.x - CROP / 2), round(crop.y - CROP / 2))
-        axes.imshow(open_region(region["image"]).read(*corner, CROP, CROP))
-        axes.set_title(f"{crop.text}, {region['domain']}", fontsize=8)
+        axes.imshow(region.read(*corner, CROP, CROP))
+        name = Path(entry["image"]).name
+        place = f"{name if len(name) <= 14 else f'…{name[-13:]}'} {crop.x:.0f}, {crop.y:.0f}"
+        axes.set_title(f"{crop.text} {entry['domain']}: {crop.true}\n{place}", fontsize=7)
+        if region.mpp:
+            add_scale_bar(axes, region.mpp)
 
-    return draw_gallery(sections, draw, f"{summary.title}; threshold {how.threshold:.3g}", summary.warnings)
+    meaning = f"threshold {how.threshold:.3g}; score, domain: true class, file and x, y; bar: {BAR:g} µm"
+    return draw_gallery(sections, draw, f"{summary.title}; {meaning}", summary.warnings)

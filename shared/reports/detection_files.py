@@ -22,12 +22,13 @@ from ..data import Region
 from ..data.tissue import MASK_SIZE
 from ..metrics import Detections, MitoticCount, box_centres
 from ..utils import atomic_path, write_csv
-from .gallery import draw_gallery, save_figure
+from .gallery import BAR, add_scale_bar, draw_gallery, save_figure
 
 MITOTIC = 1
 COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold", "qupath_x", "qupath_y")
 COLOURS = ([40, 120, 255], [0, 170, 0])  # of non-mitotic and mitotic, RGB; both stand out from pink and violet
 OVERVIEW = 1400  # pixels of its longer side, made from the picture that the tissue mask is made from
+MANY = 100  # figures in an overview, whose rings are smaller where there are more
 SHOWN = 24  # figures in a gallery
 CROP = 96  # pixels, as shown
 CROP_MICRONS = 32.0  # side of a crop: the cell and what is around it
@@ -177,16 +178,20 @@ def write_overview(path: str | os.PathLike, image: DetectedImage) -> None:
         axes.add_patch(Polygon(ring + (left, top), fill=False, edgecolor="tab:green", linewidth=1.5, zorder=1))
     points, mitotic, other = image.centres - image.qupath, image.called(), image.called(1 - MITOTIC)
     scores = ScalarMappable(Normalize(min(threshold, 0.99), 1), matplotlib.colormaps["plasma"])
-    ring = {"s": 90, "facecolors": "none"}
-    axes.scatter(*points[other].T, **ring, edgecolors="tab:blue", linewidths=1, zorder=2)
-    axes.scatter(*points[mitotic].T, **ring, edgecolors="black", linewidths=3.2, zorder=3)
-    axes.scatter(*points[mitotic].T, **ring, edgecolors=scores.to_rgba(image.detections["score"][mitotic]), zorder=4)
+    smaller = max(0.3, min(1.0, (MANY / max(mitotic.sum() + other.sum(), 1)) ** 0.5))  # where they are many, in width
+    ring = {"s": 90 * smaller**2, "facecolors": "none"}
+    thin, thick = {**ring, "linewidths": 1.5 * smaller}, {**ring, "linewidths": 3.2 * smaller}
+    axes.scatter(*points[other].T, **thin, edgecolors="tab:blue", zorder=2)
+    axes.scatter(*points[mitotic].T, **thick, edgecolors="black", zorder=3)
+    axes.scatter(*points[mitotic].T, **thin, edgecolors=scores.to_rgba(image.detections["score"][mitotic]), zorder=4)
     axes.set(xlim=(left, right), ylim=(bottom, top))
     marker = {"color": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
     legend = [
         Line2D([], [], **marker, markeredgecolor="black", label=f"mitotic ({mitotic.sum()})"),
         Line2D([], [], **marker, markeredgecolor="tab:blue", label=f"non-mitotic ({other.sum()})"),
     ]
+    if region.roi is not None:
+        legend.append(Line2D([], [], color="tab:green", label="region of interest"))
     if count is not None:
         x1, y1, x2, y2 = count.outline - np.tile(image.qupath, 2)
         outline = {"facecolor": "none", "edgecolor": "black", "linestyle": "--", "linewidth": 1.5, "zorder": 5}
@@ -200,7 +205,7 @@ def write_overview(path: str | os.PathLike, image: DetectedImage) -> None:
 def write_gallery(path: str | os.PathLike, image: DetectedImage) -> None:
     """Draw the candidates for mitotic figures of the highest scores, with what is around them, the best one first.
 
-    Those below the threshold have a grey frame and follow the others.
+    Those below the threshold have a grey frame and follow the others. A bar of 10 µm is in each crop.
     """
     region, detections = image.region, image.detections
     candidates = np.flatnonzero(detections["label"] == MITOTIC)
@@ -219,8 +224,12 @@ def write_gallery(path: str | os.PathLike, image: DetectedImage) -> None:
         shown = points[i] - image.qupath
         text = f"{detections['score'][i]:.3f}\n{shown[0]:.0f}, {shown[1]:.0f}"
         axes.set_title(text, fontsize=7, color=colour)
+        if region.mpp:
+            add_scale_bar(axes, region.mpp)
 
-    _save(path, draw_gallery({"" if len(best) else "none": best}, draw), image)
+    shown = f"{len(best)} of {len(candidates)} candidates, highest scores; scores over x, y in pixels"
+    meaning = f"green: from the threshold {image.threshold:.3g} on, grey: below; bar: {BAR:g} µm"
+    _save(path, draw_gallery({f"{shown}\n{meaning}" if len(best) else "none": best}, draw), image)
 
 
 def _save(path: str | os.PathLike, figure: Figure, image: DetectedImage) -> None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ..utils import atomic_path
 
 PER_ROW = 6
+BAR = 10.0  # µm
 
 T = TypeVar("T")
 
@@ -46,6 +47,15 @@ def draw_gallery(
         figure.suptitle(title, fontsize=11)
     add_warnings(figure, warnings)
     return figure
+
+
+def add_scale_bar(axes: Axes, mpp: float) -> None:
+    """Draw `BAR` µm at the foot of a crop, whose units measure so many µm."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x, y = left + 0.06 * (right - left), bottom + 0.06 * (top - bottom)
+    for colour, width in (("white", 4), ("black", 2)):
+        ends = ([x, x + BAR / mpp], [y, y])
+        axes.plot(*ends, color=colour, linewidth=width, scalex=False, scaley=False, solid_capstyle="butt")
 
 
 def add_warnings(figure: Figure, warnings: Sequence[str]) -> None:

@@ -228,13 +228,18 @@ def test_preview_shows_the_most_probable_and_the_least_certain(tmp_path: Path) -
         assert title[0] == f"{i / 40:.3f}"
         assert (np.asarray(image) == round(255 * i / 40)).all()
     titles = [part.get_suptitle() for part in figure.subfigs]
-    assert titles == ["most probably mitotic", "least certain of the others (threshold 0.3)"]
+    first, second = "most probably mitotic: 12 of 40 patches", "least certain of the others (threshold 0.3): 12 of 28"
+    assert titles == [first, second]
+    assert figure.get_suptitle() == ""
 
 
 def test_large_images_are_shown_small_and_in_proportion(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / "large.png")
     prediction = {"case": "a/" + 40 * "long" + ".png", "file": str(tmp_path / "large.png"), "probability": 1.0}
-    figure = draw_predictions([prediction], 0.3, NAMES)
+    figure = draw_predictions([prediction], 0.3, NAMES, crop_size=100)
+    assert figure.get_suptitle() == "yellow: what the network saw"
     axes = figure.axes[0]
+    assert axes.images[0].get_extent() == [0, 600, 300, 0]
+    assert axes.patches[0].get_bbox().extents.tolist() == [250, 100, 350, 200]
     assert axes.images[0].get_array().shape == (64, 128, 3)
     assert axes.get_title() == "1.000\n…" + (40 * "long" + ".png")[-19:]

@@ -79,11 +79,27 @@ def test_gallery_shows_what_is_wrong(tmp_path: Path) -> None:
     # False positives lie on the background or on figures of the other class, false negatives on figures
     assert all(dark[12:])
     assert not all(dark[:12])
-    assert [axes.get_title() for axes in shown[:12]] == [f"{c.text}, {data[c.region]['domain']}" for c in wrong[:12]]
-    assert {axes.get_title().split(", ")[1] for axes in shown[12:]} == {"XR", "CS", "S360"}  # from all over the data
+    for axes, crop in zip(shown, wrong[:12], strict=False):
+        entry = data[crop.region]
+        centres = (np.array(entry["box"])[:, :2] + 25).tolist()
+        true = entry["label"][centres.index([crop.x, crop.y])] if [crop.x, crop.y] in centres else None
+        assert crop.true == {None: "nothing", 0: "non_mitotic"}[true]
+        place = f"{Path(entry['image']).name} {crop.x:.0f}, {crop.y:.0f}"
+        assert axes.get_title() == f"{crop.text} {entry['domain']}: {crop.true}\n{place}"
+    assert {crop.true for crop in missed} == {"mitotic"}
+    domains = {axes.get_title().split(":")[0].split()[-1] for axes in shown[12:]}
+    assert domains == {"XR", "CS", "S360"}  # from all over the data
     titles = [text.get_text() for text in figure.findobj(Text)]
     assert f"called mitotic, but not, highest scores: 12 of {len(wrong)}" in titles
     assert f"mitotic, but missed: 12 of {len(missed)}" in titles
+
+
+def test_false_positives_say_what_is_there() -> None:
+    points, scores = [[50, 50], [52, 50], [100, 100], [200, 200]], [0.9, 0.8, 0.7, 0.6]
+    true = [[50, 50], [104, 100], [300, 300]]
+    findings = Findings.matched([points], [scores], [[1] * 4], [true], [[1, 0, 1]], 10.0)
+    found = [(crop.text, crop.true) for crop in false_positives(findings, HOW)]
+    assert found == [("0.80", "found twice"), ("0.70", "non_mitotic"), ("0.60", "nothing")]
 
 
 @pytest.mark.parametrize("perfect", [True, False])

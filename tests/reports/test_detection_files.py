@@ -15,6 +15,7 @@ from PIL import Image
 from region_images import write_scn
 
 from shared.data.regions import Region
+from shared.data.roi import Roi
 from shared.metrics import Detections, MitoticCount
 from shared.reports import (
     DetectedImage,
@@ -212,6 +213,24 @@ def test_overview(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
     assert drawn[1].get_suptitle() == ""
 
 
+def test_overview_of_a_region_of_interest(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
+    outline = np.array([[200, 100], [900, 100], [500, 700]], float)
+    write_overview(tmp_path / "o.png", image(region.within(Roi(((outline,),))), detections((500, 300, 0.9, 1))))
+    axes = drawn[0].axes[0]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((200, 900), (700, 100))
+    assert axes.patches[0].get_xy()[:3].tolist() == outline.tolist()
+    assert axes.collections[2].get_offsets().tolist() == [[500, 300]]
+    assert drawn[0].legends[0].get_texts()[-1].get_text() == "region of interest"
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 90), (100, 90), (400, 22.5), (9999, 8.1)])
+def test_rings_are_smaller_where_they_are_many(
+    count: int, size: float, tmp_path: Path, region: Region, drawn: list[Figure]
+) -> None:
+    write_overview(tmp_path / "o.png", image(region, detections(*[(i % 1600, i % 1000, 0.9, 1) for i in range(count)])))
+    assert drawn[0].axes[0].collections[2].get_sizes() == pytest.approx(size)
+
+
 def test_gallery_shows_the_best_first(tmp_path: Path, region: Region, drawn: list[Figure]) -> None:
     places = [(100.0 * i + 50, 450.0, 0.9 - i / 20, 1) for i in range(16)] + [(50.0, 50.0, 0.99, 0)]
     write_gallery(tmp_path / "g.png", image(region, detections(*places[::-1]), 0.5, title="slide 1", warning="made up"))
@@ -224,6 +243,11 @@ def test_gallery_shows_the_best_first(tmp_path: Path, region: Region, drawn: lis
         assert axes.get_title().split("\n") == [f"{0.9 - i / 20:.3f}", f"{100 * i + 50}, 450"]
         (box,) = [p for p in axes.patches if isinstance(p, Rectangle)]
         assert box.get_bbox().extents.tolist() == [100 * i + 25, 425, 100 * i + 75, 475]
+        assert [np.ptp(line.get_xdata()) for line in axes.lines] == pytest.approx([40, 40])  # 10 µm
+        assert axes.get_xlim() == (100 * i - 14, 100 * i + 114)
+    (caption,) = [part.get_suptitle() for part in drawn[0].subfigs]
+    assert caption.startswith("16 of 16 candidates, highest scores")
+    assert "green: from the threshold 0.5 on, grey: below; bar: 10 µm" in caption
     colours = [tuple(axes.patches[0].get_edgecolor()) for axes in shown]
     assert colours == [colours[0]] * 9 + [colours[-1]] * 7  # to 0.5, and below
     assert colours[0] != colours[-1]
