@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from .organs import organ_colour
 
 _LINE = 150  # characters that fit beside each other
 # Plane, axis that it is a slice of, then of its columns and rows: the axis, and the letters at its two ends. The
@@ -53,8 +54,7 @@ def save_preview(
         title: stands on top.
         warning: stands below the title in red.
     """
-    # neighbours in the list, which are often neighbours in the body, differ in hue
-    colours = ListedColormap([matplotlib.colormaps["tab20"](i % 20) for i in range(max(names.values()))])
+    colours = ListedColormap([organ_colour(i) for i in range(1, max(names.values()) + 1)])
     figure = Figure(figsize=(15, 6), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     for axes, (plane, axis, column, column_ends, row, row_ends) in zip(figure.subplots(1, 3), _PLANES, strict=True):

@@ -47,6 +47,8 @@ class LoadVolumed(OwnLoadImaged):
         check_intensity: `"warn"` of an image that seems to be no CT in HU, see `doubt_of_hu`, once where there is a
             label map, too; `"error"` refuses it, `"off"` does not look.
         nan_as: HU in place of NaN and infinity in images; None: they are refused.
+        hu_key: where the first image's HU are kept, int16, (1, x, y, z), for measures on the file's own grid; None:
+            nowhere.
 
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
@@ -66,6 +68,7 @@ class LoadVolumed(OwnLoadImaged):
         assume_orientation: str | None = None,
         check_intensity: str = "warn",
         nan_as: float | None = None,
+        hu_key: str | None = None,
     ) -> None:
         super().__init__(keys, ensure_channel_first=True, image_only=True, allow_missing_keys=allow_missing_keys)
         self.label_key = label_key
@@ -76,6 +79,7 @@ class LoadVolumed(OwnLoadImaged):
         self.assume_orientation = assume_orientation
         self.check_intensity = check_intensity
         self.nan_as = nan_as
+        self.hu_key = hu_key
         self.sided = sided_organs(labels or ())
 
     def __call__(
@@ -91,6 +95,8 @@ class LoadVolumed(OwnLoadImaged):
             if key != self.label_key and self.check_intensity != "off":
                 self._doubt(d[key], path)
             d.setdefault("case", case_name(path))
+        if self.hu_key is not None:
+            d[self.hu_key] = d[next(iter(paths))].as_tensor().round().clip(-(2**15), 2**15 - 1).to(torch.int16)
         if self.label_key in paths:
             image = next((key for key in paths if key != self.label_key), self.label_key)
             d[self.label_key] = self._label_map(*((d[key], paths[key]) for key in (self.label_key, image)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
@@ -24,11 +26,13 @@ from ..data.volumes import NIFTI_SUFFIXES
 from ..inferers import axis_maps
 from ..networks import ModelRecord
 from ..reports import save_preview
+from ..reports.organs import label_name_files, measure_organs, write_label_names
 from ..reports.provenance import warning_of_results
-from ..utils import EARLIER, DataError, name_full_disk, temporary_folder, writable_folder
+from ..utils import EARLIER, DataError, flag, name_full_disk, temporary_folder, writable_folder
 
 logger = logging.getLogger(__name__)
 
+_MASKS = "structures"  # the folder of a file for each organ
 _ITK_SHEAR = 5e-5  # ITK refuses 1e-4
 
 
@@ -39,7 +43,9 @@ class SaveSegmentationd(SaveImaged):
 
     * `<case>_seg.nii.gz`: the label map, uint8, on the native grid, with the same affine; where the image is a NIfTI
       file, also with its sform and qform codes and units.
-    * `organs.json`: voxel count and volume in ml of each organ, the image with its digest and, of a DICOM series, its
+    * `<case>_seg_ColorTable.ctbl` and `<case>_seg_labels.txt`: its names, for 3D Slicer and ITK-SNAP.
+    * `structures/<name>.nii.gz`, if asked for: each organ that was found as a mask of 0 and 1.
+    * `organs.json`: of each organ what `measure_organs` says, the image with its digest and, of a DICOM series, its
       Study and Series UID, the weights' digest and the settings, what the network was trained on, and a `warning`
       where that was synthetic data or is unknown.
     * `preview.png`: three planes with the label map over the CT. It shows the image as the network saw it, which is
@@ -55,10 +61,13 @@ class SaveSegmentationd(SaveImaged):
         labels: name → id of the organs.
         record: what the weights were trained on, see `read_model_record`; None or empty: unknown.
         made_with: the weights' digest and the settings, see `shared.data.made_with`.
+        structures: names of the organs that are written; None: all. The others become background.
+        per_structure: a file for each of them, too.
+        hu_key: where the HU on the native grid are, see `LoadVolumed`; without them mean and deviation are left out.
 
     Raises:
-        DataError: when the folder cannot be written to, or that of the case holds other files, or the result of another
-            image.
+        DataError: when `structures` has other names than `labels`, two names make one file, the folder cannot be
+            written to, or that of the case holds other files, or the result of another image.
     """
 
     def __init__(
@@ -70,33 +79,41 @@ class SaveSegmentationd(SaveImaged):
         record: ModelRecord | None = None,
         allow_missing_keys: bool = False,
         made_with: Mapping[str, Any] | None = None,
+        structures: Sequence[str] | None = None,
+        per_structure: bool | str = False,
+        hu_key: str = "hu",
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
         self.ref_key = ref_key
         self.output_dir = Path(output_dir)
-        self.labels = dict(labels or {})
+        self.labels = _chosen(dict(labels or {}), structures)
+        self.files = _mask_files(self.labels) if flag("per_structure", per_structure) else {}
+        self.hu_key = hu_key
         self.record = dict(record or {})
         self.made_with = dict(made_with or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            self._save(d["case"], d[key], d[self.ref_key])
+            self._save(d["case"], d[key], d[self.ref_key], d.get(self.hu_key))
         return d
 
-    def _save(self, case: str, labels: MetaTensor, image: MetaTensor) -> None:
+    def _save(self, case: str, labels: MetaTensor, image: MetaTensor, hu: torch.Tensor | None) -> None:
         source = str(image.meta.get("filename_or_obj", ""))
         uids = {key: str(image.meta[key]) for key in ("study_uid", "series_uid") if key in image.meta}
         label_map, affine = labels[0].cpu().numpy().astype(np.uint8), labels.affine.cpu().numpy()
-        organs = self._organs(case, source, uids, label_map, float(abs(np.linalg.det(affine[:3, :3]))))
+        label_map[~np.isin(label_map, [*self.labels.values()])] = 0
+        organs = self._facts(case, source, uids)
         organs["image"] = str(image.meta.get("origin", source))
         if remarks := image.meta.get("remarks"):
             organs["warning"] = "\n".join(filter(None, [organs.get("warning"), remarks]))
+        voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
+        organs["organs"] = measure_organs(label_map, self.labels, voxel_mm3, None if hu is None else hu[0].numpy())
 
         target = writable_folder(self.output_dir) / case
         names = segmentation_files(case)
         check_source(target, read_segmentation(self.output_dir, case) or {}, source, uids.get("series_uid"))
-        others = sorted(p.name for p in target.iterdir() if p.name not in names) if target.is_dir() else []
+        others = sorted(p.name for p in target.iterdir() if p.name not in {*names, _MASKS}) if target.is_dir() else []
         if others or target.is_file():
             raise DataError(
                 f"{target}: holds other things ({', '.join(others[:3]) or 'a file'}) than an earlier segmentation, "
@@ -106,7 +123,7 @@ class SaveSegmentationd(SaveImaged):
             folder, earlier = temporary / "new", temporary / EARLIER / case
             folder.mkdir()
             earlier.parent.mkdir()
-            nib.save(_nifti(label_map, affine, source), folder / f"{case}_seg.nii.gz")
+            self._write_maps(folder, case, _nifti(label_map, affine, source))
             (folder / "organs.json").write_text(json.dumps(organs, indent=2) + "\n", encoding="utf-8")
             save_preview(
                 folder / "preview.png",
@@ -121,10 +138,17 @@ class SaveSegmentationd(SaveImaged):
         found = sum(organ["voxels"] > 0 for organ in organs["organs"].values())
         logger.info("%s: %d of %d organs found, written to %s", case, found, len(self.labels), target)
 
-    def _organs(
-        self, case: str, source: str, uids: Mapping[str, str], label_map: np.ndarray, voxel_mm3: float
-    ) -> dict[str, Any]:
-        counts = np.bincount(label_map.ravel(), minlength=256)
+    def _write_maps(self, folder: Path, case: str, result: nib.Nifti1Image) -> None:
+        nib.save(result, folder / f"{case}_seg.nii.gz")
+        write_label_names(folder, f"{case}_seg", self.labels)
+        label_map = np.asanyarray(result.dataobj)
+        for name, file in self.files.items():
+            mask = (label_map == self.labels[name]).astype(np.uint8)
+            if mask.any():
+                (folder / _MASKS).mkdir(exist_ok=True)
+                nib.save(nib.Nifti1Image(mask, None, result.header), folder / _MASKS / file)
+
+    def _facts(self, case: str, source: str, uids: Mapping[str, str]) -> dict[str, Any]:
         content: dict[str, Any] = {"case": case, "image": source, **uids}
         if Path(source).exists() and source:
             content["source_digest"] = source_digest(source, uids.get("series_uid"))
@@ -132,20 +156,28 @@ class SaveSegmentationd(SaveImaged):
         if warning := warning_of_results(self.record):
             content["warning"] = warning
         content["model"] = {k: v for k, v in self.record.items() if k != "labels"} or None
-        content["organs"] = {
-            name: {
-                "label": i,
-                "voxels": int(counts[i]),
-                "volume_ml": round(float(counts[i]) * voxel_mm3 / 1000, 3),
-            }
-            for name, i in sorted(self.labels.items(), key=lambda item: item[1])
-        }
         return content
 
 
+def _chosen(labels: dict[str, int], structures: Sequence[str] | None) -> dict[str, int]:
+    if structures is None:
+        return labels
+    if unknown := [name for name in structures if name not in labels]:
+        raise DataError(f"structures has {unknown[0]!r}, expected names of the network's classes: {', '.join(labels)}.")
+    return {name: i for name, i in labels.items() if name in structures}
+
+
+def _mask_files(labels: Mapping[str, int]) -> dict[str, str]:
+    """Name of the organ → name of its file."""
+    files = {name: re.sub(r"[^\w.+-]+", "_", name) + ".nii.gz" for name in labels}
+    if len(set(files.values())) < len(files):
+        raise DataError(f"labels has names that make one file ({', '.join(files.values())}). Leave per_structure out.")
+    return files
+
+
 def segmentation_files(case: str) -> set[str]:
-    """What is in the folder of a case."""
-    return {f"{case}_seg.nii.gz", "organs.json", "preview.png"}
+    """What is in the folder of a case, beside masks of single organs."""
+    return {f"{case}_seg.nii.gz", "organs.json", "preview.png", *label_name_files(f"{case}_seg")}
 
 
 def read_segmentation(output_dir: Path, case: str) -> dict[str, Any] | None:

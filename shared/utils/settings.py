@@ -171,6 +171,8 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "reweighting_window": (Whole(1), "evaluations that it looks back, δ"),
     "reweighting_tolerance": (Number(0), "least change of the Dice, ε"),
     # evaluation and results
+    "structures": (OrNone(Several(NAME, distinct=True), "all"), "classes that are written"),
+    "per_structure": (FLAG, "a file for each class that was found, too"),
     "evaluate_split": (NAME, "list of the datalist to score"),
     "test_domains": (DOMAINS, "domains to score"),
     "whole_unseen": (FLAG, "all lists of a domain that was not trained on"),

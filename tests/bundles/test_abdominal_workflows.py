@@ -170,7 +170,11 @@ def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Pat
         np.testing.assert_allclose(seg.affine, image.affine, atol=1e-6)
         organs = json.loads((tmp_path / case / "organs.json").read_text())
         for name, value in LABELS.items():
-            assert organs["organs"][name]["voxels"] == int((np.asarray(seg.dataobj) == value).sum())
+            inside = np.asarray(seg.dataobj) == value
+            assert organs["organs"][name]["voxels"] == int(inside.sum())
+            if inside.any():
+                hu = organs["organs"][name]["hu_mean"]
+                assert hu == pytest.approx(image.get_fdata()[inside].mean(), abs=0.06)
         assert "not for real scans" in organs["warning"]
         assert imread(tmp_path / case / "preview.png").std() > 0.05
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from monai.data import MetaTensor
 import shared.transforms.save as save_module
 from shared.data import list_inputs, source_digest
 from shared.reports import save_preview
+from shared.reports.organs import measure_organs, write_label_names
 from shared.transforms import LoadVolumed, SaveSegmentationd
 from shared.transforms.save import _on_grid_of, _replace
 from shared.utils import DataError, DiskFullError
 
 LABELS = {"spleen": 1, "liver": 2, "aorta": 3}
 AFFINE = np.array([[0, -0.8, 0, 10], [0.9, 0, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
-FILES = ["ct_seg.nii.gz", "organs.json", "preview.png"]
+FILES = ["ct_seg.nii.gz", "ct_seg_ColorTable.ctbl", "ct_seg_labels.txt", "organs.json", "preview.png"]
 
 
 def make_case(folder: Path, qform: int = 1, sform: int = 2) -> dict:
@@ -34,7 +36,7 @@ def make_case(folder: Path, qform: int = 1, sform: int = 2) -> dict:
     native.header.set_xyzt_units("mm", "sec")
     nib.save(native, path)
     chain = [
-        LoadVolumed("image"),
+        LoadVolumed("image", hu_key="hu"),
         mt.Orientationd("image", axcodes="RAS", labels=None),
         mt.Spacingd("image", pixdim=(1.5, 1.5, 2.0)),
         mt.ScaleIntensityRanged("image", -175, 250, 0, 1, clip=True),
@@ -65,8 +67,66 @@ def test_organs(tmp_path: Path) -> None:
     assert "warning" not in content
     assert content["model"] == {"name": "made up", "synthetic": False, "epoch": 7}
     assert list(content["organs"]) == ["spleen", "liver", "aorta"]
-    assert content["organs"]["spleen"] == {"label": 1, "voxels": 100, "volume_ml": 0.18}  # 0.8 * 0.9 * 2.5 mm³ a voxel
-    assert content["organs"]["aorta"] == {"label": 3, "voxels": 0, "volume_ml": 0.0}
+    voxels = nib.load(tmp_path / "ct.nii.gz").get_fdata()[3:8, 5:10, 6:10]
+    assert content["organs"]["spleen"] == {
+        "label": 1,
+        "voxels": 100,
+        "volume_ml": 0.18,  # 0.8 * 0.9 * 2.5 mm³ a voxel
+        "hu_mean": round(voxels.mean(), 1),
+        "hu_std": round(voxels.std(), 1),
+        "at_edge": False,
+    }
+    none = {"voxels": 0, "volume_ml": 0.0, "hu_mean": None, "hu_std": None, "at_edge": False}
+    assert content["organs"]["aorta"] == {"label": 3, **none}
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("end", [0, -1])
+def test_organs_at_the_edge_are_marked_and_measures_need_no_hu(axis: int, end: int) -> None:
+    label_map = np.zeros((6, 5, 4), np.uint8)
+    label_map[2, 2, 2] = 1
+    np.moveaxis(label_map, axis, 0)[end, 1, 1] = 2
+    organs = measure_organs(label_map, LABELS, 1000.0)
+    assert {name: organ["at_edge"] for name, organ in organs.items()} == {
+        "spleen": False,
+        "liver": True,
+        "aorta": False,
+    }
+    assert [organ["volume_ml"] for organ in organs.values()] == [1, 1, 0]
+    assert {organ["hu_mean"] for organ in organs.values()} == {None}
+
+
+def test_some_structures_and_a_file_for_each(tmp_path: Path) -> None:
+    d = make_case(tmp_path)
+    save = SaveSegmentationd(
+        output_dir=tmp_path / "out", labels=LABELS, structures=["liver", "aorta"], per_structure="true"
+    )
+    save(d)
+    save(d)  # the masks are no strange files
+    assert [p.name for p in sorted((tmp_path / "out/ct/structures").iterdir())] == ["liver.nii.gz"]
+    whole, mask = (nib.load(tmp_path / "out/ct" / name) for name in ("ct_seg.nii.gz", "structures/liver.nii.gz"))
+    expected = d["pred"][0].numpy() == 2
+    assert np.array_equal(np.asanyarray(whole.dataobj), expected * 2)
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected)
+    assert mask.header["sform_code"] == whole.header["sform_code"] == 2
+    np.testing.assert_array_equal(mask.affine, whole.affine)
+    assert list(json.loads((tmp_path / "out/ct/organs.json").read_text())["organs"]) == ["liver", "aorta"]
+    with pytest.raises(DataError, match=r"structures has 'lever', expected names of the network's classes: spleen, l"):
+        SaveSegmentationd(output_dir=tmp_path, labels=LABELS, structures=["lever"])
+    with pytest.raises(DataError, match=r"names that make one file \(a_b.nii.gz, a_b.nii.gz\)"):
+        SaveSegmentationd(output_dir=tmp_path, labels={"a b": 1, "a/b": 2}, per_structure=True)
+
+
+def test_names_lie_where_viewers_take_them_from(tmp_path: Path) -> None:
+    write_label_names(tmp_path, "x", {"left kidney": 2, "liver": 1})
+    slicer, snap = ((tmp_path / name).read_text().splitlines() for name in ("x_ColorTable.ctbl", "x_labels.txt"))
+    assert slicer[0] == "# Color table file"
+    assert [line.split()[:2] for line in slicer[2:]] == [["0", "background"], ["1", "liver"], ["2", "left_kidney"]]
+    assert all(len(line.split()) == 6 for line in slicer[2:])
+    assert snap[0] == "# ITK-SnAP Label Description File"
+    rows = [re.fullmatch(r'(\d+) (\d+) (\d+) (\d+) [01] [01] [01] "(.*)"', line).groups() for line in snap[2:]]
+    assert [(row[0], row[4]) for row in rows] == [("0", "Clear Label"), ("1", "liver"), ("2", "left kidney")]
+    assert [list(row[1:4]) for row in rows[1:]] == [line.split()[2:5] for line in slicer[3:]]  # the same colours
 
 
 def ones(image: MetaTensor) -> MetaTensor:
