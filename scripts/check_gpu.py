@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,13 +36,23 @@ FOR_EACH_BUNDLE = ("resume", "exports")
 
 
 def start(part: str, folder: Path, bundle: str = "") -> subprocess.Popen:
-    log = (folder / f"{'_'.join(filter(None, (part, bundle)))}.log").open("w")
+    name = "_".join(filter(None, (part, bundle)))
     code = "import sys; from experiments.gpu_checks import run_part; run_part(*filter(None, sys.argv[1:]))"
     command = [sys.executable, "-c", code, part, str(folder), bundle]
     path = os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
     # what deterministic algorithms of cuBLAS need; with others it changes nothing
     environment = os.environ | {"PYTHONPATH": path, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    with (folder / f"{name}.log").open("w") as log:
+        options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """With all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_part(part: str, folder: Path, limit: float) -> dict[str, Any]:
@@ -56,9 +67,12 @@ def run_part(part: str, folder: Path, limit: float) -> dict[str, Any]:
             status = process.wait(max(0.0, limit - (time.monotonic() - began)))
             why = f"status {status}, see {folder / name}.log" if status else ""
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
             why = f"stopped after {limit:.0f} s"
+        except BaseException:
+            for one in processes.values():
+                stop(one)
+            raise
+        stop(process)
         faults += [f"{name}: {why}"] if why else []
         file = folder / f"{name}.json"
         measured = json.loads(file.read_text()) if file.is_file() else {}

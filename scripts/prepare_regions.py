@@ -17,7 +17,7 @@ from shared.datasets.region_annotations import FORMATS, by_image, read_annotatio
 from shared.datasets.region_entries import CLASSES, KINDS, Sources, class_of, region_entries
 from shared.datasets.splits import split_regions
 from shared.utils import DataError, text_table
-from shared.utils.values import Choice, Number, Table
+from shared.utils.values import MPP, Choice, Number, Table
 
 Classes = Annotated[Mapping[str, str], Table(Choice(KINDS), f"names of classes, and for each {', '.join(KINDS)}")]
 
@@ -33,7 +33,7 @@ def main(
     scanner: str = "folder",
     slide: str = "file",
     others: Annotated[str, Choice(("unlabelled", "empty", "leave_out"))] = "unlabelled",
-    mpp: Annotated[float, Number(above=0)] | None = None,
+    mpp: Annotated[float, MPP] | None = None,
     seed: Seed = 0,
     name: str = "",
     overwrite: bool = False,
@@ -56,9 +56,9 @@ def main(
         scanner: folder (the one that the image lies in), header (what its file says), or a name that holds for all.
         slide: file (each is a slide of its own), folder, or a regular expression whose group is the slide's name in
             that of the file.
-        others: images that the annotations do not name: unlabelled, empty (someone looked and found nothing), or
-            leave_out.
-        mpp: µm a pixel of images that do not say it.
+        others: images that the annotations do not name: unlabelled (unless their slide is held out for validation or
+            test), empty (someone looked and found nothing), or leave_out.
+        mpp: µm a pixel of images that do not say it, or name the objective alone.
         seed: of the split.
         name: of the data set; the folder of the annotations by default.
         overwrite: replace another datalist of that name.
@@ -66,7 +66,7 @@ def main(
     target, folder = Path(output).resolve(), Path(image_dir).expanduser().resolve()
     images = [image["image"] for image in list_images(folder, slides=True)]
     found = read_annotations(annotations, format)
-    figures = by_image(found, images, annotations)
+    figures = by_image(found, images, folder, annotations)
     counts = Counter(figure.name for of_image in figures.values() for figure in of_image)
     known = {label: class_of(label, classes) for label in counts}
     if unknown := [f"{label!r} ({counts[label]})" for label, kind in known.items() if kind is None]:
@@ -79,10 +79,13 @@ def main(
     labelled = [region for region in regions if region["labelled"]]
     unlabelled = [region for region in regions if not region["labelled"]]
     splits = split_regions(labelled, seed)
+    held_out = {(r["domain"], r["slide"]) for split in ("validation", "test") for r in splits[split]}
+    unlabelled = [region for region in unlabelled if (region["domain"], region["slide"]) not in held_out]
     for region in [*unlabelled, *(region for members in splits.values() for region in members)]:
         region["image"] = os.path.relpath(region["image"], target.parent)
     facts = {"box_mode": "xyxy", "split_unit": "slide", "split_seed": seed}
-    name = name or Path(annotations).resolve().parent.name
+    source = Path(annotations).resolve()
+    name = name or (source if source.is_dir() else source.parent).name
     write_histology_datalist(target, name, MIDOG_LABELS, splits | {"unlabelled": unlabelled}, facts, overwrite)
     for label, count in counts.most_common():
         print(f"{label or '(no class)'}: {count} figures, taken as {known[label]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -84,7 +85,9 @@ def configs(bundle: str, *names: str, small: bool = not CUDA) -> list[str]:
 
 
 def data_options(bundle: str, folder: Path) -> dict[str, str]:
-    data = folder / ("ct" if bundle in (UNETR, LAMBDA) else "histology")
+    if bundle in (UNETR, LAMBDA):
+        return {"dataset_dir": str(folder / "ct"), "cache_dir": str(folder / "cache")}
+    data = folder / "histology"
     return {"dataset_dir": str(data), **({"datalist": str(data / "tiles.json")} if bundle == DETECT else {})}
 
 
@@ -92,7 +95,8 @@ def workflow(bundle: str, files: list[str], **options: Any) -> ConfigWorkflow:
     """In this process, initialised, with nothing of what changes how the process ends."""
     paths = [str(BUNDLES / bundle / name) for name in files]
     flow = ConfigWorkflow(config_file=paths, logging_file=False, bundle_root=str(BUNDLES / bundle), **options)
-    flow.parser["initialize"] = ["$torch.manual_seed(@seed)"] if "seed" in flow.parser else []
+    kept = [step for step in flow.parser["initialize"] if "prepare_device" in step or "manual_seed" in step]
+    flow.parser["initialize"] = kept
     flow.initialize()
     return flow
 
@@ -208,8 +212,8 @@ def steps(folder: Path, found: Measurements) -> None:
 def step(bundle: str, precision: str, folder: Path) -> dict[str, Any]:
     place = folder / "steps" / bundle
     shutil.rmtree(place, ignore_errors=True)
+    held = free_memory()
     options = {"output_dir": str(place), "ckpt_dir": str(place), **data_options(bundle, folder)}
-    options |= {"cache_dir": str(folder / "cache")} if bundle in (UNETR, LAMBDA) else {}
     options |= {"amp": precision != "float32", "amp_dtype": "float16" if precision == "float32" else precision}
     small = {} if CUDA else {"num_workers": 0, "batch_size": 2}
     small |= {"tile_size": 128, "val_tile_size": 128} if bundle == DETECT and small else {}
@@ -222,15 +226,23 @@ def step(bundle: str, precision: str, folder: Path) -> dict[str, Any]:
     trainer.data_loader = [batches[i % len(batches)] for i in range(count)]
     trainer.state.epoch_length, trainer.state.max_epochs = count, 1
     probe.attach(trainer)
-    if CUDA:
-        torch.cuda.empty_cache()
     # the last step alone: neither a validation nor a checkpoint is of interest here
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=count), lambda engine: engine.terminate())
     trainer.run()
     loss = float(trainer.state.output["loss"])
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss}")
-    return {**probe.found, "first batches, ms each": 1000 * loading}
+    return {**probe.found, "GB of earlier steps": held, "first batches, ms each": 1000 * loading}
+
+
+def free_memory() -> float:
+    """Let go of what earlier workflows hold, which refer to themselves; the GB that are still taken on the GPU."""
+    gc.collect()
+    if not CUDA:
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 1e9
 
 
 def ratios(folder: Path, found: Measurements) -> None:
@@ -329,9 +341,7 @@ def infer(bundle: str, source: Path, folder: Path) -> dict[str, Any]:
     options = {"input": str(source), "output_dir": str(place), "ckpt_path": str(untrained(bundle, folder)), "amp": CUDA}
     options |= {"mpp": 0.25, "threshold": 0.5} if bundle == DETECT else {}
     flow = workflow(bundle, configs(bundle, "inference"), **options)
-    if CUDA:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    free_memory()
     with profile(activities=[ProfilerActivity.CUDA if CUDA else ProfilerActivity.CPU]) as profiled:
         began = time.perf_counter()
         flow.run()
@@ -384,7 +394,6 @@ def train_on(count: int, bundle: str, folder: Path) -> dict[str, Any]:
     place = folder / "several_gpus" / bundle
     shutil.rmtree(place, ignore_errors=True)
     options = {"output_dir": place, "ckpt_dir": place, **data_options(bundle, folder), "max_epochs": 2}
-    options |= {"cache_dir": place / "cache"} if bundle == UNETR else {}
     files = configs(bundle, "train", "variants/demo", "variants/demo_schedule", "multi_gpu_train", small=False)
     began = time.perf_counter()
     bundle_run(BUNDLES / bundle, files, folder / f"several_gpus_{bundle}.log", options, count)

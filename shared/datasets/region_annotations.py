@@ -136,11 +136,20 @@ def _yolo(file: Path) -> Iterator[Figure]:
     for i, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
         if not line.strip():
             continue
-        number, x, y, width, height, *_ = line.split()
+        number, *shares = line.split()
         name = classes[int(number)].strip() if classes else number
-        x, y, width, height = map(float, (x, y, width, height))
-        if not (0 <= x <= 1 and 0 <= y <= 1):
-            raise DataError(f"{file}: line {i + 1}: {line}, expected shares of the image's size from 0 to 1.")
+        values = list(map(float, shares))
+        box, polygon = len(values) in (4, 5), len(values) > 5 and len(values) % 2 == 0
+        if not (box or polygon) or not all(0 <= value <= 1 for value in values):
+            raise DataError(
+                f"{file}: line {i + 1}: {line[:100]}, expected a class and x, y, width, height, or the corners of a "
+                "polygon, as shares of the image's size from 0 to 1."
+            )
+        if polygon:
+            x, y = values[::2], values[1::2]
+            yield Figure(name, (min(x), min(y), max(x), max(y)), f"{file}: line {i + 1}")
+            continue
+        x, y, width, height = values[:4]
         yield Figure(name, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), f"{file}: line {i + 1}")
 
 
@@ -249,38 +258,39 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], Any], bool]] = {
 }
 
 
-def by_image(annotations: Annotations, images: Sequence[str], source: str | os.PathLike) -> dict[str, Sequence[Figure]]:
+def by_image(
+    annotations: Annotations, images: Sequence[str], folder: Path, source: str | os.PathLike
+) -> dict[str, Sequence[Figure]]:
     """The figures of each image that is in the annotations.
 
-    An image is meant by its path, by the end of it, by its file name, or by that without extension.
+    An image is meant by its path below `folder`, with or without extension; either of the two may have further folders
+    in front.
 
     Args:
         annotations: from `read_annotations`.
-        images: paths.
+        images: full paths, below `folder`.
+        folder: of the images.
         source: of the annotations, for messages.
 
     Raises:
-        DataError: when a name in the annotations means no image, or several.
+        DataError: when a name in the annotations means no image, or several, or two of them mean the same.
     """
-    known: dict[str, set[str]] = defaultdict(set)
-    for image in images:
-        parts = Path(image).parts
-        for i in range(1, len(parts)):
-            for name in (Path(*parts[i:]), Path(*parts[i:]).with_suffix("")):
-                known[name.as_posix()].add(image)
-        known[Path(image).as_posix()].add(image)
+    ways = {image: Path(image).relative_to(folder) for image in images}
+    known: dict[str, list[str]] = defaultdict(list)
+    for image, way in ways.items():
+        for name in {way.name, way.stem}:
+            known[name].append(image)
     found: dict[str, Sequence[Figure]] = {}
     lost, doubtful = [], []
     for name, figures in annotations.figures.items():
-        wanted = name.replace("\\", "/")
-        meant = next((known[n] for n in (wanted, wanted.rpartition("/")[2]) if n in known), set())
-        if len(meant) == 1:
-            (image,) = meant
-            if image in found:
-                raise DataError(f"{source}: {name} and another entry are both of {image}. Keep one of them.")
-            found[image] = figures
-        else:
+        *above, last = name.replace("\\", "/").strip("/").split("/")
+        meant = [image for image in known.get(last, ()) if _agree(above, ways[image].parts[:-1])]
+        if len(meant) != 1:
             (doubtful if meant else lost).append(name)
+        elif meant[0] in found:
+            raise DataError(f"{source}: {name} and another entry are both of {meant[0]}. Keep one of them.")
+        else:
+            found[meant[0]] = figures
     if lost or doubtful:
         names, why = (lost, "is called like none of the images") if lost else (doubtful, "may be any of several images")
         raise DataError(
@@ -288,3 +298,8 @@ def by_image(annotations: Annotations, images: Sequence[str], source: str | os.P
             "annotations like their images."
         )
     return found
+
+
+def _agree(above: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the folders are the same, from the last one on, as far as both have some."""
+    return all(a == b for a, b in zip(reversed(above), reversed(others), strict=False) if a != ".")

@@ -156,7 +156,7 @@ def region_entries(
         sources: of scanners and slides.
         box_size: pixels, the side of the box around a point.
         others: what images are that nobody looked at: `unlabelled`, `empty`, or `leave_out`.
-        mpp: µm a pixel where a file does not say it.
+        mpp: µm a pixel where a file does not say it, or names the objective alone.
 
     Raises:
         DataError: when there is no figure at all; an image cannot be read, or its scanner or slide is not known; a
@@ -172,7 +172,7 @@ def region_entries(
             region = Region(path)
             own: dict[str, Any] = {"image": image, "domain": sources.scanner_of(path), "slide": sources.slide_of(path)}
             own |= {"labelled": looked, "width": region.size[0], "height": region.size[1]}
-            size = region.mpp or mpp
+            size = mpp if region.guessed or region.mpp is None else region.mpp
             own |= {"mpp": size} if size else {}
             if looked:
                 place = partial(_place, region=region, box_size=box_size, annotations=annotations)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+import check_gpu
 import pytest
 import torch
 from commands import run
@@ -54,6 +58,39 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert status == 1
     assert "Left out for want of time (--minutes): machine" in error
     assert content["left_out"] == ["machine"]
+
+
+@pytest.mark.parametrize("variant", [[], ["variants/deterministic"]])
+def test_the_kernels_are_those_that_a_variant_asks_for(tmp_path: Path, variant: list[str]) -> None:
+    before = torch.backends.cudnn.benchmark
+    try:
+        files = gpu_checks.configs(gpu_checks.CLASSIFY, "train", *variant)
+        gpu_checks.workflow(gpu_checks.CLASSIFY, files, output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
+        assert torch.are_deterministic_algorithms_enabled() == bool(variant)
+        assert torch.backends.cudnn.benchmark == (not variant)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = before
+
+
+def test_a_part_that_takes_too_long_ends_with_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what an earlier check has left is not taken for its result."""
+    script = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        check_gpu.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", script], **options)
+    )
+    (tmp_path / "data.json").write_text('{"earlier": {"ms": 1}}')
+    result = check_gpu.run_part("data", tmp_path, 2)
+    assert result["faults"] == ["data: stopped after 2 s"]
+    assert result["found"] == {}
+    child = int((tmp_path / "data.log").read_text())
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_what_is_seen_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

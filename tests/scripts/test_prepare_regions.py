@@ -17,6 +17,8 @@ from PIL import Image
 from region_images import write_scn
 
 from shared.data import load_regions, region_labels
+from shared.datasets.region_annotations import Annotations, by_image
+from shared.utils import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (120, 100)
@@ -232,14 +234,46 @@ def test_what_is_wrong_in_annotations_is_named_with_file_and_number(tmp_path: Pa
     assert "elsewhere.png is called like none of the images (1 such: elsewhere.png)" in done.stderr
 
 
+def test_yolo_s_polygons_are_boxes_around_them(tmp_path: Path) -> None:
+    names = images(tmp_path / "images")
+    (tmp_path / "marks").mkdir()
+    file = yolo(tmp_path / "marks", marked(names)) / "XR_0.txt"
+    file.write_text("0 0.25 0.5 0.5 0.5 0.5 0.7 0.25 0.7\n1 0.5 0.5 0.1 0.1 0.9\n")
+    done = prepare(file.parent, tmp_path / "images", tmp_path / "data.json", "yolo")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "data.json").read_text())
+    entries = [e for split in ("training", "validation", "test") for e in content[split]]
+    (found,) = [e["box"] for e in entries if e["image"].endswith("XR_0.png")]
+    assert np.allclose(found, [[30, 50, 60, 70], [54, 45, 66, 55]])
+    file.write_text("0 0.25 0.5 0.5 0.5 0.5 0.7 0.25\n")
+    assert "XR_0.txt: line 1: 0 0.25" in prepare(file.parent, tmp_path / "images", tmp_path / "d.json", "yolo").stderr
+
+
+def test_the_same_name_in_another_folder_is_another_image(tmp_path: Path) -> None:
+    """As far as both say where they lie."""
+    for folder in "AB":
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        Image.fromarray(np.full((9, 9, 3), 220, np.uint8)).save(tmp_path / "images" / folder / "1.png")
+    found = [str(tmp_path / "images" / folder / "1.png") for folder in "AB"]
+    for name, image in (("A/1", 0), ("export/B/1.png", 1), ("B\\1.png", 1)):
+        assert list(by_image(Annotations({name: []}), found, tmp_path / "images", "marks")) == [found[image]]
+    for name, said in (("C/1.png", "called like none"), ("1.png", "may be any of several"), ("A/2", "like none")):
+        with pytest.raises(DataError, match=said):
+            by_image(Annotations({name: []}), found, tmp_path / "images", "marks")
+    with pytest.raises(DataError, match="A/1 and another entry are both of"):
+        by_image(Annotations({"A/1.png": [], "A/1": []}), found, tmp_path / "images", "marks")
+
+
 def test_qupath_counts_from_the_scanned_area(tmp_path: Path) -> None:
     """And the scanner is in the slide's header."""
     for i in range(3):
         (tmp_path / "images").mkdir(exist_ok=True)
         write_scn(tmp_path / "images" / f"{i}.scn", np.full((128, 192, 3), 200, np.uint8), (30, 40))
     annotations = geojson(tmp_path, {f"{i}.scn": FIGURES for i in range(3)})
-    done = prepare(annotations, tmp_path / "images", tmp_path / "out" / "data.json", "geojson", scanner="header")
+    done = prepare(
+        annotations, tmp_path / "images", tmp_path / "out" / "data.json", "geojson", scanner="header", mpp=0.5
+    )
     assert done.returncode == 0, done.stderr
     (region,) = load_regions(tmp_path / "out" / "data.json", "test")
     assert region["box"] == [[x1 + 30, y1 + 40, x2 + 30, y2 + 40] for _, (x1, y1, x2, y2) in FIGURES]
-    assert (region["domain"], region["mpp"]) == ("M", 0.25)
+    assert (region["domain"], region["mpp"]) == ("M", 0.5)  # its file names the objective alone
