@@ -108,7 +108,9 @@ class SaveSegmentationd(SaveImaged):
         if remarks := image.meta.get("remarks"):
             organs["warning"] = "\n".join(filter(None, [organs.get("warning"), remarks]))
         voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
-        organs["organs"] = measure_organs(label_map, self.labels, voxel_mm3, None if hu is None else hu[0].numpy())
+        organs["organs"] = measure_organs(
+            label_map, self.labels, voxel_mm3, None if hu is None else hu[0].cpu().numpy()
+        )
 
         target = writable_folder(self.output_dir) / case
         names = segmentation_files(case)

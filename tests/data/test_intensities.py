@@ -74,6 +74,7 @@ def test_no_alarm_on_real_cts_nor_on_crops_to_an_organ(caplog: pytest.LogCapture
     assert not [r.getMessage() for r in caplog.records if "HU" in r.getMessage()]
 
 
+@pytest.mark.slow
 def test_no_alarm_on_synthetic_cts_nor_on_crops_to_an_organ(tmp_path: Path) -> None:
     listed = json.loads(make_synthetic_ct(tmp_path, cases=3, processes=1).read_text())
     for entry in listed["training"] + listed["validation"] + listed["test"]:
