@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from command_line import Seed, run_command
 
-from shared.data import list_images
+from shared.data import RegionEntry, list_images
 from shared.datasets.histology_entries import count_regions, write_histology_datalist
 from shared.datasets.midog import MIDOG_LABELS
 from shared.datasets.region_annotations import FORMATS, by_image, read_annotations
@@ -89,10 +89,14 @@ def main(
     write_histology_datalist(target, name, MIDOG_LABELS, splits | {"unlabelled": unlabelled}, facts, overwrite)
     for label, count in counts.most_common():
         print(f"{label or '(no class)'}: {count} figures, taken as {known[label]}")
+    show_counts(splits, unlabelled)
+    print(f"{sum(len(region['box']) for region in labelled)} figures in {len(labelled)} images: {target}")
+
+
+def show_counts(splits: Mapping[str, Sequence[RegionEntry]], unlabelled: Sequence[RegionEntry]) -> None:
     print(text_table(count_regions(splits)))
     for domain, count in sorted(Counter(region["domain"] for region in unlabelled).items()):
         print(f"Unlabelled: {count} images of {domain}.")
-    print(f"{sum(len(region['box']) for region in labelled)} figures in {len(labelled)} images: {target}")
 
 
 if __name__ == "__main__":
