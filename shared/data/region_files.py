@@ -60,7 +60,7 @@ def read_header(path: str) -> Header:
     Raises:
         DataError: when nobody can, or it is not 8-bit RGB.
     """
-    found = None
+    found, reason = None, ""
     try:
         with openslide.OpenSlide(path) as slide:
             says = slide.properties
@@ -71,9 +71,16 @@ def read_header(path: str) -> Header:
             levels = slide.level_count
             if says[openslide.PROPERTY_NAME_VENDOR] != "generic-tiff":
                 return found
-    except openslide.OpenSlideError:
+    except openslide.OpenSlideUnsupportedFormatError:
         pass
+    except openslide.OpenSlideError as e:
+        reason = str(e)
     tiff = read_tiff_header(path)
+    if tiff is None and reason:
+        raise DataError(
+            f"{path}: cannot be read as a slide ({reason}). Files that belong to it may be missing, or it has no 8-bit "
+            "RGB; copy all of it again, or export it anew."
+        )
     if tiff is None:
         return found or _picture_header(path)
     _check_colours(path, tiff)  # OpenSlide and Pillow turn all sorts of things into 8-bit RGB without a word

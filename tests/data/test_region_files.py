@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from PIL import Image
-from region_images import HEIGHT, WIDTH, WRITERS, texture, write_picture, write_tiled
+from region_images import HEIGHT, WIDTH, WRITERS, texture, write_dicom_slide, write_picture, write_tiled
 
 from shared.data import Region, open_region, region_files
 from shared.utils import DataError
@@ -181,6 +182,17 @@ def bytes_of(content: bytes) -> Callable[[Path, np.ndarray], Path]:
         return folder / "wrong"
 
     return write
+
+
+def test_what_openslide_knows_and_cannot_read(image: np.ndarray, tmp_path: Path) -> None:
+    """A DICOM slide of 16 bit: it says why, and no other reader is asked."""
+    folder = write_dicom_slide(tmp_path / "slide", image)
+    for path in folder.iterdir():
+        file = pydicom.dcmread(path)
+        file.BitsAllocated = file.BitsStored = 16
+        file.save_as(path)
+    with pytest.raises(DataError, match=r"0\.dcm: cannot be read as a slide \(.*BitsAllocated value 16.*8-bit RGB"):
+        Region(folder / "0.dcm")
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
