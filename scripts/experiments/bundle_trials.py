@@ -254,6 +254,7 @@ INFERENCE = [
             "--keep_going perhaps": rf"^keep_going is 'perhaps', {YES_OR_NO}",
             "--sw_overlap 2": r"^sw_overlap is 2, expected a number",
             "--stitching_device gpu": r"^stitching_device is 'gpu', expected .*cpu",
+            "--series 9.9.9": r"^No DICOM series is '9\.9\.9'",
             "--assume_orientation RAX": r"^assume_orientation is 'RAX', expected three letters",
             "--check_intensity maybe": r"^check_intensity is 'maybe', expected error, warn or off",
             "--nan_as air": r"^nan_as is 'air', expected a number",

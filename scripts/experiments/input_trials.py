@@ -159,6 +159,24 @@ def not_a_number() -> np.ndarray:
     return voxels
 
 
+def slices(folder: Path, modality: bytes = b"CT") -> Path:
+    """A folder with three axial slices of DICOM, without extension and preamble."""
+    folder.mkdir()
+    for k in range(3):
+        values = {(8, 0x16): b"UI1.2.840.10008.5.1.4.1.1.2\0", (8, 0x60): b"CS" + modality, (0x20, 0x0E): b"UI1.2.3\0"}
+        values |= {(0x20, 0x32): b"DS0\\0\\%d " % (5 * k), (0x20, 0x37): b"DS1\\0\\0\\0\\1\\0 "}
+        values |= {
+            (0x28, tag): b"US" + struct.pack("<H", n) for tag, n in ((2, 1), (0x10, 40), (0x11, 40), (0x100, 16))
+        }
+        values |= {(0x28, 0x30): b"DS6\\6 "}
+        content = b"".join(
+            struct.pack("<HH", *tag) + value[:2] + struct.pack("<H", len(value) - 2) + value[2:]
+            for tag, value in sorted(values.items())
+        )
+        (folder / str(k)).write_bytes(content + b"\xe0\x7f\x10\0OW\0\0" + struct.pack("<I", 3200) + VOXELS[k].tobytes())
+    return folder
+
+
 def scan(title: str, make: Callable[[Path], object], answer: str, name: str = "scan.nii.gz", **more: Any) -> Trial:
     return Trial(
         "scans",
@@ -193,6 +211,9 @@ SCANS = [
     scan("a bomb", bomb, SCAN),
     scan("a picture", lambda p: Image.new("RGB", (64, 64)).save(p), r"scan\.png", "scan.png"),
     scan("an empty folder", lambda p: p.mkdir(), "series", "series"),
+    scan("a slice without its end", lambda p: cut(slices(p) / "2"), r"series: 1 of 3 files.*", "series"),
+    scan("another modality", lambda p: slices(p, b"MR"), r"1\.2\.3 with 3 slices: an MR", "series"),
+    scan("no zip file", lambda p: p.write_text("hello"), r"a\.zip: cannot be unpacked", "a.zip"),
     scan("no file for a pattern", lambda p: None, r"\*\.nii\.gz", "*.nii.gz"),
     scan("no file for a link", lambda p: p.symlink_to("/nowhere/scan"), SCAN),
     scan("a link in a circle", lambda p: p.symlink_to(p), SCAN),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def read_header(path: Path) -> DicomHeader | str | None:
         found = path.stat()
     except OSError as e:
         return f"cannot be opened: {e.strerror}"
+    if not stat.S_ISREG(found.st_mode):  # who reads a pipe waits for who writes into it
+        return None
     return _read_header(path, found.st_size, found.st_mtime_ns)
 
 

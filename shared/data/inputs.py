@@ -93,7 +93,7 @@ class _Finder:
         taken = [s for s in series if s in whole or (alone and not s.why_no_ct())]
         for s in series:
             if s not in taken:
-                self._leave_out(s, s.why_no_ct() or "a single slice beside other scans")
+                self._leave_out(f"{s.folder}: {s}", s.why_no_ct() or "a single slice beside other scans")
         if not volumes and not taken:
             zips = [f"{p.name}: to be given itself" for p in sorted(folder.glob("*.zip"))]
             below = fault_list([*(f"{s}: {s.why_no_ct()}" for s in series), *zips])
@@ -111,15 +111,22 @@ class _Finder:
             folder = unpack(path)
             return [replace(f, origin=path / f.path.relative_to(folder)) for f in self.in_folder(folder)]
         header = read_header(path)
-        if not isinstance(header, DicomHeader) or header.frames > 1:
+        own = []
+        if isinstance(header, DicomHeader) and (header.frames == 1 or self.wanted):
+            series = self._series(path.parent)
+            own = [s for s in series if any(h.file == path for h in s.headers)]
+        if not own and self.wanted:
+            self._leave_out(path, "no DICOM series")
+            return []
+        if not own:
             return [_Found(path)]
-        series = self._series(path.parent)
-        own = [s for s in series if any(h.file == path for h in s.headers)]
         return self._named(path.parent, self._chosen(own) if self.wanted else own, series)
 
     def in_datalist(self, path: Path) -> list[_Found]:
-        """What an entry names: but for `wanted`, its folder is known to hold one CT."""
-        return self.in_folder(path) if self.wanted and path.is_dir() else [_Found(path)]
+        """What an entry names, which holds one CT; where one is wanted, that."""
+        if not self.wanted:
+            return [_Found(path)]
+        return self.in_folder(path) if path.is_dir() else self.in_file(path)
 
     def _series(self, folder: Path) -> list[DicomSeries]:
         if folder not in self.folders:
@@ -133,14 +140,14 @@ class _Finder:
         taken = [s for s in taken if not s.why_no_ct()] or taken
         for s in series:
             if s not in taken:
-                self._leave_out(s, "not the one that is wanted")
+                self._leave_out(f"{s.folder}: {s}", "not the one that is wanted")
         return taken
 
-    def _leave_out(self, series: DicomSeries, why: str) -> None:
-        line = f"{series.folder}: {series}: {why}"
+    def _leave_out(self, what: str | Path, why: str) -> None:
+        line = f"{what}: {why}"
         if line not in self.left_out:
             self.left_out.append(line)
-            logger.info("passed over in %s", line)
+            logger.info("passed over: %s", line)
 
     def _named(self, folder: Path, taken: Sequence[DicomSeries], series: Sequence[DicomSeries]) -> list[_Found]:
         """With the series' number where several volumes share a folder, and the end of their UID where that is one."""

@@ -218,6 +218,14 @@ def test_a_series_that_is_not_there(study: Path) -> None:
         list_inputs(study, "venous")
 
 
+def test_a_volume_is_no_series(study: Path) -> None:
+    volume = touch(study / "other.nii.gz")
+    write_json(study / "dataset.json", {"test": ["other.nii.gz"]})
+    for given in (volume, study / "dataset.json"):
+        with pytest.raises(DataError, match=r"No DICOM series is 'portal'(.|\n)*other\.nii\.gz: no DICOM series"):
+            list_inputs(given, "portal")
+
+
 def test_a_datalist_and_the_series_that_is_chosen(study: Path) -> None:
     write_json(study / "dataset.json", {"test": [{"image": "ST0/SE0", "case": "a"}]})
     assert list_inputs(study / "dataset.json") == [{"image": str(study / "ST0" / "SE0"), "case": "a"}]
