@@ -143,6 +143,13 @@ def sheared() -> np.ndarray:
     return affine
 
 
+def without_sides(path: Path) -> None:
+    image = nib.Nifti1Image(VOXELS, GRID)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+
+
 def bomb(path: Path) -> None:
     """Two gigabytes of zeros in two megabytes."""
     header = bytearray(nifti(path.with_suffix("").with_suffix(".nii"), VOXELS[:2, :2, :2]).read_bytes()[:352])
@@ -204,6 +211,10 @@ SCANS = [
     scan("colours", lambda p: nifti(p, np.zeros((9, 9, 9), [("R", "u1"), ("G", "u1"), ("B", "u1")])), SCAN),
     scan("complex numbers", lambda p: nifti(p, VOXELS.astype(np.complex64)), SCAN),
     scan("sheared", lambda p: nifti(p, VOXELS, sheared()), SCAN),
+    scan(
+        "a size of no CT", lambda p: nifti(p, VOXELS, np.diag([1, 1, 1, 1e3]) / 1e3), rf"{SCAN}.*longest side is 0\.04"
+    ),
+    scan("no word of sides", without_sides, rf"{SCAN}.*left and right of .* cannot be told"),
     scan("no spacing", lambda p: changed(nifti(p), 80, struct.pack("<f", 0)), SCAN, "scan.nii"),
     scan(
         "a header that claims more", lambda p: changed(nifti(p), 42, struct.pack("<3h", *[30000] * 3)), SCAN, "scan.nii"
