@@ -129,7 +129,7 @@ def find_series(folder: Path) -> list[DicomSeries]:
             found.setdefault((header.series, path.parent), []).append(header)
         elif isinstance(header, str) or path.suffix.lower() == ".dcm":
             unread.setdefault(path.parent, []).append((path, header or _what(path)))
-        else:
+        elif path.name != "DICOMDIR":  # lists what lies beside it
             others.setdefault(path.parent, []).append(path.name)
     for (uid, place), headers in list(found.items()):
         beside = any(p == place and u != uid and UID_FORM.fullmatch(u) for u, p in found)
@@ -166,7 +166,7 @@ def _what(path: Path) -> str:
 
 
 class _Alike:
-    """Whether a name is like those of slices: the same but for its digits, the same extension, or of one length."""
+    """Whether a name is like those of slices: the same but for its numbers, the same extension, or as long a number."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.forms = {self._form(name) for name in names}
@@ -174,8 +174,8 @@ class _Alike:
         self.lengths = {len(name) for name in names if "." not in name}
 
     def __contains__(self, name: str) -> bool:
-        plain = "." not in name and len(name) in self.lengths
-        return plain or self._form(name) in self.forms or Path(name).suffix.lower() in self.suffixes
+        number = "." not in name and any(c.isdecimal() for c in name) and len(name) in self.lengths
+        return number or self._form(name) in self.forms or Path(name).suffix.lower() in self.suffixes
 
     @staticmethod
     def _form(name: str) -> str:

@@ -114,11 +114,23 @@ def test_a_slice_that_cannot_be_read_is_never_left_out(tmp_path: Path, name: str
 
 def test_other_names_are_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    folder = write_series(tmp_path / "ct", name="IM{}")
-    for name in ("notes.txt", "preview.jpg", ".DS_Store"):
+    folder = write_series(tmp_path / "ct", name="IM00000{}")
+    write_dicom(folder / "DICOMDIR", None, SOPClassUID="1.2.840.10008.1.3.10")
+    for name in ("LOCKFILE", "notes.txt", "preview.jpg", ".DS_Store"):
         (folder / name).write_text("none")
     check(load(folder))
-    assert "ct: passed over what is no DICOM file: notes.txt, preview.jpg" in caplog.text
+    assert "ct: passed over what is no DICOM file: LOCKFILE, notes.txt, preview.jpg" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "names", [("1.2.7.11", "1.2.7.9"), ("3f2a", "9b1c"), ("I10", "I9"), ("0f3a9b1c77.x", "1f3b2b8c70.x")]
+)
+def test_names_that_are_like_those_of_slices(tmp_path: Path, names: tuple[str, str]) -> None:
+    for k, name in enumerate(names):
+        write_slice(tmp_path / "ct" / name, k)
+    (tmp_path / "ct" / names[1]).write_text("none")
+    with pytest.raises(DataError, match=f"1 of 2 files(.|\n)*{names[1]}: no DICOM file .4 bytes"):
+        load(tmp_path / "ct")
 
 
 def test_a_file_stands_for_its_series(tmp_path: Path) -> None:
