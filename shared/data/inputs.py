@@ -164,7 +164,8 @@ class _Finder:
 def case_names(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of the entries of a datalist of CTs, in training and inference alike.
 
-    An entry's own `case`, or the image file's name without extension; where files share it, with the folders.
+    An entry's own `case`, or the image file's name without extension; where files share it, with the folders, and where
+    they share these, too, with the extension.
 
     Raises:
         DataError: when two entries have the same name.
@@ -174,6 +175,10 @@ def case_names(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(set(names)) < len(names):
         folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
         longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
+        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
+        twice = {name for name, times in Counter(names).items() if times > 1}
+        endings = [PurePath(i).name.removeprefix(case_name(path.parent / i)) for i in images]
+        longer = [name + end if name in twice else name for name, end in zip(names, endings, strict=True)]
         names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
     for name, times in Counter(names).items():
         if times > 1:

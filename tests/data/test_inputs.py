@@ -100,6 +100,9 @@ def test_names_in_a_datalist_are_those_of_training(tmp_path: Path) -> None:
     assert cases(tmp_path / "two.json") == ["ct", "second"]
     write_json(tmp_path / "two.json", {"test": ["p1/ct.nii.gz", "p2/ct.nii.gz"]})
     assert cases(tmp_path / "two.json") == ["p1_ct", "p2_ct"]
+    touch(tmp_path / "p1" / "ct.nrrd")
+    write_json(tmp_path / "two.json", {"test": ["p1/ct.nii.gz", "p1/ct.nrrd", "p2/ct.nii.gz"]})
+    assert cases(tmp_path / "two.json") == ["p1_ct.nii.gz", "p1_ct.nrrd", "p2_ct"]
 
 
 def test_two_links_to_one_file_are_two_cases_and_one_that_leads_nowhere_is_no_secret(tmp_path: Path) -> None:
