@@ -174,7 +174,12 @@ def test_expressions_are_left_to_the_configuration() -> None:
     ("bundle", "files", "option", "said"),
     [
         (UNETR, TRAIN, "--max_epochs=abc", "max_epochs is 'abc', expected a whole number of 1 or above."),
-        (DETECTOR, INFERENCE, "--mpp=0,25", "mpp is (0, 25), expected a number from 0.05 to 4, or None (as the file says)."),
+        (
+            DETECTOR,
+            INFERENCE,
+            "--mpp=0,25",
+            "mpp is (0, 25), expected a number from 0.05 to 4, or None (as the file says).",
+        ),
         (CLASSIFIER, INFERENCE, "--threshold=nan", "threshold is 'nan', expected a number from 0 to 1."),
     ],
 )
