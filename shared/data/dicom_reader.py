@@ -54,14 +54,17 @@ class SeriesReader(ITKReader):
 
     def _read_frames(self, files: Sequence[Path]) -> Any:
         """The frames of enhanced images; GDCM takes the first one's slope and intercept for all of them."""
-        stacks = {}
+        header = self.volume.headers[0]
+        voxels = np.empty((len(self.volume.frames), header.rows, header.columns), np.float32)
         for file in files:
             reader = itk.GDCMImageIO.New()
-            stored = itk.array_from_image(itk.imread(os.fspath(file), itk.F, imageio=reader)).astype(np.float64)
-            stacks[file] = np.rint((stored - reader.GetRescaleIntercept()) / reader.GetRescaleSlope())
-        lines = [(stacks[f.file][f.index], *(f.rescale or (1.0, 0.0))) for f in self.volume.frames]
-        voxels = np.stack([stored * slope + intercept for stored, slope, intercept in lines])
-        return itk.image_from_array(voxels.astype(np.float32))
+            values = itk.array_view_from_image(itk.imread(os.fspath(file), itk.F, imageio=reader))
+            for k, frame in enumerate(self.volume.frames):
+                if frame.file == file:
+                    slope, intercept = frame.rescale or (1.0, 0.0)
+                    taken = values[frame.index].astype(np.float64) - reader.GetRescaleIntercept()
+                    voxels[k] = np.rint(taken / reader.GetRescaleSlope()) * slope + intercept
+        return itk.image_from_array(voxels)
 
 
 def _has_pixels(file: Path) -> bool:
