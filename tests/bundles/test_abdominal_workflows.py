@@ -20,6 +20,7 @@ import pytest
 import torch
 import workflows
 from commands import run
+from dicom_files import write_series, write_slice
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from workflows import BUNDLES, command, config_files, rows, scalars, torchrun
@@ -177,6 +178,28 @@ def test_inference_gives_label_maps_on_the_native_grid(tmp_path: Path, data: Pat
                 assert hu == pytest.approx(image.get_fdata()[inside].mean(), abs=0.06)
         assert "not for real scans" in organs["warning"]
         assert imread(tmp_path / case / "preview.png").std() > 0.05
+
+
+def test_a_series_of_a_study_is_chosen(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
+    """The result on DICOM is that on the same CT as NIfTI."""
+    image = nib.load(data / "image_4.nii.gz")
+    x, y, z = image.affine[:3, 3]
+    grid = {"Rows": 34, "Columns": 40, "PixelSpacing": "5.5\\5", "SliceThickness": "6", "SeriesDescription": "portal"}
+    for k, pixels in enumerate(np.moveaxis(np.asarray(image.dataobj), 2, 0)):
+        values = {"pixels": (pixels.T + 1024).clip(0), "ImagePositionPatient": f"{-x:g}\\{-y:g}\\{z + 6 * k:g}"}
+        write_slice(tmp_path / "study" / "a" / f"{k}", k, **values, **grid)
+    write_series(tmp_path / "study" / "a", 5, name="b{}.dcm", SeriesInstanceUID="1.2.4", SeriesNumber="7")
+    results = []
+    for given, series in ((data / "image_4.nii.gz", ""), (tmp_path / "study", "Portal")):
+        options = {"ckpt_path": str(trained / "model.pt"), "input": str(given), "series": series}
+        workflow(["inference"], tmp_path / "out", data, bundle, **options).run()
+        case = "a_2" if series else "image_4"
+        results.append(nib.load(tmp_path / "out" / case / f"{case}_seg.nii.gz"))
+    assert np.array_equal(*(np.asarray(seg.dataobj) for seg in results))
+    np.testing.assert_allclose(results[0].affine, results[1].affine, atol=1e-5)
+    organs = json.loads((tmp_path / "out" / "a_2" / "organs.json").read_text())
+    assert (organs["study_uid"], organs["series_uid"]) == ("1.2.0", "1.2.3")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_2", "image_4"]
 
 
 def test_what_is_done_is_left_out_and_another_scan_s_result_kept(
