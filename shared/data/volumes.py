@@ -35,7 +35,6 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 _UNITS = {"meter": ("metres", 1000), "micron": ("microns", 1e-3)}  # of NIfTI: in words, and in mm
 
 _CROP_LITRES = 2
-_SOFT_TISSUE_HU = 300
 _MOST_LABELS = 256
 
 
@@ -213,8 +212,8 @@ def doubt_of_hu(path: str | os.PathLike, voxels: np.ndarray, affine: np.ndarray)
     """
     low, high = float(voxels.min()), float(voxels.max())
     litres = abs(np.linalg.det(affine[:3, :3])) * voxels.size / 1e6
-    least, what = (-500, "air and gas are") if litres > _CROP_LITRES else (-80, "fat is")
-    if low < least and high - low > _SOFT_TISSUE_HU:
+    least, span, what = (-500, 300, "air and gas are") if litres > _CROP_LITRES else (-80, 250, "fat is")
+    if low < least and high - low > span:
         return ""
     lies = f"no voxel is below {least} HU, as {what}" if low >= least else "as little as in soft tissue alone"
     return (

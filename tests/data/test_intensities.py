@@ -37,7 +37,7 @@ NO_CT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "from 0 to 1": lambda hu: (hu - hu.min()) / np.ptp(hu),
     "standardised": lambda hu: (hu - hu.mean()) / hu.std(),
     "a label map": lambda hu: (hu > 0) * 3 + (hu > 400) * 10,
-    "a window in HU": lambda hu: hu.clip(-150, 150),
+    "a window in HU": lambda hu: hu.clip(-120, 120),
     "air alone": lambda hu: hu * 0 - 1000,
 }
 
