@@ -16,7 +16,7 @@ import monai.bundle
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from .errors import DataError, settings_at_hand
+from .errors import DataError, settings_at_hand, wait_for_first_rank
 from .settings import SETTINGS
 from .values import check_value
 
@@ -98,8 +98,7 @@ def check_command_line() -> None:
         check_values(content | line.options)
         settings_at_hand.update(content)  # for what is said where memory is not enough
     except DataError:
-        if int(os.environ.get("RANK", 0)):  # the first rank says it
-            raise SystemExit(1) from None
+        wait_for_first_rank(int(os.environ.get("RANK", 0)))
         raise
 
 

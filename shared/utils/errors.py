@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from errno import EDQUOT, ENOMEM, ENOSPC
@@ -22,8 +23,18 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread",
 WORKER_ENDED = ("DataLoader worker", "process in the process pool was terminated abruptly")
 LESS_MEMORY = "Lower --num_workers, --batch_size or --sw_batch_size, as far as there are such, or choose --cache disk."
 # What a GPU without memory makes torch say, and what takes less of it.
-NO_GPU_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+NO_GPU_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",  # the driver's words, where another process has it all
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN's, from 9 on
+    "Cuda failure 2 'out of memory'",  # NCCL's
+    "Cuda failure 'out of memory'",
+)
 LESS_GPU_MEMORY = ("batch_size", "num_samples", "sw_batch_size")
+FIRST_RANK_WAIT = 10  # seconds; the first rank may still be importing
 settings_at_hand: set[str] = set()  # of the configuration that runs, where it is known
 
 FREE_SPACE = (
@@ -106,17 +117,18 @@ def no_memory_message(error: BaseException) -> str | None:
 
 
 def _no_gpu_memory(text: str) -> str:
-    found = ". ".join(re.split(r"\. |\n", text)[:3]).rstrip(
-        "."
-    )  # of torch's lines, what it asked for and what there is
+    line = next(line for line in text.splitlines() if any(sign in line for sign in NO_GPU_MEMORY))
+    found = ". ".join(line.split(". ")[:3]).rstrip(".")  # in torch's words, what it asked for and what there is
     settings = [name for name in LESS_GPU_MEMORY if name in settings_at_hand or not settings_at_hand]
     if "max_epochs" in settings_at_hand or not settings_at_hand:  # in inference they are those of the training
         settings += [name for name in ("roi_size", "tile_size") if name in settings_at_hand or not settings_at_hand]
     which = "" if settings_at_hand else ", as far as there are such"
-    stitching = ", or choose --stitching_device cpu" if "stitching_device" in settings_at_hand else ""
+    others = ", or choose --stitching_device cpu" if "stitching_device" in settings_at_hand else ""
+    if "save_seconds" in settings_at_hand:
+        others += ", or give --save_seconds 0, which keeps no copy of the training's state there"
     return (
         f"the GPU's memory is not enough ({found}). Lower {', '.join(f'--{name}' for name in settings)}{which}"
-        f"{stitching}; --amp true takes less than false. nvidia-smi says whether another process is on the GPU."
+        f"{others}; --amp true takes less than false. nvidia-smi says whether another process is on the GPU."
     )
 
 
@@ -149,6 +161,17 @@ def unforeseen_message(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in place)
     return f"{said}{where}. With SHOW_TRACEBACK=1 in the environment, the whole traceback is shown."
+
+
+def wait_for_first_rank(rank: int) -> None:
+    """Where all ranks find the same error, let the first one say it: torchrun ends the others when it has.
+
+    Returns at once in the first rank. In another one it returns after `FIRST_RANK_WAIT` seconds without that, and this
+    one may say it: a rank that ended before the first is there would take it along, and the reason with it.
+    """
+    if rank:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, to be heeded without a word
+        time.sleep(FIRST_RANK_WAIT)
 
 
 def lost_rank_message(error: BaseException) -> str | None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from .device import visible_gpus
-from .errors import DataError
+from .errors import DataError, wait_for_first_rank
 from .rank_watch import start_watch, stop_watch
 
 GRACE = 0.5  # seconds; the threads need some microseconds, and the interpreter's lock
@@ -47,7 +47,9 @@ def join_process_group(optional: bool = False, rank_timeout: float = 0) -> None:
             "multi_gpu_train.json and multi_gpu_evaluate.json are for processes that torchrun starts: begin the "
             "command with torchrun --standalone --nproc_per_node 2 -m monai.bundle, or leave the overlay out."
         )
-    gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
+    # as the configurations do: GPUs can be counted whose driver is too old for this torch
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
     if optional or not gpus:
@@ -66,8 +68,7 @@ def _check_gpus(local_rank: int, gpus: int) -> None:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
     if ranks <= gpus:
         return
-    if local_rank:  # the first rank says it
-        raise SystemExit(1)
+    wait_for_first_rank(local_rank)
     raise DataError(
         f"torchrun has started {ranks} processes here; each needs a GPU of its own, expected as many as this machine "
         f"has{visible_gpus()}: --nproc_per_node {gpus}."

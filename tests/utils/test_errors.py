@@ -10,6 +10,7 @@ import pytest
 from commands import PYTHON, run
 
 from shared.utils import fault_list
+from shared.utils.errors import no_memory_message
 
 
 def run_code(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +101,10 @@ CUDA_SAYS = (
     [
         ([], "--batch_size, --num_samples, --sw_batch_size, --roi_size, --tile_size, as far as there are such; --amp"),
         (["batch_size", "tile_size", "max_epochs", "seed"], "--batch_size, --tile_size; --amp"),
+        (
+            ["batch_size", "max_epochs", "save_seconds"],
+            "--batch_size, or give --save_seconds 0, which keeps no copy of the training's state there; --amp",
+        ),
         (["sw_batch_size", "roi_size", "stitching_device"], "--sw_batch_size, or choose --stitching_device cpu; --amp"),
     ],
 )
@@ -111,6 +116,22 @@ def test_a_lack_of_the_gpus_memory_is_named_with_the_bundles_settings(settings: 
     said, found = "Error: the GPU's memory is not enough (", "of which 1.19 GiB is free). Lower "
     assert said + CUDA_SAYS.partition(" of which")[0] + " " + found + lower in result.stderr
     assert result.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "behind"),
+    [
+        ("", "CUDA error: out of memory", "\nCUDA kernel errors might be asynchronously reported. For debugging"),
+        ("", "CUDA driver error: out of memory", ""),
+        ("", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", ""),
+        ("NCCL error in: a.cpp:3268, unhandled cuda error\nLast error:\n", "Cuda failure 2 'out of memory'", ""),
+        ("", "Cuda failure 'out of memory'", "\n"),
+    ],
+)
+def test_whoever_says_it_the_gpus_memory_is_not_mistaken_for_the_machines(before: str, said: str, behind: str) -> None:
+    message = no_memory_message(RuntimeError(before + said + behind))
+    assert message is not None
+    assert message.startswith(f"the GPU's memory is not enough ({said}). Lower --batch_size")
 
 
 def test_a_worker_process_that_is_killed_is_named() -> None:

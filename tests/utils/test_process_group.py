@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from commands import PYTHON, run
+from workflows import torchrun
 
 from shared.utils import DataError, gather_list, join_process_group, leave_process_group, own_cores
 
@@ -63,28 +65,56 @@ def test_several_gpus_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         join_process_group()
 
 
-@pytest.mark.parametrize(("rank", "error"), [("0", DataError), ("1", SystemExit)])
-def test_more_ranks_than_gpus(rank: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_more_ranks_than_gpus(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "5"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    with pytest.raises(error) as caught:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(DataError) as caught:
         join_process_group()
-    if error is DataError:
-        assert "2 processes here; each needs a GPU" in str(caught.value)
-        assert str(caught.value).endswith("and CUDA_VISIBLE_DEVICES ('5') shows: --nproc_per_node 1.")
+    assert "2 processes here; each needs a GPU" in str(caught.value)
+    assert str(caught.value).endswith("and CUDA_VISIBLE_DEVICES ('5') shows: --nproc_per_node 1.")
+    assert waited == [10] * int(rank)
+
+
+LATE = """
+import os, sys, time, torch
+from shared.utils import errors, join_process_group, show_errors_briefly
+show_errors_briefly()
+errors.FIRST_RANK_WAIT = float(sys.argv[1])
+if os.environ["RANK"] == "0":
+    time.sleep(float(sys.argv[2]))
+torch.cuda.is_available, torch.cuda.device_count, torch.cuda.set_device = lambda: True, lambda: 1, print
+join_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patience", "late"), [(60, 1), (1, 60)])
+def test_the_reason_is_said_once_whichever_rank_is_late(tmp_path: Path, patience: int, late: int) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    done = torchrun(2, tmp_path / "late.py", patience, late, timeout=50)
+    assert done.returncode != 0
+    assert done.stderr.count("Error: torchrun has started 2 processes here; each needs a GPU of its own") == 1
 
 
 def test_nccl_is_told_the_gpu_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     chosen, given = [], {}
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: given.update(backend=backend, **options))
     join_process_group()
     assert (chosen, given["backend"], given["device_id"]) == ([1], "nccl", torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the driver is too old for this torch
+    join_process_group()
+    assert (chosen, given["backend"]) == ([1], "gloo")
 
 
 PEER = """
