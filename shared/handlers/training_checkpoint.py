@@ -144,7 +144,21 @@ class TrainingCheckpoint:
         if passed or epoch in (best.epoch, engine.state.max_epochs):
             self._write(content)
         else:
+            self._keep(content)
+
+    def _keep(self, content: dict[str, Any]) -> None:
+        """Keep a copy of the state, in place of the one before, which is let go of first: there is room for one."""
+        self._unsaved = content  # whole as long as no step is taken, should the copying be interrupted
+        try:
             self._unsaved = copy.deepcopy(content)
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "%s: the device has no room for a copy of the state, every epoch is saved from now on, as with "
+                "--save_seconds 0",
+                self.last,
+            )
+            self.save_seconds = 0
+            self._write(content)
 
     def _write(self, content: Mapping[str, Any]) -> None:
         content, best = _in_main_memory(content), self.evaluator.state
@@ -179,7 +193,8 @@ class TrainingCheckpoint:
         total = getattr(self.state.get("lr_scheduler"), "t_total", None)
         for name, value in self._objects(engine).items():
             if name == "scaler" and not content.get(name):  # of a run on a CPU, or in another precision
-                logger.info("%s: saved without a scale of the gradients, which are now scaled anew", source)
+                if value.is_enabled():
+                    logger.info("%s: saved without a scale of the gradients, which are now scaled anew", source)
                 continue
             if name not in content:
                 raise DataError(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -423,6 +425,61 @@ def test_an_error_leaves_the_last_whole_epoch_too(tmp_path: Path) -> None:
     resumed = run(tmp_path / "parts", resume=True, val_interval=4)
     assert repr(resumed["events"]) == repr(whole["events"])
     assert_same([resumed["weights"], resumed["moments"]], [whole["weights"], whole["moments"]])
+
+
+def test_one_copy_of_the_state_is_kept_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[weakref.ref] = []
+
+    def counted(content: dict[str, Any]) -> dict[str, Any]:
+        assert not copies or copies[-1]() is None
+        made = copy.deepcopy(content)
+        copies.append(weakref.ref(made["model"]["0.weight"]))
+        return made
+
+    monkeypatch.setattr(training_checkpoint, "copy", SimpleNamespace(copy=copy.copy, deepcopy=counted))
+    run(tmp_path, val_interval=4)
+    assert len(copies) == 6
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), KeyboardInterrupt("SIGTERM")])
+def test_an_epoch_that_cannot_be_copied_is_saved_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    def fail(content: dict[str, Any]) -> dict[str, Any]:
+        calls.append(content["trainer"]["epoch"])
+        if calls[-1] == 2:
+            raise error
+        return copy.deepcopy(content)
+
+    calls: list[int] = []
+    whole = run(tmp_path / "whole", val_interval=4)
+    monkeypatch.setattr(training_checkpoint, "copy", SimpleNamespace(copy=copy.copy, deepcopy=fail))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        run(tmp_path / "parts", interrupt=11, val_interval=4)
+    goes_on = isinstance(error, torch.OutOfMemoryError)
+    assert calls == [1, 2]
+    last = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
+    assert last["trainer"]["epoch"] == (3 if goes_on else 2)
+    assert ("no room for a copy of the state" in caplog.text) == goes_on
+    monkeypatch.undo()
+    resumed = run(tmp_path / "parts", resume=True, val_interval=4)
+    assert_same([resumed["weights"], resumed["moments"]], [whole["weights"], whole["moments"]])
+
+
+def test_a_scale_of_the_gradients_is_spoken_of_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(enabled: bool, epochs: int) -> bool:
+        caplog.clear()
+        scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+        monkeypatch.setattr(TrainingCheckpoint, "_objects", lambda *args: objects(*args) | {"scaler": scaler})
+        run(tmp_path, epochs, resume=epochs > 1)
+        return "now scaled anew" in caplog.text
+
+    caplog.set_level("INFO")
+    objects = TrainingCheckpoint._objects
+    enabled = (False, False, True, True)
+    assert [told(now, i) for i, now in enumerate(enabled, start=1)] == [False, False, True, False]
 
 
 def test_a_state_that_cannot_be_saved_hides_no_error(
