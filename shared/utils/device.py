@@ -36,9 +36,8 @@ def prepare_device(
             f"amp is true, and the device is {device}: mixed precision needs a GPU that this machine has"
             f"{visible_gpus()}. Leave --amp out, or give --device cuda."
         )
-    torch.backends.cudnn.benchmark = flag("cudnn_benchmark", cudnn_benchmark) and not flag(
-        "deterministic", deterministic
-    )
-    if flag("deterministic", deterministic):
+    same = flag("deterministic", deterministic)
+    torch.backends.cudnn.benchmark = flag("cudnn_benchmark", cudnn_benchmark) and not same
+    if same:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(same, warn_only=same)  # also of a process in which another run chose otherwise

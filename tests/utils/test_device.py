@@ -13,7 +13,8 @@ from shared.utils.settings import Device
 KERNELS = """
 import os, sys, torch
 from shared.utils import prepare_device
-prepare_device("cpu", "false", *sys.argv[1:])
+for flags in sys.argv[1:]:
+    prepare_device("cpu", "false", *flags.split())
 print(torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
 print(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
 """
@@ -22,9 +23,10 @@ print(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
 @pytest.mark.parametrize(
     ("flags", "printed"),
     [
-        (["true", "false"], "True False\nNone\n"),
-        (["false", "false"], "False False\nNone\n"),
-        (["true", "true"], "False True\n:4096:8\n"),
+        (["true false"], "True False\nNone\n"),
+        (["false false"], "False False\nNone\n"),
+        (["true true"], "False True\n:4096:8\n"),
+        (["true true", "true false"], "True False\n:4096:8\n"),
     ],
 )
 def test_kernels_are_chosen_for_the_process(flags: list[str], printed: str) -> None:
