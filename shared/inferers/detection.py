@@ -99,8 +99,12 @@ class DetectionMerger:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "merging")
         self._pending.append(self._thread.submit(self._take_in, found, arrived, list(tiles)))
-        while len(self._pending) > _PENDING:
-            self._pending.popleft().result()
+        try:
+            while len(self._pending) > _PENDING:
+                self._pending.popleft().result()
+        except BaseException:
+            self._stop()
+            raise
 
     def _take_in(self, found: Tensor, arrived: torch.Event | None, tiles: Sequence[TilePlace]) -> None:
         if arrived is not None:

@@ -163,9 +163,8 @@ class RegionInferer(Inferer):
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
         )
-        with tqdm(
-            total=len(tiles), desc=name[-40:], unit="tile", leave=False, delay=3, disable=not self.progress
-        ) as bar:
+        bar = tqdm(total=len(tiles), desc=name[-40:], unit="tile", leave=False, delay=3, disable=not self.progress)
+        try:
             for count, batch in loader:
                 if batch:
                     images = self._normalized(batch["image"].to(device, non_blocking=True))
@@ -174,7 +173,10 @@ class RegionInferer(Inferer):
                     merger.add(output, images.shape[2:], [TilePlace(name, *at, scale, region.size) for at in places])
                 bar.update(count)
                 progress.beat()
-        found = merger.merged(name)
+            found = merger.merged(name)
+        finally:
+            bar.close()
+            merger.clear()  # its thread, too: the next image may fork its reading workers
         if region.roi is not None:
             inside = region.roi.contains(box_centres(found["box"]))
             found = {key: value[inside] for key, value in found.items()}

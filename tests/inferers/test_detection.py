@@ -124,6 +124,11 @@ def test_damaged_tiles_are_named_and_leave_no_thread() -> None:
     add(merger, "b", bad, [64, 64])
     merger.clear()
     assert (threading.active_count(), merger.parts) == (before, {})
+    for _ in range(4):  # as many as it may be ahead
+        add(merger, "b", bad, [64, 64])
+    with pytest.raises(DataError, match="the network gives no number here"):
+        add(merger, "b", bad, [64, 64])
+    assert threading.active_count() == before
     with pytest.raises(ValueError, match="of 2 tiles, and 1 places are given"):
         merger.add(torch.stack([good, good]), [64, 64], [TilePlace("a")])
 

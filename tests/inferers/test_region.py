@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.utils.data import get_worker_info
 from shared.data.region_tiles import RegionTiles
 from shared.data.regions import Region
 from shared.data.roi import Roi
-from shared.inferers import RegionInferer
+from shared.inferers import DetectionMerger, RegionInferer
 from shared.networks import PyramidAnchors
 from shared.utils import DataError, data_error_message
 
@@ -312,6 +314,25 @@ def test_numbers_of_the_network_that_are_not_finite_are_an_error() -> None:
     inferer = RegionInferer(ANCHORS, 64, 32, input_mpp=0.25, progress=False)
     with pytest.raises(DataError, match=r"the image: the network gives no number here.*--amp false"):
         inferer(torch.from_numpy(picture(64, 64, [])).permute(2, 0, 1), Broken())
+
+
+def test_an_error_of_the_network_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder, seen = DiscFinder(), []
+    monkeypatch.setattr(DetectionMerger, "_take_in", lambda *args: seen.append(args[0]) or time.sleep(0.2))
+    forward = finder.forward
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        if len(finder.sizes) == 3:
+            raise RuntimeError("CUDA out of memory")
+        return forward(x)
+
+    finder.forward = fail
+    inferer = RegionInferer(ANCHORS, 64, 32, batch_size=1, min_tissue=0, input_mpp=0.25, progress=False)
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        inferer(torch.from_numpy(picture(230, 170, [])).permute(2, 0, 1), finder)
+    assert seen
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize(
