@@ -21,6 +21,10 @@ class SeededDataset(Dataset):
     Args:
         dataset: with a `transform`, MONAI's or one's own; its random transforms are MONAI's `Randomizable`.
         seed: 0 or more.
+
+    Raises:
+        ValueError: for a negative seed.
+        TypeError: when indexed by anything but such pairs, as by a loader with a sampler of torch's own.
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
@@ -35,6 +39,11 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: tuple[int, int]) -> Any:
+        if not isinstance(draw, tuple):
+            raise TypeError(
+                f"a SeededDataset is indexed by pairs of an epoch and an index, got {draw!r}: give its loader a "
+                "sampler that makes them, such as ShuffledSampler."
+            )
         epoch, index = draw
         seeds = np.random.SeedSequence((self.seed, epoch, index)).generate_state(len(self._drawing))
         for transform, seed in zip(self._drawing, seeds.tolist(), strict=True):

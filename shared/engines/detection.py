@@ -56,7 +56,8 @@ def _apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, 
 
 def _of_images(error: DataError, targets: Mapping[str, Any]) -> DataError:
     """An error of a loss, which knows its images by their numbers from 0, with their names."""
-    names = targets.get("cases", [])
+    if not (names := targets.get("cases")):
+        return error
     labelled = [name for name, known in zip(names, targets.get("labelled", [True] * len(names)), strict=True) if known]
     return DataError(f"{error} The labelled images of the batch: {', '.join(labelled)}.") if labelled else error
 
@@ -66,7 +67,8 @@ class DetectionTrainer(SupervisedTrainer):
 
     The loss is called with the network's output and, by name, `boxes`, `labels` and `image_size` of the labelled images
     of the batch; a loss with an attribute `takes_domains` that is true, such as `DomainAdversarialLoss`, with all
-    images, `domains` and `labelled`.
+    images, `domains` and `labelled`. Boxes and labels are in main memory, wherever the output is: a loss of one's own
+    brings to the output's device what it computes with.
 
     Args:
         device: where the network is.

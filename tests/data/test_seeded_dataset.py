@@ -65,6 +65,12 @@ def test_a_negative_seed_is_refused() -> None:
         SeededDataset(Dataset(DATA), -1)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_loader_with_a_sampler_of_its_own_is_told_what_it_lacks(shuffle: bool) -> None:
+    with pytest.raises(TypeError, match=r"pairs of an epoch and an index, got \d: .* such as ShuffledSampler"):
+        next(iter(DataLoader(SeededDataset(Dataset(DATA, transform())), shuffle=shuffle)))
+
+
 def test_numbered_draws_are_the_same_items_each_with_a_number_of_its_own() -> None:
     domains = ["a", "a", "a", "b"]
     items = [{"kind": "mitotic", "domain": domain} for domain in domains]

@@ -300,6 +300,9 @@ def test_wrong_boxes_are_reported() -> None:
     for run in (trainer(Tiny(), items), evaluator(Tiny(), items)):
         with pytest.raises(DataError, match=said):
             run.run()
+    nameless = [{key: value for key, value in item.items() if key != "case"} | {"labelled": True} for item in items]
+    with pytest.raises(DataError, match=r"image 1 of the batch has the box .* of which nothing is left\.$"):
+        trainer(Tiny(), nameless).run()
 
 
 def test_a_loss_that_gives_no_loss_of_each_image_validates_as_one_that_does() -> None:
