@@ -32,6 +32,8 @@ LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
 BOXES = {1: (slice(4, 16), slice(6, 24), slice(8, 24)), 2: (slice(26, 34), slice(6, 14), slice(10, 20))}
 BOXES |= {3: (slice(24, 30), slice(4, 10), slice(22, 28)), 4: (slice(19, 22), slice(8, 11), slice(2, 30))}
 SPACING = (5.0, 5.5, 6.0)
+SPATIAL = {"_target_": "RandSpatialCropSamplesd", "keys": ["image", "label"], "roi_size": "@roi_size"}
+SPATIAL |= {"num_samples": "@num_samples", "random_size": False}
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +100,27 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
     assert len(weights) == 3 * 4
 
 
-@pytest.mark.parametrize("variants", [(), ("class_balanced_sampling",)])
-def test_a_batch_holds_plain_tensors(tmp_path: Path, data: Path, variants: tuple[str, ...]) -> None:
-    """A MetaTensor would take every operation of the network through Python."""
-    flow = workflow(["train"], tmp_path, data, variants=variants, num_samples=2)
+@pytest.mark.parametrize(
+    ("variants", "options"),
+    [
+        ((), {}),
+        (("class_balanced_sampling",), {}),
+        ((), {"sampling": SPATIAL, "batch_size": 3}),
+        (("class_balanced_sampling",), {"sampling#indices_key": None, "batch_size": 3}),
+    ],
+)
+def test_a_batch_holds_plain_tensors(
+    tmp_path: Path, data: Path, variants: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """A MetaTensor would take every operation of the network through Python.
+
+    Whatever `sampling` is: the voxels that crops may be centred on are of as many as there are in a case.
+    """
+    flow = workflow(["train"], tmp_path, data, variants=variants, num_samples=2, **options)
     batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
     assert [type(batch[key]) for key in ("image", "label")] == [torch.Tensor] * 2
-    assert batch["image"].shape == batch["label"].shape == (2, 1, 32, 32, 32)
+    assert batch["image"].shape == batch["label"].shape == (2 * options.get("batch_size", 1), 1, 32, 32, 32)
+    assert not [key for key in batch if "indices" in key]
     assert (batch["image"].dtype, batch["label"].dtype) == (torch.float32, torch.uint8)
 
 
