@@ -116,7 +116,7 @@ def check_overlays(bundle: Bundle) -> list[str]:
 TRAINING_ONLY = {"fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyle_reference"}
 # Where results go and how much is done at once, which training and inference may each have their own way.
 RUN_ONLY = {"bundle_root", "output_dir", "ckpt_path", "device", "batch_size", "num_workers", "record"}
-LABELS_ONLY = ("keys", "label_key", "labels", "label_ids")  # arguments of a transform that are not about the image
+LABELS_ONLY = ("keys", "label_key", "hu_key", "labels", "label_ids")  # arguments that do not change the image
 
 
 def check_drift(bundle: Bundle) -> list[str]:
