@@ -12,8 +12,8 @@ from command_line import AtATime, Seed, run_command
 
 from shared.data import leaked_slides
 from shared.datasets.histology_entries import count_patches, count_regions, write_histology_datalist
-from shared.datasets.midog import MidogImage, find_midog, read_midog
-from shared.datasets.midog_crops import crop_midog
+from shared.datasets.midog import MIDOG_LABELS, MidogImage, find_midog, read_midog
+from shared.datasets.midog_crops import crop_beside, crop_midog
 from shared.datasets.midog_datalist import (
     claim_folder,
     clipped_boxes,
@@ -199,6 +199,53 @@ def named(
     print(f"{len(entries)} patches: {target}")
 
 
+def nuclei(
+    annotations: str,
+    patch_dir: str,
+    output_dir: str,
+    prefix: str = "",
+    size: Annotated[int, Whole(8)] = 40,
+    domain: str = "scanner",
+    dataset: str = "",
+    scanners: str = "",
+    seed: Seed = 0,
+    name: str = "",
+    overwrite: bool = False,
+    workers: AtATime = None,
+) -> None:
+    """From patches around mitotic figures that others have cropped, as AMi-Br, make the task mitotic or not.
+
+    Each gives the crop of its figure (label 1) and that of the darkest other nucleus in it (label 0), which is easier
+    to tell apart than MIDOG's hard negatives. Scanner and slide follow from the files' names, see `named`. OUTPUT_DIR
+    then holds dataset.json, split by slide, and patches.
+
+    Args:
+        annotations: MIDOG.json, MIDOG2022_training.json or MIDOG++.json: whose ids the names hold.
+        patch_dir: the folder with a folder for each class, whatever they are.
+        output_dir: a new or empty folder.
+        prefix: before the ids in the files' names, such as MIDOG21_; files with another one are left out.
+        size: side of the crops in pixels.
+        domain: what the domains are: scanner, tumor_type, species, origin, or several joined by +.
+        dataset: midog21, midog22 or midog++, where the annotation file does not say it.
+        scanners: CSV table with file_name and any of scanner, tumor_type, species and origin.
+        seed: of the split.
+        name: of the data set; that of PATCH_DIR by default.
+        overwrite: replace another datalist in OUTPUT_DIR.
+        workers: patches cropped at a time; by default one for each core, 8 at most.
+    """
+    _, target = resolve_folders(patch_dir, output_dir, "--patch_dir")
+    fields = [field.strip() for field in domain.split("+")]
+    _, images = read_midog(annotations, dataset, scanners)
+    _, figures = named_patches(images, patch_dir, None, prefix, fields)
+    crops = crop_beside(figures, target, size, worker_count(workers))
+    splits = split_patches(crops, seed=seed)
+    facts = {"patch_size": size, "domain_fields": " + ".join(fields), "split_unit": "slide", "split_seed": seed}
+    name = f"{name or Path(patch_dir).resolve().name}, figures and other nuclei"
+    write_histology_datalist(target / "dataset.json", name, MIDOG_LABELS, splits, facts, overwrite)
+    print(text_table(count_patches(splits)))
+    print(f"{len(crops)} patches of {len(figures)} figures: {target / 'dataset.json'}")
+
+
 def _print_counts(rows: Sequence[Mapping[str, Any]], unlabelled: Sequence[Mapping[str, Any]], what: str) -> None:
     print(text_table(rows))
     for domain, count in sorted(Counter(entry["domain"] for entry in unlabelled).items()):
@@ -211,4 +258,4 @@ def _print_left_out(annotations: str, images: Sequence[MidogImage], listed: Sequ
 
 
 if __name__ == "__main__":
-    run_command({"patches": patches, "tiles": tiles, "named": named})
+    run_command({"patches": patches, "tiles": tiles, "named": named, "nuclei": nuclei})

@@ -61,14 +61,14 @@ def midog_patches(images: Sequence[MidogImage], domain: Sequence[str]) -> list[P
 
 
 def named_patches(
-    images: Sequence[MidogImage], patch_dir: str | os.PathLike, positive: str, prefix: str, domain: Sequence[str]
+    images: Sequence[MidogImage], patch_dir: str | os.PathLike, positive: str | None, prefix: str, domain: Sequence[str]
 ) -> tuple[dict[str, int], list[PatchEntry]]:
     """Entries of patches that others have cropped and labelled, in a folder for each class, by their annotations' ids.
 
     Args:
         images: from `read_midog`: what the ids are of.
         patch_dir: with two folders of PNG files called PREFIX and the id of an annotation, such as `MIDOG21_3099.png`.
-        positive: the folder of the class 1.
+        positive: the folder of the class 1; None where the classes do not matter.
         prefix: of the files that are meant; others are left out, as those of another data set.
         domain: fields that make the domain.
 
@@ -81,10 +81,10 @@ def named_patches(
     """
     folder = Path(patch_dir).resolve()
     classes = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir() and any(path.glob("*.png")))
-    if len(classes) != 2 or positive not in classes:
+    if not classes or (positive is not None and (len(classes) != 2 or positive not in classes)):
         raise DataError(
             f"{patch_dir}: has the folders {', '.join(classes) or 'none'} with PNG files, expected two, one of them "
-            f"{positive}. Check --patch_dir and --positive."
+            f"{positive or 'for the mitotic figures'}. Check --patch_dir and --positive."
         )
     known = {str(figure["annotation_id"]): (image, figure) for image in images for figure in image.figures}
     labels, entries, lost = {name: int(name == positive) for name in classes}, [], []

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import run
 from midog_tree import files
@@ -275,3 +276,28 @@ def test_numbers_that_are_no_ids_are_found_out(tmp_path: Path) -> None:
         if path.stem != "M21_99999" and int(path.stem.removeprefix("M21_")) % 2 == 0:
             path.unlink()
     assert "1 files are called like no annotation: Normal/M21_99999.png" in named(tmp_path).stderr
+
+
+def test_figures_and_the_darkest_other_nucleus_of_each_patch(tmp_path: Path) -> None:
+    folder = name_patches(tmp_path)
+    for i, path in enumerate(sorted(folder.glob("*/M21_*.png"))):
+        pixels = np.full((128, 128, 3), (225, 150, 200) if i else (240, 240, 240), np.uint8)
+        pixels[58:70, 58:70] = (60, 30, 110)  # the figure
+        if i:
+            pixels[96:108, 20:32] = (90, 50, 140)  # a nucleus, and a paler one
+            pixels[20:32, 96:108] = (130, 80, 170)
+        Image.fromarray(pixels).save(path)
+    flags = ["--prefix", "M21_", "--output_dir", tmp_path / "out"]
+    command = ["nuclei", "--annotations", tmp_path / "MIDOG.json", "--patch_dir", folder, *flags]
+    done = run(SCRIPT, *command)
+    assert done.returncode == 0, done.stderr
+    assert "67 patches of 34 figures" in done.stdout
+    patches = [p for split in SPLITS for p in load_patches(tmp_path / "out" / "dataset.json", split)]
+    assert Counter(p["label"] for p in patches) == {1: 34, 0: 33}
+    slides = {split: {p["slide"] for p in load_patches(tmp_path / "out" / "dataset.json", split)} for split in SPLITS}
+    assert not slides["test"] & (slides["training"] | slides["validation"])
+    for patch in patches:
+        image = np.asarray(Image.open(patch["image"]))
+        assert image.shape == (40, 40, 3)
+        assert (image[20, 20] == ((90, 50, 140), (60, 30, 110))[patch["label"]]).all()
+    assert "already holds" in run(SCRIPT, *command).stderr
