@@ -284,8 +284,8 @@ def test_figures_and_the_darkest_other_nucleus_of_each_patch(tmp_path: Path) -> 
         pixels = np.full((128, 128, 3), (225, 150, 200) if i else (240, 240, 240), np.uint8)
         pixels[58:70, 58:70] = (60, 30, 110)  # the figure
         if i:
-            pixels[96:108, 20:32] = (90, 50, 140)  # a nucleus, and a paler one
-            pixels[20:32, 96:108] = (130, 80, 170)
+            pixels[104:116, 12:24] = (90, 50, 140)  # a nucleus, and a paler one
+            pixels[12:24, 104:116] = (130, 80, 170)
         Image.fromarray(pixels).save(path)
     flags = ["--prefix", "M21_", "--output_dir", tmp_path / "out"]
     command = ["nuclei", "--annotations", tmp_path / "MIDOG.json", "--patch_dir", folder, *flags]
