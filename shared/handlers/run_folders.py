@@ -91,7 +91,8 @@ def check_output_dir(output_dir: Path, source: Path | None, ckpt_dir: Path) -> N
         kept = {}
     else:
         return
-    if source and _part(source, "run") in (kept.get("run"), {}):
+    run = _part(source or ckpt_dir / "last.pt", "run")
+    if run == kept.get("run") or (source and run == {}):  # new runs: of one that was killed at its first save
         return
     where = f", whose checkpoints are in {kept['ckpt_dir']}" if "ckpt_dir" in kept else ""
     raise DataError(

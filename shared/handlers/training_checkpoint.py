@@ -168,8 +168,13 @@ class TrainingCheckpoint:
             torch.save(content, temporary)
             if epoch > 0 and best.best_metric_epoch == epoch:
                 self._save_best(temporary, content, {best.key_metric_name: float(best.best_metric)})
+            if epoch > 0:
+                self._sign_results()
         self._kept, self._unsaved, self._saved_at = (self.last, epoch), None, time.monotonic()
-        if self.output_dir and epoch > 0:
+
+    def _sign_results(self) -> None:
+        """Say whose results are in the folder, before a kill can leave a checkpoint, or an event, without it."""
+        if self.output_dir:
             write_json(self.output_dir / RUN, {"run": self.run, "ckpt_dir": str(self.ckpt_dir.resolve())})
 
     def _save_best(self, checkpoint: Path, saved: Mapping[str, Any], metric: Mapping[str, float]) -> None:
@@ -214,8 +219,11 @@ class TrainingCheckpoint:
         if (scheduler := self.state.get("lr_scheduler")) and hasattr(scheduler, "t_total"):
             scheduler.t_total = total  # of a run that is longer now
         self._scale_learning_rate(content["record"].get("learning_rate"))
-        if self.events and "events" in content and idist.get_rank() == 0:
-            self.events.load_state_dict(content["events"])
+        if idist.get_rank() == 0:
+            if planned["epoch"] > 0:
+                self._sign_results()
+            if self.events and "events" in content:
+                self.events.load_state_dict(content["events"])
         self._kept, self._saved_at = (source, planned["epoch"]), time.monotonic()
         engine.state.epoch = planned["epoch"]
         engine.state.iteration = planned["epoch"] * planned["epoch_length"]

@@ -52,6 +52,14 @@ def test_a_run_that_failed_in_its_first_epoch_stands_in_no_ones_way(folders: tup
     claim_run(*folders)
 
 
+def test_a_run_that_was_killed_at_its_first_save_stands_in_no_ones_way(folders: tuple[Path, Path]) -> None:
+    """Its results have its note, its checkpoint is still that of before the first epoch."""
+    leave_run(folders)
+    torch.save({"trainer": {"epoch": 0}, "run": "first"}, folders[0] / "last.pt")
+    claim_run(*folders, resume=True)
+    claim_run(*folders)
+
+
 def test_results_of_another_run_are_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
     leave_run(folders)
     with pytest.raises(DataError, match=rf"{folders[1]}: the results of another run .* are in {folders[0]}\."):

@@ -551,3 +551,20 @@ def test_a_run_that_replaces_another_takes_its_name_off_the_results(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, epochs=2, interrupt=1, overwrite=True, output_dir=output)
     assert not (output / "run.json").exists()
+
+
+def test_results_are_signed_before_a_kill_can_leave_them_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first checkpoint of an epoch, and when a run goes on with another folder of results."""
+    saved: list[int] = []
+
+    def sign(self: TrainingCheckpoint) -> None:
+        saved.append(torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["epoch"])
+        sign_results(self)
+
+    sign_results = TrainingCheckpoint._sign_results
+    monkeypatch.setattr(TrainingCheckpoint, "_sign_results", sign)
+    run(tmp_path, epochs=2, output_dir=tmp_path / "out")
+    assert saved[0] == 0
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=3, interrupt=7, resume=True, output_dir=tmp_path / "other")
+    assert (tmp_path / "other" / "run.json").read_text() == (tmp_path / "out" / "run.json").read_text()
