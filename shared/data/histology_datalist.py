@@ -143,9 +143,9 @@ class HistologyDatalist(ABC):
                 f"a network would learn to tell the domain and not the class. Add {self.nouns[1]}, or leave the domain "
                 "out with --train_domains."
             )
-        elif split == "validation":
+        elif split.endswith("validation"):  # that of another hospital in Camelyon17-WILDS is "ood_validation"
             parts = {f"the domains {_count_names(e['domain'] for e in entries)}": entries}
-            why = f"{self.undefined}. Move a slide with some into 'validation'."
+            why = f"{self.undefined}. Move a slide with some into '{split}'."
         else:
             return
         for where, part in parts.items():
@@ -305,7 +305,7 @@ def load_patches(
         domains: only patches of these; None for all.
         whole_unseen: with `seen_domains`: take the patches of other domains that `split` has not from `split` alone
             but from all lists. Nothing was trained on them, and more patches make their scores steadier.
-        seen_domains: what the network was trained on.
+        seen_domains: what the network was trained on, or its epoch chosen by.
 
     Returns:
         For each labelled entry all of `PatchEntry` but `labelled`, `image` as a full path, and nothing else.
@@ -313,8 +313,9 @@ def load_patches(
     Raises:
         DataError: the file is missing or not JSON, the split is missing or empty, an entry lacks a field or has
             another label than 0 and 1, a listed file does not exist or is listed twice, a domain is not known (the
-            known ones are listed), in training a domain has no patch or patches of one class alone, in validation
-            all patches are of one class, `whole_unseen` without `seen_domains`.
+            known ones are listed), in training a domain has no patch or patches of one class alone, in a validation
+            (a split of that name, or such as "ood_validation") all patches are of one class, `whole_unseen` without
+            `seen_domains`.
     """
     return PatchDatalist(path).choose(split, domains, whole_unseen, seen_domains)
 

@@ -26,6 +26,7 @@ def check_leakage(
     scored: str | None = None,
     fold: int | None = None,
     folds: int | None = None,
+    val_split: str | None = None,
 ) -> list[str]:
     """See that nothing that training sees is scored: by files (with all their names) and by slide, patient and case.
 
@@ -36,8 +37,10 @@ def check_leakage(
     Args:
         path: the datalist.
         allow_leakage: go on all the same.
-        scored: the list of an evaluation; for a training validation and test are looked at.
+        scored: the list of an evaluation; for a training that of the validation and test are looked at.
         fold, folds: see `load_datalist`.
+        val_split: the list by which the training chooses its epoch, "validation" where none is given; for an
+            evaluation the one that the weights were chosen by, None where nobody knows.
 
     Returns:
         What reports of the scores, or the record of the weights, have to say: a sentence for each list; often none.
@@ -48,7 +51,8 @@ def check_leakage(
     path = Path(path)
     content = read_json_object(path, FORMAT, DATALIST_REMEDY)
     allowed = flag("allow_leakage", allow_leakage)
-    lists = (scored,) if scored else ("validation", "test")
+    chosen_by = val_split or "validation"
+    lists = (scored,) if scored else (chosen_by, "test")
     found = {name: _entries(path, content, name, fold, folds) for name in ("training", *lists)}
     seen = _identities(path, found["training"])
     intended = content.get("split_unit") == "patch"
@@ -61,6 +65,8 @@ def check_leakage(
             said = " and ".join(_count(kind, names) for kind, names in shared.items())
             text = f"{said} of 'training' are in '{name}', too: scores of these are too good."
             (told if intended and "file" not in shared else refused).append(text)
+    if scored and scored == val_split:
+        told.append("Scored is what the epoch was chosen by.")
     if refused and not allowed:
         raise DataError(
             f"{path}: {' '.join(refused)} Take them out of one of the lists, or go on all the same with "
@@ -69,7 +75,7 @@ def check_leakage(
     if not scored:
         both = _shared(*(_identities(path, found[name]) for name in lists)).get("file")
         if both:
-            told.append(f"{_count('file', both)} of 'validation' are in 'test', too: they choose the best epoch.")
+            told.append(f"{_count('file', both)} of '{chosen_by}' are in 'test', too: they choose the best epoch.")
     if idist.get_rank() == 0:
         for text in refused + told:
             logger.warning("%s: %s", path, text)

@@ -7,29 +7,36 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
-from ..metrics import best_threshold
+from ..metrics import best_threshold, classification_scores
 
 logger = logging.getLogger(__name__)
 
 
 class DecisionThreshold:
-    """Choose the probability above which a patch counts as positive, on the validation split, after each validation.
+    """Choose the probability above which a patch counts as positive, on the validated patches, after each validation.
 
-    The threshold with the greatest balanced accuracy over all validated patches; see `best_threshold`. It leaves
-    `val_balanced_accuracy` at this threshold in `engine.state.metrics`.
+    The threshold with the greatest balanced accuracy over all of them, see `best_threshold`, or one that is given. It
+    leaves `val_balanced_accuracy` at this threshold in `engine.state.metrics`.
 
     Attach it to the evaluator of the validation, which must not decollate; `pred` are logits (B, 1). `content` is what
     `threshold.json` holds.
 
     Args:
         domains: of the validated patches, for the record.
+        split: the list that they are from, for the record.
+        threshold: what it is to be, in [0, 1], whatever the patches say; None: chosen.
 
     Raises:
+        ValueError: when `threshold` is out of range.
         DataError: after a validation whose patches are all of one class.
     """
 
-    def __init__(self, domains: list[str] | None = None) -> None:
-        self.domains = domains
+    def __init__(
+        self, domains: list[str] | None = None, split: str = "validation", threshold: float | None = None
+    ) -> None:
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        self.domains, self.split, self.given = domains, split, threshold
         self.logits: list[torch.Tensor] = []
         self.labels: list[torch.Tensor] = []
         self.threshold = 0.5
@@ -52,14 +59,17 @@ class DecisionThreshold:
         logits, labels = (torch.cat([batch for batches in part for batch in batches]) for part in of_ranks)
         prob, label = torch.sigmoid(logits).numpy(), labels.numpy()
         self.threshold, self.balanced_accuracy = best_threshold(prob, label)
+        if self.given is not None:
+            self.threshold = self.given
+            self.balanced_accuracy = classification_scores(prob, label, self.given)["balanced_accuracy"]
         engine.state.metrics["val_balanced_accuracy"] = self.balanced_accuracy
 
     def content(self) -> dict[str, Any]:
         """What `threshold.json` holds."""
         return {
             "threshold": self.threshold,
-            "chosen_for": "balanced accuracy",
+            "chosen_for": "balanced accuracy" if self.given is None else None,
             "balanced_accuracy": self.balanced_accuracy,
-            "split": "validation",
+            "split": self.split,
             "domains": self.domains,
         }

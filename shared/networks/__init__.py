@@ -7,8 +7,8 @@ from .anchors import PyramidAnchors, decode_batch, decode_detections, match_anch
 from .batch_norm import adapt_batch_norm
 from .lambda3d import Lambda3D
 from .prepare import place_network, prepare_network
-from .pretrained import DETECTION_HEADS, load_pretrained, read_state_dict
-from .record import ModelRecord, check_record, read_model_record, record_with_history
+from .pretrained import CLASSIFICATION_HEADS, DETECTION_HEADS, load_pretrained, read_state_dict
+from .record import ModelRecord, check_record, known_domains, read_model_record, record_with_history
 from .resnet import fusestyle_resnet
 from .retinanet import RetinaNet, fusestyle_retinanet
 from .weights import load_weights

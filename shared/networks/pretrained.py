@@ -34,6 +34,8 @@ DETECTION_HEADS = (
     "fpn.extra_blocks.",
     "fc.",
 )
+# A classifier's last layer: ResNet's, that of MONAI's DenseNet and of torchvision's.
+CLASSIFICATION_HEADS = ("fc.", "class_layers.out.", "classifier.")
 # Under which a network's weights stand in the checkpoints of a larger one.
 _PREFIXES = ("module.", "model.", "network.", "backbone.", "encoder.", "resnet.")
 # Where a ResNet stands in a detector.

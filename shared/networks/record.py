@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 # What a configuration takes from a record, and so has to be able to use.
 TAKEN = ("labels", "label_ids", "network_overlay", "spacing", "intensity_range", "roi_size", "image_mean", "image_std")
 TAKEN += ("crop_size", "patch_size", "tile_size", "tile_overlap", "suppress_radius", "mpp", "train_domains")
+TAKEN += ("val_split", "val_domains")
 ABOUT = {"bundle", "network_overlay"}  # of a record, what a configuration knows of itself
 MAY_DIFFER = ("label_ids",)  # those of other data
 BASES = ("train.json", "evaluate.json", "inference.json")
@@ -41,6 +42,8 @@ class ModelRecord(TypedDict, total=False):
     spacing: list[float]  # mm
     intensity_range: list[float]  # HU that became 0 and 1
     train_domains: list[str]
+    val_split: str  # the list of the datalist that the epoch was chosen by
+    val_domains: list[str]  # and the domains of what was taken from it
     unlabelled_domains: list[str]
     mpp: float  # µm a pixel
     pretrained: dict[str, Any] | None  # `file` and `record` of the weights that they started from
@@ -79,13 +82,22 @@ def record_with_history(record: ModelRecord, pretrained: str | Path | None) -> M
         pretrained: the file that it starts from, or None.
 
     Returns:
-        `record` with `pretrained`, the file and its own record, and the domains of both.
+        `record` with `pretrained`, the file and its own record, and the domains of both, of the training and of the
+        choice of the epoch.
     """
     if not pretrained:
         return {**record, "pretrained": None}
     earlier = read_model_record(pretrained)
-    domains = sorted({*record["train_domains"], *earlier.get("train_domains", [])})
-    return {**record, "train_domains": domains, "pretrained": {"file": Path(pretrained).name, "record": earlier}}
+    domains = {
+        key: sorted({*record[key], *earlier.get(key, [])}) for key in ("train_domains", "val_domains") if key in record
+    }
+    return {**record, **domains, "pretrained": {"file": Path(pretrained).name, "record": earlier}}
+
+
+def known_domains(record: ModelRecord) -> list[str] | None:
+    """The domains that took part in the training or in the choice of its epoch; None where the record has none."""
+    trained = record.get("train_domains")
+    return None if trained is None else sorted({*trained, *(record.get("val_domains") or [])})
 
 
 def check_record(path: Path, record: ModelRecord, settings: Mapping[str, Any]) -> None:

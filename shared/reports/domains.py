@@ -23,6 +23,8 @@ Part = dict[str, Any]
 Curve = tuple[np.ndarray, np.ndarray, tuple[float, float] | None]  # x and y, (n,), and the point at the threshold
 
 IN, OUT, ALL = "in distribution", "out of distribution", "all"
+CHOICE = "chosen by"  # not trained on, but the epoch was chosen by it
+SHORT = {IN: "in", CHOICE: "choice", OUT: "out"}  # of a domain
 # A note is due where an interval rests on fewer than this share of the resamples.
 MANY_LEFT_OUT = 0.05
 
@@ -49,7 +51,8 @@ class DomainScoring(Scoring):
         threshold: an item is of class 1 from this score on, in [0, 1].
         class_names: of the classes 0 and 1.
         train_domains: what the network was trained on; None: `train_domains` of the record, and where it has none
-            nothing is known to be in or out of distribution.
+            nothing is known to be in or out of distribution. `val_domains` of the record, by which the epoch was
+            chosen, are strangers no longer: those that were not trained on are neither in nor out.
         adapted: whether batch norm was adapted to each domain.
         threshold_from: where the threshold comes from, such as the path of its file.
 
@@ -73,6 +76,17 @@ class DomainScoring(Scoring):
             self.train_domains = list(self.train_domains)
         self.adapted = flag("adapted", self.adapted)
 
+    @property
+    def chosen_by(self) -> list[str]:
+        """The domains by which the epoch was chosen, of those that were not trained on."""
+        return [name for name in self.record.get("val_domains") or [] if name not in (self.train_domains or [])]
+
+    def group(self, domain: str) -> str:
+        """`IN`, `OUT` or `CHOICE`; `ALL` where nothing is known."""
+        if self.train_domains is None:
+            return ALL
+        return IN if domain in self.train_domains else CHOICE if domain in self.chosen_by else OUT
+
     def settings(self) -> dict[str, Any]:
         """What `summary.json` says of them."""
         return {
@@ -83,6 +97,8 @@ class DomainScoring(Scoring):
     def notes(self, done: str) -> list[str]:
         """What a reader must know of the intervals, of the domains, and of what went before images were `done`."""
         known = "In distribution: domains (scanners) that the network was trained on. Out of distribution: all others."
+        if chosen_by := ", ".join(self.chosen_by):
+            known += f' The epoch was chosen by {chosen_by}, not trained on: marked "choice", and counted in neither.'
         unknown = "What domains (scanners) the network was trained on is not known, so none is marked in or out."
         adapted = f"Batch norm was adapted to each domain's images, without their labels, before they were {done}."
         return [
@@ -158,9 +174,10 @@ class DomainSummary(Summary):
     Attributes:
         how: it was scored.
         layout: of the parts.
-        domains: the part of each domain, with its `distribution`: `"in"`, `"out"`, or `""` where nothing is known.
-        pooled: the part of each group, its domains taken together: `IN` and `OUT`, where that is known, and `ALL`. A
-            group without domains is left out.
+        domains: the part of each domain, with its `distribution`: `"in"`, `"out"`, `"choice"`, or `""` where nothing
+            is known.
+        pooled: the part of each group, its domains taken together: `IN`, `CHOICE` and `OUT`, where that is known, and
+            `ALL`. A group without domains is left out.
         means: for each group how many `domains` it has and the mean of each score over them. Each domain weighs the
             same, those where a score is undefined are left out; None where it is undefined in all.
         notes: what the scores mean, and what a reader must know about them.
@@ -214,7 +231,7 @@ class DomainSummary(Summary):
         return [
             {
                 "domain": name,
-                "distribution": part.get("distribution", {IN: "in", OUT: "out"}.get(name, "")),
+                "distribution": part.get("distribution", SHORT.get(name, "")),
                 **{count: part[count] for count in self.layout.counts},
                 **{column: value for score in self.layout.scores for column, value in _columns(score, part).items()},
                 **{outcome: part[outcome] for outcome in self.layout.outcomes},
@@ -245,7 +262,7 @@ def summarise_domains(
     remark: Callable[[str, Part], list[str]],
     notes: Sequence[str],
 ) -> DomainSummary:
-    """Score each domain, and the domains that were trained on, the others and all of them, pooled.
+    """Score each domain, and the domains that were trained on, the choosing ones, the others and all of them, pooled.
 
     Args:
         domains: of the items, one name for each.
@@ -255,20 +272,15 @@ def summarise_domains(
         remark: what a reader must know of the domain of this name.
         notes: on the scores of all domains.
     """
-    names, trained = sorted(set(domains)), how.train_domains
-    groups = {ALL: names}
-    if trained is not None:
-        groups = {IN: [n for n in names if n in trained], OUT: [n for n in names if n not in trained]}
-        groups[ALL] = groups[IN] + groups[OUT]
+    names = sorted(set(domains))
+    groups = {group: [n for n in names if how.group(n) == group] for group in SHORT}
+    groups[ALL] = [n for chosen in groups.values() for n in chosen] or names
     groups = {group: chosen for group, chosen in groups.items() if chosen}
 
     def score(chosen: Sequence[str]) -> Part:
         return {**part([i for i, name in enumerate(domains) if name in chosen]), "resamples": how.bootstrap}
 
-    def distribution(name: str) -> str:
-        return "" if trained is None else "in" if name in trained else "out"
-
-    parts = {name: {"distribution": distribution(name), **score([name])} for name in groups.get(ALL, [])}
+    parts = {n: {"distribution": SHORT.get(how.group(n), ""), **score([n])} for n in groups.get(ALL, [])}
     return DomainSummary(
         how=how,
         layout=layout,

@@ -117,6 +117,8 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "fold": (OrNone(Whole(0), "no cross-validation"), "which part of cross-validation validates"),
     "folds": (OrNone(Whole(2), "no cross-validation"), "parts of cross-validation"),
     "train_domains": (DOMAINS, "domains to train on"),
+    "val_split": (NAME, "list of the datalist that chooses the epoch"),
+    "val_domains": (DOMAINS, "domains of that list that do"),
     "balance_domains": (FLAG, "as many patches of each domain in every batch"),
     "spacing": (Several(Number(above=0), 3), "size of a voxel for the network, mm"),
     "assume_orientation": (OrNone(AxisCodes(), "refuse it"), "of a CT whose file says nothing of sides"),

@@ -48,6 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     entry = {"image": name, "label": label, "domain": scanner, "slide": f"{scanner}_{slide}"}
                     splits[split].append(entry)
     labels = {"0": "non_mitotic", "1": "mitotic"}
+    splits["ood_validation"] = [entry for entry in splits["validation"] if entry["domain"] == "S360"]
     write_json(folder / "dataset.json", {"name": "bars", "synthetic": True, "labels": labels, **splits})
     return folder
 
@@ -137,6 +138,10 @@ def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant
     assert record["stain_jitter"] == (variant == "stain_jitter")
     assert (record["pretrained"] is not None) == (variant == "pretrained")
     assert record["network_overlay"] == "configs/variants/demo.json"
+    ours = ("ood_validation", ["S360"], "val_accuracy", "SGD")
+    chosen = ours if variant == "wilds" else ("validation", ["CS", "XR"], "val_auc", "Adam")
+    assert tuple(record[key] for key in ("val_split", "val_domains", "key_metric", "optimizer")) == chosen
+    assert chosen[2] in record
     places = {"shallow": [1, 2], "no_fusestyle": []}.get(variant, [1, 4])
     assert record["fusestyle_places"] == places
 

@@ -174,6 +174,9 @@ def test_a_domain_with_one_class(tmp_path: Path) -> None:
     ):
         load_patches(path, "validation", ["XR"])
     assert len(patch_cases(path, "test", ["XR"])) == 2
+    content["ood_validation"] = content.pop("validation")[4:]
+    with pytest.raises(DataError, match=r"in ood_validation, none of the 2 .* into 'ood_validation'"):
+        load_patches(write(tmp_path, content), "ood_validation")
 
 
 @pytest.mark.parametrize(

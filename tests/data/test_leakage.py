@@ -90,6 +90,20 @@ def test_what_validation_and_test_share_is_told_of(tmp_path: Path, caplog: pytes
     assert "6 files (test_0.nii.gz, test_0_label.nii.gz, test_1.nii.gz, ...) of 'validation'" in caplog.text
 
 
+def test_the_list_that_chooses_the_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = json.loads(write(tmp_path).read_text())
+    path = write(tmp_path, ood_validation=other["training"][:1])
+    assert check_leakage(path) == []
+    with pytest.raises(DataError, match=r"of 'training' are in 'ood_validation'"):
+        check_leakage(path, val_split="ood_validation")
+    path = write(tmp_path, ood_validation=other["test"][:1], validation=other["training"])
+    assert check_leakage(path, val_split="ood_validation") == []
+    assert "2 files (test_0.nii.gz, test_0_label.nii.gz) of 'ood_validation' are in 'test', too" in caplog.text
+    assert check_leakage(path, scored="test", val_split="ood_validation") == []
+    (told,) = check_leakage(path, scored="ood_validation", val_split="ood_validation")
+    assert told == "Scored is what the epoch was chosen by."
+
+
 def test_the_list_of_the_training_may_be_scored(tmp_path: Path) -> None:
     assert check_leakage(write(tmp_path), scored="training") == ["Scored is what the network was trained on."]
 

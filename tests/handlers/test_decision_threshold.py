@@ -84,6 +84,24 @@ def test_what_is_kept() -> None:
     assert 0 < content["threshold"] < 0.5
 
 
+def test_a_threshold_that_is_given() -> None:
+    logits, labels = logits_and_labels()
+    evaluator, _ = make(logits, labels)
+    handler = DecisionThreshold(["XR"], "ood_validation", threshold=0.5)
+    handler.attach(evaluator)
+    evaluator.run()
+    assert handler.content() == {
+        "threshold": 0.5,
+        "chosen_for": None,
+        "balanced_accuracy": pytest.approx(balanced_accuracy(logits, labels, 0.5)),
+        "split": "ood_validation",
+        "domains": ["XR"],
+    }
+    assert evaluator.state.metrics["val_balanced_accuracy"] == handler.balanced_accuracy
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 1\.5"):
+        DecisionThreshold(threshold=1.5)
+
+
 def test_logits_close_to_one_stay_apart() -> None:
     """In single precision, sigmoid gives 1 for both."""
     evaluator, handler = make(torch.tensor([17.5, 20.0]), torch.tensor([0.0, 1.0]))

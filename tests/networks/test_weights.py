@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.networks import load_weights, read_model_record, record_with_history
+from shared.networks import known_domains, load_weights, read_model_record, record_with_history
 from shared.utils import DataError
 from shared.utils.bundle_run import CommandLine
 
@@ -205,6 +205,7 @@ DAMAGED: dict[str, dict[str, object]] = {
     "spacing": {"spacing": [1.5, 0, 2]},
     "network_overlay": {"network_overlay": None},
     "train_domains": {"train_domains": "XR"},
+    "val_domains": {"val_domains": "XR"},
     "label_ids": {"label_ids": {"liver": "5"}},
 }
 
@@ -229,3 +230,12 @@ def test_domains_that_earlier_weights_have_seen_count_as_seen(tmp_path: Path) ->
     assert record["train_domains"] == ["CS", "S360", "XR"]
     assert record["pretrained"] == {"file": "model.pt", "record": {"train_domains": ["XR", "CS"], "synthetic": True}}
     assert record_with_history({"train_domains": ["XR"]}, None) == {"train_domains": ["XR"], "pretrained": None}
+
+
+def test_domains_that_chose_the_epoch_are_known_too(tmp_path: Path) -> None:
+    path = save(tmp_path, nn.Linear(3, 2), train_domains=["XR"], val_domains=["CS"])
+    record = record_with_history({"train_domains": ["XR"], "val_domains": ["S360"]}, path)
+    assert record["val_domains"] == ["CS", "S360"]
+    assert known_domains(record) == ["CS", "S360", "XR"]
+    assert known_domains({"train_domains": ["XR"]}) == ["XR"]
+    assert known_domains({"val_domains": ["XR"]}) is None

@@ -47,6 +47,26 @@ def summarise(**options: Any) -> DomainSummary:
     )
 
 
+def test_a_domain_that_chose_the_epoch_is_neither_in_nor_out() -> None:
+    summary = summarise(record={"train_domains": ["XR"], "val_domains": ["CS", "XR"]})
+    assert {name: own["distribution"] for name, own in summary.domains.items()} == {
+        "XR": "in",
+        "CS": "choice",
+        "S360": "out",
+    }
+    assert {name: own["items"] for name, own in summary.pooled.items()} == {
+        "in distribution": 2,
+        "chosen by": 1,
+        "out of distribution": 1,
+        "all": 4,
+    }
+    assert [row["distribution"] for row in summary.rows()] == ["in", "choice", "out", "in", "choice", "out", ""]
+    (note,) = (n for n in summary.how.notes("scored") if "chosen" in n)
+    assert note.endswith('The epoch was chosen by CS, not trained on: marked "choice", and counted in neither.')
+    plain = summarise(record={"train_domains": ["XR", "CS"], "val_domains": ["CS", "XR"]})
+    assert "chosen" not in " ".join(plain.how.notes("scored"))
+
+
 def test_domains_groups_and_means() -> None:
     summary = summarise(train_domains=["XR", "CS"])
     assert {name: own["distribution"] for name, own in summary.domains.items()} == {
