@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -10,13 +9,13 @@ import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 from ignite.metrics.metric import EpochWise
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
-from ..losses import labelled_loss
 from ..utils import DataError
+from .domain_trainer import DomainTrainer, apply_loss, name_images
 
 
 def prepare_detection_batch(
@@ -44,25 +43,7 @@ def prepare_detection_batch(
     return image, targets | {name: list(batch[key]) for name, key in optional.items() if key in batch}
 
 
-def _apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
-    """The loss of the labelled images, or of all of them where the loss takes domains."""
-    takes_domains = getattr(loss_function, "takes_domains", False)
-    given = {k: v for k, v in targets.items() if k != "cases" and (takes_domains or k != "domains")}
-    try:
-        return loss_function(output, **given) if takes_domains else labelled_loss(loss_function, output, **given)
-    except DataError as error:
-        raise _of_images(error, targets) from error
-
-
-def _of_images(error: DataError, targets: Mapping[str, Any]) -> DataError:
-    """An error of a loss, which knows its images by their numbers from 0, with their names."""
-    if not (names := targets.get("cases")):
-        return error
-    labelled = [name for name, known in zip(names, targets.get("labelled", [True] * len(names)), strict=True) if known]
-    return DataError(f"{error} The labelled images of the batch: {', '.join(labelled)}.") if labelled else error
-
-
-class DetectionTrainer(SupervisedTrainer):
+class DetectionTrainer(DomainTrainer):
     """A trainer of detectors whose network gives one tensor a batch, such as `RetinaNet`.
 
     The loss is called with the network's output and, by name, `boxes`, `labels` and `image_size` of the labelled images
@@ -109,7 +90,7 @@ class DetectionTrainer(SupervisedTrainer):
             train_data_loader,
             network,
             optimizer,
-            partial(_apply_loss, loss_function),
+            loss_function,
             prepare_batch=prepare_batch,
             decollate=decollate,
             **kwargs,
@@ -218,10 +199,10 @@ class DetectionEvaluator(SupervisedEvaluator):
             try:
                 return self.loss_function.image_losses(output, *(targets[k] for k in ("boxes", "labels", "image_size")))
             except DataError as error:
-                raise _of_images(error, targets) from error
+                raise name_images(error, targets) from error
         losses = output.new_full((len(output),), torch.nan)
         for i, known in enumerate(labelled):
             if known:
                 own = {k: v if k == "image_size" else v[i : i + 1] for k, v in targets.items()}
-                losses[i] = _apply_loss(self.loss_function, output[i : i + 1], own)
+                losses[i] = apply_loss(self.loss_function, output[i : i + 1], own)
         return losses

@@ -22,3 +22,4 @@ from .segmentation_report import SegmentationReport
 from .stop_on_bad_loss import StopOnBadLoss
 from .training_checkpoint import TrainingCheckpoint
 from .training_report import TrainingCurves, TrainingReport
+from .warm_up import WarmUp

@@ -149,6 +149,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "learning_rate": (Number(above=0, most=10), "the greatest"),
     "lr_factor": (Number(above=0, most=1), "of the learning rate where progress ends"),
     "lr_patience": (Whole(0), "validations without progress before that"),
+    "warm_up": (Number(0), "of a method: below 1 a share of all steps, else a number of steps"),
     "cases_per_epoch": (OrNone(Whole(1), "each case once"), "cases in an epoch, drawn from those there are"),
     "batch_size": (Whole(1), "cases, patches or tiles in a batch"),
     "num_samples": (Whole(1), "crops of a case in a batch"),

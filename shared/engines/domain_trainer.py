@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import default_prepare_batch
+from torch import Tensor, nn
+
+from ..losses import labelled_loss
+from ..utils import DataError
+from .batch_mixing import BatchMixing
+
+
+def prepare_domain_batch(
+    batch: Mapping[str, Any],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    mixing: BatchMixing | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The images of a batch for the network, and the rest of it for the loss.
+
+    Args:
+        batch: `image` (B, channels, ...), `label` (B, 1), and `domain`, a name for each image.
+        device: where to bring images and labels.
+        non_blocking: as of `torch.Tensor.to`.
+        mixing: mixes images and labels of the batch, on the device.
+        kwargs: more of the options of `torch.Tensor.to`.
+
+    Returns:
+        The images, and `target`, the labels, and `domains`.
+    """
+    image, target = default_prepare_batch(batch, device, non_blocking, **kwargs)
+    if mixing is not None:
+        image, target = mixing(image, target, batch["label"], batch["domain"])
+    return image, {"target": target, "domains": list(batch["domain"])}
+
+
+def apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
+    """The loss of the labelled images, or of all of them where the loss takes domains.
+
+    Args:
+        loss_function: called with the output and, by name, the targets but `cases`; with `domains` and `labelled` only
+            if it has an attribute `takes_domains` that is true.
+        output: of the network.
+        targets: as `prepare_domain_batch` or `prepare_detection_batch` gives them.
+
+    Raises:
+        DataError: of the loss, with the names of the labelled images where it knows their numbers alone.
+    """
+    takes_domains = getattr(loss_function, "takes_domains", False)
+    given = {k: v for k, v in targets.items() if k != "cases" and (takes_domains or k != "domains")}
+    try:
+        return loss_function(output, **given) if takes_domains else labelled_loss(loss_function, output, **given)
+    except DataError as error:
+        raise name_images(error, targets) from error
+
+
+def name_images(error: DataError, targets: Mapping[str, Any]) -> DataError:
+    """An error of a loss, which knows its images by their numbers from 0, with their names."""
+    if not (names := targets.get("cases")):
+        return error
+    labelled = [name for name, known in zip(names, targets.get("labelled", [True] * len(names)), strict=True) if known]
+    return DataError(f"{error} The labelled images of the batch: {', '.join(labelled)}.") if labelled else error
+
+
+class DomainTrainer(SupervisedTrainer):
+    """A trainer whose loss may know the domain of each sample, such as the scanner, and which may mix a batch.
+
+    A loss with an attribute `takes_domains` that is true is called with the network's output and, by name, `target` and
+    `domains`; any other as `loss(output, target=...)`.
+
+    Args:
+        device: where the network is.
+        max_epochs: how long to train.
+        train_data_loader: gives batches for `prepare_batch`.
+        network: what is trained.
+        optimizer: of its parameters, and of the loss's.
+        loss_function: such as `GroupDROLoss`, or one of torch.
+        prepare_batch: see `prepare_domain_batch`.
+        mixing: such as `LISA`; None: batches stay as they are.
+        decollate: as for `SupervisedTrainer`.
+        kwargs: as for `SupervisedTrainer`.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: nn.Module,
+        prepare_batch: Callable = prepare_domain_batch,
+        mixing: BatchMixing | None = None,
+        decollate: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            device,
+            max_epochs,
+            train_data_loader,
+            network,
+            optimizer,
+            partial(apply_loss, loss_function),
+            prepare_batch=prepare_batch if mixing is None else partial(prepare_batch, mixing=mixing),
+            decollate=decollate,
+            **kwargs,
+        )
