@@ -224,7 +224,7 @@ def test_bad_calls(name: str) -> None:
         loss(network(x), y[:, 0], DOMAINS)
     if name.startswith("group_dro"):
         return
-    with pytest.raises(DataError, match="has samples of XR alone, and .* Set --balance_domains true"):
+    with pytest.raises(DataError, match=r"has samples of XR alone, and .* Set --balance_domains true"):
         loss(network(x), y, ["XR"] * 12)
 
 
