@@ -12,6 +12,7 @@ from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, posit
 from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch_labels, region_labels
 from .images import read_rgb
 from .inputs import case_name, list_images, list_inputs
+from .label_maps import tell_reoriented
 from .labels import foreground_labels, ids_in_files
 from .leakage import check_leakage
 from .region_tiles import RegionTiles, TileData, tile_items

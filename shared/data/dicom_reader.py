@@ -14,7 +14,7 @@ from monai.data import ITKReader
 from ..utils import DataError
 from ..utils.text import first_few
 from .dicom_series import DicomSeries
-from .dicom_volume import volume_of
+from .dicom_volume import check_values, volume_of
 
 
 class SeriesReader(ITKReader):
@@ -26,6 +26,7 @@ class SeriesReader(ITKReader):
     def __init__(self, path: Path, series: DicomSeries) -> None:
         super().__init__()
         self.path, self.volume = path, volume_of(path, series)
+        check_values(path, self.volume)
 
     def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
         frames, files = self.volume.frames, sorted({frame.file for frame in self.volume.frames})

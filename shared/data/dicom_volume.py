@@ -14,7 +14,7 @@ from ..utils import DataError
 from ..utils.text import first_few
 from .dicom_headers import DicomHeader, Frame, read_frames
 from .dicom_series import DicomSeries
-from .geometry import check_geometry
+from .geometry import Grid, check_geometry
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ class DicomVolume:
     origin: tuple[float, ...]
     direction: np.ndarray
 
+    def grid(self, path: Path) -> Grid:
+        """The grid by the name of `path`, in mm (RAS)."""
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = self.direction * self.spacing, self.origin
+        affine[:2] *= -1
+        return Grid(path, (self.headers[0].columns, self.headers[0].rows, len(self.frames)), affine)
+
 
 def volume_of(path: Path, series: DicomSeries) -> DicomVolume:
     """The volume that a series makes.
@@ -51,7 +58,7 @@ def volume_of(path: Path, series: DicomSeries) -> DicomVolume:
 
     Raises:
         DataError: when sizes, spacing or orientation differ, a position is missing, two slices have the same one, a
-            slice is missing, or the gantry was tilted, or some slices alone have no slope and intercept.
+            slice is missing, or the gantry was tilted.
     """
     frames = [frame for header in series.headers for frame in read_frames(header)]
     _check_same(path, series, frames)
@@ -70,7 +77,6 @@ def volume_of(path: Path, series: DicomSeries) -> DicomVolume:
         step = float((places[-1] - places[0]) / (len(frames) - 1))
     else:
         step = _thickness(path, first)
-    _check_values(path, frames, series)
     across = first.spacing or (1.0, 1.0)
     spacing = (across[1], across[0], step)
     origin = frames[0].position or (0.0, 0.0, 0.0)
@@ -214,7 +220,13 @@ def _thickness(path: Path, frame: Frame) -> float:
     return frame.thickness
 
 
-def _check_values(path: Path, frames: Sequence[Frame], series: DicomSeries) -> None:
+def check_values(path: Path, volume: DicomVolume) -> None:
+    """See that all slices of a volume say how HU are stored; warn where none does, and of what else is odd in headers.
+
+    Raises:
+        DataError: when some of them alone do.
+    """
+    frames = volume.frames
     without = [frame for frame in frames if frame.rescale is None]
     if without and len(without) < len(frames):
         raise DataError(
@@ -230,7 +242,7 @@ def _check_values(path: Path, frames: Sequence[Frame], series: DicomSeries) -> N
     if len(thicknesses := _thicknesses(frames)) > 1:
         found = " and ".join(f"{count} of {value:g} mm" for value, count in sorted(thicknesses.items()))
         logger.warning("%s: slices of several thicknesses (%s) at even distances are taken for one volume", path, found)
-    first = series.headers[0]
+    first = volume.headers[0]
     empty = [name for name in ("study", "series") if not getattr(first, name)]
     if empty:
         names = " and ".join(f"{name.capitalize()}InstanceUID" for name in empty)

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
+from tqdm.contrib.concurrent import thread_map
 
 from ..utils import DataError
 from ..utils.text import first_few
 from .geometry import Grid
 from .labels import MOST_FILE_ID
+from .volumes import find_grid
 
 logger = logging.getLogger(__name__)
 
-REORIENTED = "has the voxels of its image, with the axes in another order or direction, and is turned to the image's"
-
 _ROUNDING = 1e-3  # of labels, to a whole number; of voxel centres, in voxels
 _AFFINE_TOLERANCE = 1e-3  # of affines whose axes agree: mm, or mm a voxel
+_MOST_NAMES = 50  # in one message
 _TOLD: set[tuple[int, ...]] = set()  # the classes whose left-out values were told of: many files need not repeat it
 
 
 class LabelMap(NamedTuple):
-    """Ids of classes, uint8, (x, y, z), and whether the file has the axes of its image in another order or direction.
+    """Ids of classes, uint8, (x, y, z), and how the file had to be turned to lie as its image does.
 
-    `left_out` are the values of the file that stand for no class and have become background.
+    `reoriented` is "" where it did, "turned" where its axes have another order or direction, and "flipped" where left
+    and right alone are exchanged. `left_out` are the values that stand for no class and have become background.
     """
 
     voxels: np.ndarray
-    reoriented: bool
+    reoriented: str
     left_out: tuple[int, ...]
 
 
@@ -41,8 +45,8 @@ def to_label_map(
     """The label map of classes in the voxels of a file, on the voxels of an image.
 
     Values within 1e-3 of a whole number are taken for it: headers scale, and programs resample. A map with the same
-    voxel centres as the image, but with its axes in another order or direction, is turned to the image's; one that
-    differs in left and right alone is warned of, since it may as well be a mistake.
+    voxel centres as the image, but with its axes in another order or direction, is turned to the image's; whoever reads
+    many counts these with `log_reoriented`.
 
     Args:
         voxels: (x, y, z), of any type.
@@ -54,7 +58,7 @@ def to_label_map(
     Raises:
         DataError: when it lies on other voxels, or holds values that are no labels; the message has them.
     """
-    orientation = _orientation(grid, image) if image else None
+    orientation = _orientation(grid, image or grid)
     found, values = _to_classes(voxels, grid.path, classes, others)
     if values and (key := tuple(classes)) not in _TOLD:
         _TOLD.add(key)
@@ -63,13 +67,70 @@ def to_label_map(
             grid.path,
             first_few([str(value) for value in values], 10),
         )
-    if orientation is None:
-        return LabelMap(found, False, values)
-    return LabelMap(np.ascontiguousarray(nib.orientations.apply_orientation(found, orientation)), True, values)
+    reoriented = _in_words(orientation, image or grid)
+    if reoriented:
+        found = np.ascontiguousarray(nib.orientations.apply_orientation(found, orientation))
+    return LabelMap(found, reoriented, values)
 
 
-def _orientation(grid: Grid, image: Grid) -> np.ndarray | None:
-    """How the map's axes have to be turned to lie as the image's, as nibabel says it; None where they do."""
+def tell_reoriented(
+    source: str | os.PathLike, cases: Sequence[Mapping[str, Any]], assume_orientation: str | None = None
+) -> None:
+    """Say before a run, in one line of the log, how many label maps loading will turn, see `to_label_map`.
+
+    Only headers are read, so that it is said of preprocessed cases that are kept, too. What cannot be read, or does not
+    fit, is passed over: loading says what is wrong with it. Of several ranks the first does it.
+
+    Args:
+        source: the file that lists the cases.
+        cases: dicts with `image` and `label`, full paths, and of a DICOM series in `image` its `series`.
+        assume_orientation: see `LoadVolumed`.
+    """
+    if idist.get_rank() > 0:
+        return
+
+    def reoriented(case: Mapping[str, Any]) -> str:
+        find = partial(find_grid, assumed=assume_orientation)
+        try:
+            image = find(case["image"], series=case.get("series"))[0]
+            return _in_words(_orientation(find(case["label"])[0], image), image)
+        except DataError:
+            return ""
+
+    found = thread_map(reoriented, cases, desc="headers of label maps", unit="case", delay=3, leave=False)
+    names = [os.path.relpath(case["label"], os.path.dirname(source)) for case in cases]
+    log_reoriented(source, dict(zip(names, found, strict=True)))
+
+
+def log_reoriented(
+    source: str | os.PathLike, reoriented: Mapping[str, str], what: str = "{} of {} label maps have their"
+) -> None:
+    """Say in one line of the log how many label maps were turned, and which are flipped.
+
+    Args:
+        source: what they belong to.
+        reoriented: name of each → `LabelMap.reoriented`.
+        what: begin of the sentence.
+    """
+    if not (turned := [name for name, how in reoriented.items() if how]):
+        return
+    text = what.format(len(turned), len(reoriented)) + " voxels in another order than their scan and are reoriented"
+    flipped = [name for name in turned if reoriented[name] == "flipped"]
+    if not flipped:
+        logger.info("%s: %s", source, text)
+        return
+    logger.warning(
+        "%s: %s; %d of these with left and right exchanged and nothing else: %s. Look whether left and right organs "
+        "lie right there: often one of the two headers is wrong.",
+        source,
+        text,
+        len(flipped),
+        first_few(flipped, _MOST_NAMES),
+    )
+
+
+def _orientation(grid: Grid, image: Grid) -> np.ndarray:
+    """How the map's axes have to be turned to lie as the image's, as nibabel says it."""
     remedy = "The label map has to be drawn on, or resampled (nearest neighbour) to, this image."
     found = nib.io_orientation(np.linalg.inv(image.affine) @ grid.affine)
     same = np.array_equal(found, [[0, 1], [1, 1], [2, 1]])
@@ -89,17 +150,17 @@ def _orientation(grid: Grid, image: Grid) -> np.ndarray | None:
         raise DataError(
             f"{grid.path}: its affine is\n{grid.affine}\nexpected that of {image.path}\n{image.affine}\n{remedy}"
         )
-    if same:
-        return None
-    flipped = [int(axis) for axis, flip in found if flip < 0]
-    if np.array_equal(found[:, 0], [0, 1, 2]) and [np.abs(image.affine[:3, axis]).argmax() for axis in flipped] == [0]:
-        logger.warning(
-            "%s: has the voxels of %s, stored from left to right instead of right to left, or the other way round, and "
-            "is turned. Look whether left and right organs lie right: often one of the two headers is wrong.",
-            grid.path,
-            image.path,
-        )
     return found
+
+
+def _in_words(orientation: np.ndarray, image: Grid) -> str:
+    """What `LabelMap.reoriented` says of it."""
+    if np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]]):
+        return ""
+    flipped = [int(axis) for axis, flip in orientation if flip < 0]
+    in_order = np.array_equal(orientation[:, 0], [0, 1, 2])
+    alone = in_order and [np.abs(image.affine[:3, axis]).argmax() for axis in flipped] == [0]
+    return "flipped" if alone else "turned"
 
 
 def _to_classes(

@@ -18,6 +18,8 @@ from monai.data import ImageReader, ITKReader, NibabelReader
 from monai.utils import ensure_tuple
 
 from ..utils import DataError
+from .dicom_series import is_dicom, series_of
+from .dicom_volume import volume_of
 from .geometry import (
     DEFLATED,
     SIDES_MM,
@@ -153,26 +155,42 @@ def sided_organs(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in labels if re.search(r"left|right|(?<![a-z])[lr](?![a-z])", name, re.IGNORECASE))
 
 
-def read_grid(path: str | os.PathLike) -> Grid:
-    """The grid of a volume, from its header alone; that it says nothing of sides is warned of.
+def read_grid(path: str | os.PathLike, assumed: str | None = None, sided: Sequence[str] = ()) -> Grid:
+    """The grid of a volume, from its header alone, as `find_grid` finds it; its remarks are warned of."""
+    grid, remarks = find_grid(path, assumed, sided)
+    for remark in remarks:
+        logger.warning("%s", remark)
+    return grid
+
+
+def find_grid(
+    path: str | os.PathLike, assumed: str | None = None, sided: Sequence[str] = (), series: str | None = None
+) -> tuple[Grid, list[str]]:
+    """The grid of a volume, from its header alone, and what to warn of.
+
+    Args:
+        path: a file, or a DICOM series' folder.
+        assumed, sided: see `settle_affine`.
+        series: the SeriesInstanceUID, where the folder holds several.
 
     Raises:
-        DataError: when it cannot be read, or worked on.
+        DataError: when it cannot be read, or worked on, or says nothing of sides, see `settle_affine`.
     """
     path = Path(path)
     try:
-        _, shape, affine = _read_grid(path)
+        _, shape, affine = _read_grid(path, series)
     except Exception as e:
         raise _unreadable(path, e) from e
-    affine, remarks = settle_affine(path, shape, affine)
-    for remark in remarks:
-        logger.warning("%s", remark)
+    affine, remarks = settle_affine(path, shape, affine, assumed, sided)
     check_grid(path, shape, affine)
-    return Grid(path, tuple(int(n) for n in shape[:3]), affine)
+    return Grid(path, tuple(int(n) for n in shape[:3]), affine), remarks
 
 
-def _read_grid(path: Path) -> Grid:
+def _read_grid(path: Path, series: str | None = None) -> Grid:
     """As it stands in the file."""
+    path.stat()  # where there is none, that is said
+    if is_dicom(path):
+        return volume_of(path, series_of(path, series)).grid(path)
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         check_nifti_header(path)
         image = nib.load(path)
@@ -186,11 +204,17 @@ def _read_grid(path: Path) -> Grid:
     return Grid(path, tuple(io.GetDimensions(i) for i in range(io.GetNumberOfDimensions())), affine)
 
 
-def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Grid]:
+def read_volume(
+    path: str | os.PathLike, assumed: str | None = None, sided: Sequence[str] = ()
+) -> tuple[np.ndarray, Grid]:
     """The voxels (x, y, z) of a volume, in the type of the file unless its header scales them, and their grid.
 
+    Args:
+        path: a file.
+        assumed, sided: see `settle_affine`.
+
     Raises:
-        DataError: when it cannot be read, or worked on.
+        DataError: when it cannot be read, or worked on, or says nothing of sides.
     """
     path = Path(path)
     try:
@@ -199,7 +223,7 @@ def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Grid]:
     except Exception as e:
         raise _unreadable(path, e) from e
     voxels = voxels.reshape(voxels.shape[:3])
-    affine, _ = settle_affine(path, voxels.shape, np.asarray(meta["affine"], float))
+    affine, _ = settle_affine(path, voxels.shape, np.asarray(meta["affine"], float), assumed, sided)
     check_grid(path, voxels.shape, affine)
     return voxels, Grid(path, voxels.shape, affine)
 

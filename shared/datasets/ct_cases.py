@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from ..data import SPLITS, write_datalist
-from ..data.label_maps import REORIENTED, to_label_map
-from ..data.volumes import read_grid, read_volume
+from ..data import SPLITS, foreground_labels, ids_in_files, write_datalist
+from ..data.label_maps import log_reoriented, to_label_map
+from ..data.volumes import read_grid, read_volume, sided_organs
 from ..utils import DataError, DiskFullError, fault_list, text_table, write_csv
 from ..utils.text import first_few
 from .preparation import refuse
@@ -56,7 +56,7 @@ class CtCase:
         image, label: NIfTI, NRRD or MetaImage files.
         voxels: label id → number of voxels, for the labels that occur, without the background.
         overlap: voxels that more than one mask claimed, where the label map was made of masks.
-        reoriented: whether the label map has its axes in another order or direction than the image.
+        reoriented: how the label map had to be turned to lie as the image, see `LabelMap`; "" where it did.
     """
 
     name: str
@@ -64,7 +64,7 @@ class CtCase:
     label: Path
     voxels: Mapping[int, int] = field(default_factory=dict)
     overlap: int | None = None
-    reoriented: bool = False
+    reoriented: str = ""
 
 
 def refuse_cases(source: str | os.PathLike, faults: Mapping[str, str], count: int) -> None:
@@ -101,28 +101,58 @@ def match_cases(
     return [CtCase(name, images[name], labels[name]) for name in names]
 
 
-def check_ct_case(case: CtCase, labels: Mapping[str, int]) -> CtCase:
-    """The case with its `voxels`, read as training reads it. The voxels of its image are not read.
+def classes_of(label_ids: Mapping[str, int | Sequence[int]]) -> dict[str, int]:
+    """The classes that `label_ids` names: in BTCV's numbering where they are its 13 organs, else numbered as they come.
 
     Raises:
-        DataError: when image and label map do not lie on the same voxels, or a label is not valid.
+        DataError: for ids that are no whole numbers from 1 to 65535, or an id twice.
     """
-    image, (voxels, grid) = read_grid(case.image), read_volume(case.label)
-    ids = dict(enumerate(sorted(labels.values()), 1))
-    found = to_label_map(voxels, grid, {i: k for k, i in ids.items()}, image=image)
+    labels = {name: i for i, name in enumerate(label_ids, 1)}
+    labels = BTCV_LABELS if labels.keys() == BTCV_LABELS.keys() else foreground_labels(labels)
+    ids_in_files(labels, label_ids)
+    return dict(labels)
+
+
+def check_ct_case(
+    case: CtCase,
+    labels: Mapping[str, int],
+    label_ids: Mapping[str, int | Sequence[int]] | None = None,
+    assume_orientation: str | None = None,
+) -> CtCase:
+    """The case with its `voxels`, read as training reads it. The voxels of its image are not read.
+
+    Args:
+        case: with its files.
+        labels: name → id.
+        label_ids, assume_orientation: see `LoadVolumed`.
+
+    Raises:
+        DataError: when image and label map do not lie on the same voxels, a label is not valid, or sides cannot be told
+            of labels that have them.
+    """
+    known = {"assumed": assume_orientation, "sided": sided_organs(labels)}
+    image, (voxels, grid) = read_grid(case.image, **known), read_volume(case.label, **known)
+    names, files = dict(enumerate(labels, 1)), ids_in_files(labels, label_ids)
+    classes = {i: k for k, name in names.items() for i in files[name]}
+    found = to_label_map(voxels, grid, classes, label_ids is not None, image)
     counts = sum(np.bincount(part.ravel(), minlength=256) for part in found.voxels)  # it needs 8 bytes a voxel
-    present = {i: int(counts[k]) for k, i in ids.items() if counts[k]}
-    return replace(case, voxels=present, reoriented=found.reoriented)
+    present = {labels[name]: int(counts[k]) for k, name in names.items() if counts[k]}
+    return replace(case, voxels=dict(sorted(present.items())), reoriented=found.reoriented)
 
 
 def check_ct_cases(
-    source: str | os.PathLike, splits: Mapping[str, Sequence[CtCase]], labels: Mapping[str, int], num_workers: int = 4
+    source: str | os.PathLike,
+    splits: Mapping[str, Sequence[CtCase]],
+    labels: Mapping[str, int],
+    num_workers: int = 4,
+    label_ids: Mapping[str, int | Sequence[int]] | None = None,
+    assume_orientation: str | None = None,
 ) -> dict[str, list[CtCase]]:
     """`check_ct_case` for the cases of all splits, several at a time; a `DataError` tells all faults."""
     cases = [case for part in splits.values() for case in part]
-    found = map_cases(source, partial(check_ct_case, labels=labels), cases, num_workers, "checking")
-    if count := sum(case.reoriented for case in found):
-        logger.info("%s: of %d label maps, %d: each %s", source, len(found), count, REORIENTED)
+    check = partial(check_ct_case, labels=labels, label_ids=label_ids, assume_orientation=assume_orientation)
+    found = map_cases(source, check, cases, num_workers, "checking")
+    log_reoriented(source, {case.name: case.reoriented for case in found})
     checked = iter(found)
     return {split: [next(checked) for _ in part] for split, part in splits.items()}
 
@@ -184,6 +214,8 @@ def write_ct_datalist(
     splits: Mapping[str, Sequence[CtCase]],
     left_out: Sequence[CtCase] = (),
     overwrite: bool = False,
+    label_ids: Mapping[str, int | Sequence[int]] | None = None,
+    assume_orientation: str | None = None,
 ) -> str:
     """Write `dataset.json`, a datalist whose paths are relative to `output_dir`, with two tables beside it.
 
@@ -196,9 +228,12 @@ def write_ct_datalist(
         labels: name → id.
         splits: checked cases; a split without cases is left out.
         left_out: cases that are in `cases.csv` only.
+        label_ids: name → id or ids in the label files, where these are others; the datalist names these.
+        assume_orientation: where axes point to in files that do not say it.
 
     Returns:
-        for people to read: `organs.csv` as a table, and how many cases each split has.
+        for people to read: `organs.csv` as a table, how many cases each split has, and the options that training needs
+        for them.
 
     Raises:
         DataError: when there is no case for training, or another datalist in the way.
@@ -212,7 +247,10 @@ def write_ct_datalist(
         return {"case": case.name} | {k: Path(os.path.relpath(p, folder)).as_posix() for k, p in files.items()}
 
     ordered = sorted(labels.items(), key=lambda label: label[1])
-    content = {"synthetic": False, **facts, "labels": {"0": "background"} | {str(i): name for name, i in ordered}}
+    in_files = sorted((i, name) for name, of in ids_in_files(labels, label_ids).items() for i in of)
+    given = {"label_ids": label_ids, "assume_orientation": assume_orientation}
+    facts = {**facts, **{key: value for key, value in given.items() if value is not None}}
+    content = {"synthetic": False, **facts, "labels": {"0": "background"} | {str(i): name for i, name in in_files}}
     content |= {split: [entry(case) for case in splits[split]] for split in SPLITS if splits.get(split)}
     write_datalist(folder / "dataset.json", content, overwrite)
     rows, counts = count_organs(labels, splits), ", ".join(f"{len(part)} {split}" for split, part in splits.items())
@@ -220,7 +258,23 @@ def write_ct_datalist(
     every = [(split, case) for split, part in {**splits, "left_out": left_out}.items() for case in part]
     cases = [_case_row(split, case, dict(ordered)) for split, case in every]
     write_csv(folder / "cases.csv", cases, list(cases[0]))
-    return f"{organ_table(rows)}\nSplit by {facts['split']}: {counts}."
+    needed = _training_options(labels, label_ids, assume_orientation)
+    needed = f"\nTraining and evaluation need {needed}." if needed else ""
+    return f"{organ_table(rows)}\nSplit by {facts['split']}: {counts}.{needed}"
+
+
+def _training_options(
+    labels: Mapping[str, int], label_ids: Mapping[str, int | Sequence[int]] | None, assume_orientation: str | None
+) -> str:
+    """What a bundle's command line has to say of label maps in which a label has such ids, if anything."""
+    files = ids_in_files(labels, label_ids)
+    ordered = [(name, files[name]) for name in sorted(labels, key=lambda name: labels[name])]
+    single = {name: of[0] if len(of) == 1 else list(of) for name, of in ordered}
+    classes = classes_of(single)
+    options = {"labels": classes} if classes != BTCV_LABELS else {}
+    options |= {"label_ids": single} if single != classes else {}
+    options |= {"assume_orientation": assume_orientation} if assume_orientation else {}
+    return " ".join(f'--{k} "{v}"' if isinstance(v, dict) else f"--{k} {v}" for k, v in options.items())
 
 
 def _case_row(split: str, case: CtCase, labels: Mapping[str, int]) -> dict[str, Any]:

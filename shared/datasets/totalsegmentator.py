@@ -12,13 +12,14 @@ import logging
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from ..data.label_maps import to_label_map
-from ..data.volumes import read_grid, read_volume
+from ..data.label_maps import log_reoriented, to_label_map
+from ..data.volumes import read_grid, read_volume, sided_organs
 from ..utils import DataError, atomic_path
 from .ct_cases import (
     BTCV_LABELS,
@@ -70,38 +71,52 @@ def find_totalsegmentator(
     return [replace(case, label=labels / f"{case.name}.nii.gz") for case in cases]
 
 
-def merge_masks(image: str | os.PathLike) -> tuple[np.ndarray, int]:
+def merge_masks(image: str | os.PathLike, assume_orientation: str | None = None) -> tuple[np.ndarray, int, str]:
     """The label map of a case, made of the 13 masks in `segmentations` beside its CT.
 
     Where masks overlap, the organ with the smaller share of voxels in the paper's table wins, whatever their size in
     this case; of two with the same share the one with the higher number.
 
+    Args:
+        image: the CT.
+        assume_orientation: see `LoadVolumed`.
+
     Returns:
-        uint8, (x, y, z), in BTCV's numbering; and how many voxels more than one mask claims.
+        uint8, (x, y, z), in BTCV's numbering; how many voxels more than one mask claims; and how masks had to be turned
+        to lie as the CT does, see `LabelMap`.
 
     Raises:
         DataError: a mask is missing or cannot be read, lies on other voxels than the CT, or holds other values than 0
-            and 1.
+            and 1; or the header of one says nothing of sides and nothing is assumed.
     """
-    ct = read_grid(image)
+    known = {"assumed": assume_orientation, "sided": sided_organs(BTCV_LABELS)}
+    ct = read_grid(image, **known)
     labels = np.zeros(ct.shape, np.uint8)
     contested = np.zeros(ct.shape, bool)
+    reoriented = set()
     for name, path in zip((organ for _, organ in _PAINTED), _mask_paths(image), strict=True):
-        inside = to_label_map(*read_volume(path), {1: 1}, image=ct).voxels == 1
+        mask = to_label_map(*read_volume(path, **known), {1: 1}, image=ct)
+        reoriented.add(mask.reoriented)
+        inside = mask.voxels == 1
         contested |= inside & (labels > 0)
         labels[inside] = BTCV_LABELS[name]
-    return labels, int(np.count_nonzero(contested))
+    return labels, int(np.count_nonzero(contested)), min(reoriented - {""}, default="")  # "flipped" before "turned"
 
 
 def merge_totalsegmentator(
-    data_dir: str | os.PathLike, cases: Sequence[CtCase], num_workers: int = 4, overwrite: bool = False
+    data_dir: str | os.PathLike,
+    cases: Sequence[CtCase],
+    num_workers: int = 4,
+    overwrite: bool = False,
+    assume_orientation: str | None = None,
 ) -> list[CtCase]:
     """Write the label map of each case, with its CT's affine and header, and read it back.
 
-    A label map that was made of the very same files is not made again.
+    A label map that was made of the very same files is not made again. A line in the log counts the cases whose masks
+    had to be turned.
 
     Returns:
-        the cases, which `find_totalsegmentator` gave, with `voxels` and `overlap`.
+        the cases, which `find_totalsegmentator` gave, with `voxels`, `overlap` and, of their masks, `reoriented`.
 
     Raises:
         DataError: before any is written, when a label map is there that was made of other files and `overwrite` is
@@ -113,22 +128,26 @@ def merge_totalsegmentator(
         message = "{count} label maps were made of other files than {source} now holds: {few}. "
         remedy = "Choose another --output_dir, or replace them with --overwrite."
         refuse(earlier[0].label.parent, names, message + remedy, source=data_dir)
-    return map_cases(data_dir, _merge_case, cases, num_workers, "label maps")
+    merge = partial(_merge_case, assume_orientation=assume_orientation)
+    merged = map_cases(data_dir, merge, cases, num_workers, "label maps")
+    log_reoriented(data_dir, {case.name: case.reoriented for case in merged}, "the masks of {} of {} cases have their")
+    return merged
 
 
-def _merge_case(case: CtCase) -> CtCase:
+def _merge_case(case: CtCase, assume_orientation: str | None) -> CtCase:
     source = _fingerprint(case.image)
-    overlap = _known_overlap(case.label, source)
-    if overlap is None:
-        labels, overlap = merge_masks(case.image)
+    known = _known_merge(case.label, source)
+    if known is None:
+        labels, *known = merge_masks(case.image, assume_orientation)
         ct = nib.load(case.image)
         header = ct.header.copy()
         header.set_data_dtype(np.uint8)
         header["cal_min"] = header["cal_max"] = 0  # the CT's window
-        header["descrip"] = f"overlap {overlap} source {source}".encode()
+        header["descrip"] = " ".join(["overlap", str(known[0]), "source", source, known[1]]).strip().encode()
         with atomic_path(case.label) as temporary:
             nib.save(nib.Nifti1Image(labels, ct.affine, header), temporary)
-    return replace(check_ct_case(case, BTCV_LABELS), overlap=overlap)
+    checked = check_ct_case(case, BTCV_LABELS, assume_orientation=assume_orientation)
+    return replace(checked, overlap=known[0], reoriented=known[1])
 
 
 def _is_foreign(case: CtCase) -> bool:
@@ -137,7 +156,7 @@ def _is_foreign(case: CtCase) -> bool:
         source = _fingerprint(case.image)
     except DataError:  # nothing will be made of these files
         return False
-    return _known_overlap(case.label, source) is None
+    return _known_merge(case.label, source) is None
 
 
 def _mask_paths(image: str | os.PathLike) -> list[Path]:
@@ -156,14 +175,16 @@ def _fingerprint(image: Path) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
-def _known_overlap(label: Path, source: str) -> int | None:
-    """The overlap that the header of a finished label map tells, or None where it is to be made."""
+def _known_merge(label: Path, source: str) -> tuple[int, str] | None:
+    """What the header of a finished label map tells: its overlap, and how masks were turned; None: it is to be made."""
     try:
-        read_grid(label)
+        read_grid(label, "RAS")  # of its header it is only asked whether it can be read
         words = nib.load(label).header["descrip"].item().decode(errors="replace").split()
     except DataError:  # missing or damaged
         return None
-    return int(words[1]) if words[:1] == ["overlap"] and words[2:] == ["source", source] else None
+    if words[:1] != ["overlap"] or words[2:4] != ["source", source]:
+        return None
+    return int(words[1]), " ".join(words[4:])
 
 
 def split_totalsegmentator(

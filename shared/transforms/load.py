@@ -13,7 +13,7 @@ from ..data import case_name, ids_in_files
 from ..data.dicom_reader import SeriesReader
 from ..data.dicom_series import is_dicom, series_of
 from ..data.geometry import Grid, check_grid
-from ..data.label_maps import REORIENTED, to_label_map
+from ..data.label_maps import to_label_map
 from ..data.labels import MOST_CLASSES
 from ..data.volumes import doubt_of_hu, settle_affine, sided_organs, volume_reader
 from ..utils import DataError
@@ -119,12 +119,9 @@ class LoadVolumed(OwnLoadImaged):
         logger.warning("%s", remark)
 
     def _label_map(self, of: tuple[MetaTensor, Path], image_of: tuple[MetaTensor, Path]) -> MetaTensor:
-        (label, path), (image, _) = of, image_of
+        label, image = of[0], image_of[0]
         own, wanted = (Grid(p, tuple(x.shape[1:]), x.affine.numpy()) for x, p in (of, image_of))
         found = to_label_map(label[0].numpy(), own, self.classes, self.others, wanted)
-        if found.reoriented and "reoriented" not in _TOLD:
-            _TOLD.add("reoriented")
-            logger.info("%s: %s (said once, other files may be alike)", path, REORIENTED)
         meta = {**(image if found.reoriented else label).meta, "filename_or_obj": label.meta["filename_or_obj"]}
         return MetaTensor(torch.from_numpy(found.voxels)[None], meta=meta)
 

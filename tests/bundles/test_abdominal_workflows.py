@@ -255,8 +255,11 @@ def test_what_is_done_is_left_out_and_another_scan_s_result_kept(
     assert written == [5]
 
 
-def test_ids_of_the_label_files_are_mapped_and_recorded(tmp_path: Path, data: Path) -> None:
-    """Label files with other ids, one of them too many, train and score as those with the labels' own."""
+def test_ids_of_the_label_files_are_mapped_and_recorded(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Label files with other ids, one of them too many, and other axes, train and score as those as they should be."""
+    caplog.set_level("INFO")
     held = np.array([0, 5, 300, 7, 9, 70], np.uint16)
     ids = {"liver": 5, "spleen": [300], "left_kidney": 7, "aorta": 9}
     shutil.copytree(data, tmp_path / "data")
@@ -264,7 +267,9 @@ def test_ids_of_the_label_files_are_mapped_and_recorded(tmp_path: Path, data: Pa
         label = nib.load(path)
         values = np.asarray(label.dataobj).copy()
         values[:2] = 5  # where nothing is
-        nib.save(nib.Nifti1Image(held[values], label.affine), path)
+        stored = nib.Nifti1Image(held[values], label.affine)
+        turns = {"label_0.nii.gz": [[2, 1], [0, -1], [1, 1]], "label_4.nii.gz": [[0, -1], [1, 1], [2, 1]]}
+        nib.save(stored.as_reoriented(np.array(turns[path.name])) if path.name in turns else stored, path)
     quick = {"variants": ("prevalence",), "max_epochs": 1}
     labels = {"Luft": 0} | LABELS
     own = train(tmp_path / "own", data, labels=labels, **quick)
@@ -276,6 +281,9 @@ def test_ids_of_the_label_files_are_mapped_and_recorded(tmp_path: Path, data: Pa
     workflow(["train", "evaluate"], tmp_path / "other", tmp_path / "data", bootstrap=1).run()
     scores = [(tmp_path / name / "evaluation" / "scores.csv").read_text() for name in ("own", "other")]
     assert scores[0] == scores[1]
+    said = [message.partition("dataset.json: ")[2] for message in caplog.messages if "are reoriented" in message]
+    assert [message.partition(" label maps")[0] for message in said] == ["1 of 4", "1 of 2"]
+    assert "nothing else: label_4.nii.gz. Look" in said[1]
 
 
 def test_the_grid_and_the_window_are_those_of_the_weights(tmp_path: Path, data: Path) -> None:

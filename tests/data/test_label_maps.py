@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_series
 
+from shared.data import tell_reoriented
 from shared.data.geometry import Grid
 from shared.data.label_maps import to_label_map
+from shared.transforms import LoadVolumed
 from shared.utils import DataError
 
 SHAPE = (6, 5, 4)
@@ -30,19 +34,87 @@ def test_every_order_and_direction_of_axes_comes_to_the_same(order: tuple[int, .
     for flips in product((1, -1), repeat=3):
         found = to_label_map(*turned(np.array([*zip(order, flips, strict=True)])), CLASSES, image=IMAGE)
         assert np.array_equal(found.voxels, LABELS)
-        assert found.reoriented is (order != (0, 1, 2) or flips != (1, 1, 1))
+        assert bool(found.reoriented) == (order != (0, 1, 2) or flips != (1, 1, 1))
 
 
-def test_only_a_flip_of_left_and_right_alone_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    image, warned = IMAGE._replace(affine=np.diag([-5.0, 5, 5, 1])), []
+def test_only_a_flip_of_left_and_right_alone_is_told_from_other_turns() -> None:
+    image = IMAGE._replace(affine=np.diag([-5.0, 5, 5, 1]))
     for flips in product((1, -1), repeat=3):
-        to_label_map(*turned(np.array([*zip(range(3), flips, strict=True)]), image), CLASSES, image=image)
-        assert bool(caplog.records) == (flips == (-1, 1, 1))
-        warned += [record.getMessage() for record in caplog.records]
-        caplog.clear()
-    to_label_map(*turned(np.array([[1, 1], [0, -1], [2, 1]]), image), CLASSES, image=image)
+        found = to_label_map(*turned(np.array([*zip(range(3), flips, strict=True)]), image), CLASSES, image=image)
+        assert (found.reoriented == "flipped") == (flips == (-1, 1, 1))
+    found = to_label_map(*turned(np.array([[1, 1], [0, -1], [2, 1]]), image), CLASSES, image=image)
+    assert found.reoriented == "turned"
+
+
+def write_pairs(folder: Path, turns: Mapping[str, list[list[int]]]) -> list[dict[str, str]]:
+    """Cases with a scan and a label map in the order of axes given, by their names."""
+    cases = []
+    for name, turn in turns.items():
+        image = nib.Nifti1Image(LABELS.astype(np.int16), np.diag([-5.0, 5, 5, 1]))
+        label = nib.Nifti1Image(LABELS, image.affine).as_reoriented(np.array(turn))
+        for key, stored in (("image", image), ("label", label)):
+            nib.save(stored, folder / f"{name}_{key}.nii.gz")
+        cases.append({key: str(folder / f"{name}_{key}.nii.gz") for key in ("image", "label")})
+    return cases
+
+
+SAME, FLIPPED, TURNED = [[0, 1], [1, 1], [2, 1]], [[0, -1], [1, 1], [2, 1]], [[1, 1], [0, -1], [2, 1]]
+
+
+def test_label_maps_that_will_be_turned_are_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    turns = {"a": SAME, "b": TURNED, "c": FLIPPED, "d": SAME, "e": FLIPPED}
+    cases = write_pairs(tmp_path, turns)
+    tell_reoriented(tmp_path / "dataset.json", cases[:1])
     assert not caplog.records
-    assert warned[0].startswith("label.nii.gz: has the voxels of ct.nii.gz, stored from left to right")
+    tell_reoriented(tmp_path / "dataset.json", cases[:2])
+    said = "voxels in another order than their scan and are reoriented"
+    assert caplog.messages == [f"{tmp_path}/dataset.json: 1 of 2 label maps have their {said}"]
+    caplog.clear()
+    Path(cases[3]["image"]).write_bytes(b"what loading refuses")
+    cases[3]["label"] = "/nowhere.nii.gz"
+    tell_reoriented(tmp_path / "dataset.json", cases)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        f"{tmp_path}/dataset.json: 3 of 5 label maps have their {said}; 2 of these with left and right exchanged and "
+        "nothing else: c_label.nii.gz, e_label.nii.gz. Look whether"
+    )
+    caplog.clear()
+    monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
+    tell_reoriented(tmp_path / "dataset.json", cases)
+    assert not caplog.records
+
+
+def test_label_maps_of_a_series_and_of_files_that_say_nothing_of_sides_are_counted_as_they_are_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write_series(tmp_path / "ct", 3)
+    write_series(tmp_path / "ct", 2, "other{}.dcm", SeriesInstanceUID="1.2.4", SeriesNumber="3")
+    case = {"image": str(tmp_path / "ct"), "label": str(tmp_path / "label.nii.gz"), "series": "1.2.3"}
+    scan = LoadVolumed("image")(case)["image"]
+    label = nib.Nifti1Image(np.zeros(scan.shape[1:], np.uint8), scan.affine.numpy())
+    for turn, how in ((SAME, 0), (FLIPPED, 1), (TURNED, 1)):
+        nib.save(label.as_reoriented(np.array(turn)), case["label"])
+        caplog.clear()
+        tell_reoriented(tmp_path / "dataset.json", [case])
+        assert len([m for m in caplog.messages if "1 of 1 label maps" in m]) == how
+        assert LoadVolumed(["image", "label"], "label")(case)["label"].shape == scan.shape
+    voxels = np.zeros(SHAPE, np.int16)
+    image = nib.Nifti1Image(voxels, nib.affines.from_matvec(np.diag([-5.0, 5, 5]), [25, 0, 0]))
+    label = nib.Nifti1Image(voxels, None)
+    label.header.set_zooms((5, 5, 5))
+    case = {key: str(tmp_path / f"{key}.nii.gz") for key in ("image", "label")}
+    for key, volume in (("image", image), ("label", label)):
+        nib.save(volume, case[key])
+    caplog.clear()
+    tell_reoriented(tmp_path / "dataset.json", [case])
+    assert not caplog.records
+    tell_reoriented(tmp_path / "dataset.json", [case], "RAS")
+    assert "nothing else: label.nii.gz." in caplog.text
 
 
 def test_centres_may_differ_by_a_thousandth_of_a_voxel() -> None:

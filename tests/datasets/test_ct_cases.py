@@ -16,6 +16,7 @@ from shared.datasets.ct_cases import (
     CtCase,
     check_ct_case,
     check_ct_cases,
+    classes_of,
     count_organs,
     map_cases,
     match_cases,
@@ -119,7 +120,65 @@ def test_label_maps_in_another_order_of_axes_are_counted(tmp_path: Path, caplog:
         nib.save(nib.Nifti1Image(np.asanyarray(turned.dataobj)[..., None], turned.affine), case.label)
     checked = check_ct_cases("the source", {"training": cases}, LABELS)["training"]
     assert [case.voxels for case in checked] == [{1: 2}] * 3
-    assert [r.getMessage()[:40] for r in caplog.records] == ["the source: of 3 label maps, 2: each has"]
+    said = "2 of 3 label maps have their voxels in another order than their scan and are reoriented"
+    assert caplog.messages == [f"the source: {said}"]
+
+
+SIDED = {"left_kidney": 1, "liver": 2}
+
+
+def test_ids_and_orientation_are_taken_as_training_takes_them(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).choice(np.uint16([0, 5, 300, 7, 9]), (5, 6, 7))
+    case = write_pair(tmp_path, "a", labels)
+    for path in (case.image, case.label):
+        stored = nib.load(path)
+        stored = type(stored)(np.asanyarray(stored.dataobj), None, stored.header)
+        stored.header["sform_code"] = stored.header["qform_code"] = 0
+        nib.save(stored, path)
+    ids = {"liver": [5, 300], "left_kidney": 7}
+    with pytest.raises(DataError, match=r"a.nii.gz: its header says nothing of its orientation .*left_kidney cannot"):
+        check_ct_case(case, SIDED, ids)
+    found = check_ct_case(case, SIDED, ids, "RAS").voxels
+    assert found == {1: (labels == 7).sum(), 2: np.isin(labels, (5, 300)).sum()}
+    load = LoadVolumed(["image", "label"], "label", SIDED, label_ids=ids, assume_orientation="RAS")
+    loaded = load({"image": case.image, "label": case.label})["label"].numpy()
+    assert found == {i: (loaded == i).sum() for i in (1, 2)}
+    nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.int16), GRID), case.image)
+    with pytest.raises(DataError, match=r"a_label.nii.gz: its header says nothing"):
+        check_ct_case(case, SIDED, ids)
+
+
+def test_classes_are_numbered_as_btcv_does_where_they_are_its_organs() -> None:
+    ids = {name: 100 + i for name, i in reversed(BTCV_LABELS.items())}
+    assert classes_of(ids) == BTCV_LABELS
+    assert classes_of({"tumour": [3, 4], "liver": 1}) == {"tumour": 1, "liver": 2}
+    for wrong, message in (({"a": 1, "b": [2, 1]}, r"the id 1 more than once, for a and b"), ({"a": 65536}, "65536")):
+        with pytest.raises(DataError, match=message):
+            classes_of(wrong)
+
+
+def test_what_training_has_to_be_told_is_said_and_taken(tmp_path: Path) -> None:
+    splits = {split: cases_of({1: 3}) for split in ("training", "validation")}
+    case = write_pair(tmp_path / "data", "a", np.zeros((2, 2, 2), np.uint8))
+    splits = {split: [case] for split in splits}
+    facts = {"name": "made up", "split": "hand"}
+    text = write_ct_datalist(tmp_path / "btcv", facts, BTCV_LABELS, splits)
+    assert "Training" not in text
+    text = write_ct_datalist(tmp_path / "gaps", facts, {"liver": 300, "spleen": 5}, splits)
+    said = """ need --labels "{'spleen': 1, 'liver': 2}" --label_ids "{'spleen': 5, 'liver': 300}"."""
+    assert text.endswith(f"\nTraining and evaluation{said}")
+    how = {"label_ids": {"left_kidney": 7, "liver": [5, 300]}, "assume_orientation": "LPS"}
+    text = write_ct_datalist(tmp_path / "out", facts, SIDED, splits, **how)
+    assert text.endswith(
+        """need --labels "{'left_kidney': 1, 'liver': 2}" --label_ids "{'left_kidney': 7, 'liver': [5, 300]}" """
+        "--assume_orientation LPS."
+    )
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["labels"] == {"0": "background", "5": "liver", "7": "left_kidney", "300": "liver"}
+    load_datalist(tmp_path / "out/dataset.json", "training", labels=SIDED, label_ids=how["label_ids"])
+    with pytest.raises(DataError) as error:
+        load_datalist(tmp_path / "out/dataset.json", "training", labels=SIDED)
+    assert """(--label_ids "{'left_kidney': 7, 'liver': [5, 300]}")""" in str(error.value)
 
 
 def patched(path: Path, **header: object) -> None:
@@ -212,7 +271,7 @@ def test_datalist_and_tables(tmp_path: Path) -> None:
     facts = {"name": "made up", "split": "hand", "modality": {"0": "CT"}}
     text = write_ct_datalist(tmp_path / "out", facts, LABELS, splits, left_out=cases[4:])
     rows = count_organs(LABELS, splits)
-    assert text == organ_table(rows) + "\nSplit by hand: 2 training, 1 validation, 0 test."
+    assert text.startswith(organ_table(rows) + "\nSplit by hand: 2 training, 1 validation, 0 test.\n")
     organs = list(csv.DictReader((tmp_path / "out/organs.csv").read_text().splitlines()))
     assert organs == [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
     content = json.loads((tmp_path / "out/dataset.json").read_text())

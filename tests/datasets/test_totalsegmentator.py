@@ -138,14 +138,14 @@ def test_overlap_goes_to_the_organ_with_the_smaller_share(tmp_path: Path) -> Non
     every = np.ones(SHAPE, np.uint8)
     # The left adrenal gland is larger than the liver here, and still the smaller organ. Version 1 has masks as float.
     write_mask(tmp_path / "s0001", "adrenal_gland_left", every.astype(np.float32))
-    merged, overlap = merge_masks(tmp_path / "s0001/ct.nii.gz")
+    merged, overlap, _ = merge_masks(tmp_path / "s0001/ct.nii.gz")
     assert (merged == 13).all()
     assert overlap == labels.astype(bool).sum()
     for name in FILES.values():
         write_mask(tmp_path / "s0001", name, every)
     write_mask(tmp_path / "s0001", "adrenal_gland_left", 0 * every)
     write_mask(tmp_path / "s0001", "adrenal_gland_right", 0 * every)
-    merged, overlap = merge_masks(tmp_path / "s0001/ct.nii.gz")
+    merged, overlap, _ = merge_masks(tmp_path / "s0001/ct.nii.gz")
     assert (merged == BTCV_LABELS["oesophagus"]).all()
     assert overlap == every.size  # each voxel once, whatever the number of masks
 
@@ -169,6 +169,44 @@ def test_finished_label_maps_are_made_again_only_for_other_files(source: Path, t
     assert again[3].overlap == 0
     assert 6 not in again[3].voxels
     assert again[1] == first[1]
+
+
+def test_masks_in_another_order_are_counted_by_every_run(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for case, mask, turn in (
+        ("s0002", "liver", [[1, 1], [0, 1], [2, 1]]),
+        ("s0004", "spleen", [[0, -1], [1, 1], [2, 1]]),
+    ):
+        path = source / case / "segmentations" / f"{mask}.nii.gz"
+        nib.save(nib.load(path).as_reoriented(np.array(turn)), path)
+    cases = find_totalsegmentator(source, tmp_path / "out")
+    for _ in range(2):  # the second finds them made
+        merged = merge_totalsegmentator(source, cases)
+        assert [case.voxels for case in merged[2:5:2]] == [
+            {i: (label_map(k) == i).sum() for i in range(1, 14)} for k in (2, 4)
+        ]
+        (message,) = caplog.messages
+        assert message.startswith(
+            f"{source}: the masks of 2 of 7 cases have their voxels in another order than their scan"
+        )
+        assert "; 1 of these with left and right exchanged and nothing else: s0004. Look" in message
+        caplog.clear()
+
+
+def test_files_that_say_nothing_of_sides(source: Path, tmp_path: Path, script: ModuleType) -> None:
+    for path in (source / "s0003").rglob("*.nii.gz"):
+        stored = nib.load(path)
+        stored = nib.Nifti1Image(np.asanyarray(stored.dataobj), None, stored.header)
+        stored.header["sform_code"] = stored.header["qform_code"] = 0
+        nib.save(stored, path)
+    with pytest.raises(DataError, match=r"s0003/ct.nii.gz: its header says nothing .* --assume_orientation RAS"):
+        script.main(str(source), str(tmp_path / "out"))
+    script.main(str(source), str(tmp_path / "out"), assume_orientation="RAS")
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["assume_orientation"] == "RAS"
+    with pytest.raises(DataError, match=r"s0003/ct.nii.gz: its header says nothing"):  # not: made of other files
+        script.main(str(source), str(tmp_path / "out"))
 
 
 def test_label_maps_of_another_version_are_kept_without_overwrite(

@@ -38,10 +38,11 @@ def parsed(bundle: Path, *configs: str) -> ConfigParser:
 
 
 def workflow(files: list[str], **options: Any) -> ConfigWorkflow:
-    """A workflow in this process, initialised, seeded where its configs have a seed."""
+    """A workflow in this process, initialised as far as its data is told of, seeded where its configs have a seed."""
     flow = ConfigWorkflow(config_file=files, logging_file=False, **options)
     # and not what changes how this process ends
-    flow.parser["initialize"] = ["$torch.manual_seed(@seed)"] if "seed" in flow.parser else []
+    told = [step for step in flow.parser["initialize"] if step.startswith("$tell_")]
+    flow.parser["initialize"] = told + ["$torch.manual_seed(@seed)"] * ("seed" in flow.parser)
     flow.initialize()
     return flow
 
