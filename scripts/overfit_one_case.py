@@ -26,6 +26,7 @@ def main(
     spacing: Annotated[float, Number(above=0)] = 4.0,
     labels: Annotated[Any, SETTINGS["labels"][0]] = None,
     label_ids: Annotated[Any, SETTINGS["label_ids"][0]] = None,
+    assume_orientation: Annotated[str | None, SETTINGS["assume_orientation"][0]] = None,
     resume: bool = False,
 ) -> None:
     """Overfit one case on purpose, and print the Dice of each organ on the label's own grid.
@@ -42,6 +43,7 @@ def main(
         spacing: of the grid to train on, in mm.
         labels: name and id, 1 to N, of each class; by default those of configs/train.json.
         label_ids: name and id or ids in the label map, where these are others.
+        assume_orientation: where the axes point to if the files say nothing of sides, as RAS (right, front, head).
         resume: go on with a run that was interrupted.
     """
     folder = Path(output_dir).resolve()
@@ -57,6 +59,7 @@ def main(
     options |= {"max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
     options |= {"augmentation": "[]", "sw_overlap": 0.75}  # nothing but this scan, as it is
     variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
+    options |= {"assume_orientation": assume_orientation} if assume_orientation else {}
     start = time.monotonic()
     classes = {key: value for key, value in (("labels", labels), ("label_ids", label_ids)) if value is not None}
     run_bundle("1/2 Train on this case alone", bundle, ["train", *variants], **options, **classes, resume=resume)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from command_line import AtATime, Seed, run_command
 
 from shared.datasets.btcv import find_btcv, unpack_btcv
-from shared.datasets.ct_cases import BTCV_LABELS, check_ct_cases, write_ct_datalist
+from shared.datasets.ct_cases import BTCV_LABELS, check_ct_cases, classes_of, write_ct_datalist
 from shared.datasets.preparation import resolve_folders, worker_count
 from shared.datasets.splits import split_cases
+from shared.utils.settings import SETTINGS
 from shared.utils.values import Several, Text
 
 
@@ -19,6 +20,8 @@ def main(
     output_dir: str,
     seed: Seed = 0,
     exclude: Annotated[Sequence[str], Several(Text(), empty=True)] = (),
+    label_ids: Annotated[Any, SETTINGS["label_ids"][0]] = None,
+    assume_orientation: Annotated[str | None, SETTINGS["assume_orientation"][0]] = None,
     overwrite: bool = False,
     workers: AtATime = None,
 ) -> None:
@@ -33,17 +36,23 @@ def main(
         output_dir: for the datalist, a folder outside of DATA_DIR.
         seed: of the split.
         exclude: names of cases to leave out, as in 0021,0022.
+        label_ids: name and id or ids in the label files, where these are others than BTCV's 1 to 13, or the classes are
+            others; what is not named becomes background.
+        assume_orientation: where the axes of files point to that say nothing of sides, as RAS (right, front, head). By
+            default such files are refused.
         overwrite: replace another dataset.json in OUTPUT_DIR.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
     workers, excluded = worker_count(workers), sorted(set(exclude))
+    labels = BTCV_LABELS if label_ids is None else classes_of(label_ids)
     found = unpack_btcv(source, target, workers)
     if found != source and (source / "RawData").is_dir():
         print(f"{source / 'RawData'} is not all of {source / 'RawData.zip'}, which is unpacked into {found}.")
-    splits = check_ct_cases(found, split_cases(find_btcv(found, excluded), seed), BTCV_LABELS, workers)
+    how = {"label_ids": label_ids, "assume_orientation": assume_orientation}
+    splits = check_ct_cases(found, split_cases(find_btcv(found, excluded), seed), labels, workers, **how)
     facts = {"name": "BTCV", "split": f"seed {seed}", "excluded": excluded, "modality": {"0": "CT"}}
-    print(write_ct_datalist(target, facts, BTCV_LABELS, splits, overwrite=overwrite))
+    print(write_ct_datalist(target, facts, labels, splits, overwrite=overwrite, **how))
     count = sum(map(len, splits.values()))
     if count != 30:
         print(f"BTCV has 30 labelled cases: {count} are used, {len(excluded)} were left out with --exclude.")

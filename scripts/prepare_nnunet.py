@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from command_line import AtATime, Seed, run_command
 
 from shared.datasets.ct_cases import check_ct_cases, write_ct_datalist
 from shared.datasets.nnunet import read_nnunet, split_nnunet
 from shared.datasets.preparation import resolve_folders, worker_count
+from shared.utils.settings import SETTINGS
 from shared.utils.values import Several, Text, Whole
 
 
@@ -20,6 +21,8 @@ def main(
     fold: Annotated[int, Whole(0)] = 0,
     seed: Seed = 0,
     exclude: Annotated[Sequence[str], Several(Text(), empty=True)] = (),
+    label_ids: Annotated[Any, SETTINGS["label_ids"][0]] = None,
+    assume_orientation: Annotated[str | None, SETTINGS["assume_orientation"][0]] = None,
     overwrite: bool = False,
     workers: AtATime = None,
 ) -> None:
@@ -37,17 +40,22 @@ def main(
         fold: which fold of it.
         seed: of the split, as far as the files do not give it.
         exclude: names of cases to leave out, as in case_001,case_002.
+        label_ids: name and id or ids in the label files, of the classes that are wanted; by default the labels of
+            dataset.json. What is not named becomes background.
+        assume_orientation: where the axes of files point to that say nothing of sides, as RAS (right, front, head). By
+            default such files are refused where labels are left or right.
         overwrite: replace another dataset.json in OUTPUT_DIR.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
     workers, excluded = worker_count(workers), sorted(set(exclude))
-    facts, labels, cases, test = read_nnunet(source, excluded)
+    facts, labels, cases, test = read_nnunet(source, excluded, label_ids)
+    how = {"label_ids": label_ids, "assume_orientation": assume_orientation}
     own = source / "splits_final.json"
     found, origin = split_nnunet(cases, test, splits or (own if own.is_file() else None), fold, seed, excluded)
-    found = check_ct_cases(source, found, labels, workers)
+    found = check_ct_cases(source, found, labels, workers, **how)
     facts |= {"split": origin, "excluded": excluded}
-    print(write_ct_datalist(target, facts, labels, found, overwrite=overwrite))
+    print(write_ct_datalist(target, facts, labels, found, overwrite=overwrite, **how))
     count = sum(map(len, found.values()))
     left_out = len(cases) + len(test) - count
     if left_out:

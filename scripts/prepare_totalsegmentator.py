@@ -10,6 +10,7 @@ from command_line import AtATime, Seed, run_command
 from shared.datasets.ct_cases import BTCV_LABELS, write_ct_datalist
 from shared.datasets.preparation import resolve_folders, worker_count
 from shared.datasets.totalsegmentator import find_totalsegmentator, merge_totalsegmentator, split_totalsegmentator
+from shared.utils.settings import SETTINGS
 from shared.utils.values import Several, Text, Whole
 
 
@@ -19,6 +20,7 @@ def main(
     min_organs: Annotated[int, Whole(0, 13)] = 6,
     seed: Seed = 0,
     exclude: Annotated[Sequence[str], Several(Text(), empty=True)] = (),
+    assume_orientation: Annotated[str | None, SETTINGS["assume_orientation"][0]] = None,
     overwrite: bool = False,
     workers: AtATime = None,
 ) -> None:
@@ -37,18 +39,21 @@ def main(
             rule. An organ is there if it has a voxel.
         seed: of the split, as far as meta.csv does not give it.
         exclude: names of cases to leave out, as in s0864,s0865.
+        assume_orientation: where the axes of files point to that say nothing of sides, as RAS (right, front, head). By
+            default such files are refused.
         overwrite: replace another dataset.json in OUTPUT_DIR, and label maps that were made of other files.
         workers: cases worked on at a time; by default one for each core, 8 at most.
     """
     source, target = resolve_folders(data_dir, output_dir)
     workers, excluded = worker_count(workers), sorted(set(exclude))
-    every = merge_totalsegmentator(source, find_totalsegmentator(source, target, excluded), workers, overwrite)
+    found = find_totalsegmentator(source, target, excluded)
+    every = merge_totalsegmentator(source, found, workers, overwrite, assume_orientation)
     cases = [case for case in every if len(case.voxels) >= min_organs]
     left_out = [case for case in every if len(case.voxels) < min_organs]
     splits, origin = split_totalsegmentator(source, cases, seed)
     facts = {"name": "TotalSegmentator", "split": origin, "min_organs": min_organs, "excluded": excluded}
     facts["modality"] = {"0": "CT"}
-    print(write_ct_datalist(target, facts, BTCV_LABELS, splits, left_out, overwrite))
+    print(write_ct_datalist(target, facts, BTCV_LABELS, splits, left_out, overwrite, None, assume_orientation))
     overlap = sum(case.overlap for case in cases)
     print(f"{overlap} voxels in {sum(case.overlap > 0 for case in cases)} cases were claimed by more than one mask.")
     print(f"{len(left_out)} of {len(every)} cases have fewer than {min_organs} of the organs and are left out.")

@@ -111,6 +111,9 @@ SCRIPT_TRIALS = [
             "--seed abc": rf"^--seed is 'abc', {WHOLE}",
             "--workers 0": rf"^--workers is 0, {WHOLE} of 1 or above",
             "--exclude 9999": r"9999",
+            "--assume_orientation RAX": r"^--assume_orientation is 'RAX', expected three letters",
+            "--label_ids \"{'liver': 'x'}\"": r"^--label_ids .*expected",
+            "--label_ids \"{'liver': 1, 'spleen': 1}\"": r"label_ids has the id 1 more than once, for liver and spleen",
             "--overwrite perhaps": rf"^--overwrite is 'perhaps', {YES_OR_NO}",
         },
         btcv,
@@ -127,6 +130,8 @@ SCRIPT_TRIALS = [
         "prepare_nnunet.py --data_dir $DATA/ct --output_dir $FOLDER/out",
         {
             "--fold x": rf"^--fold is 'x', {WHOLE}",
+            "--assume_orientation 7": r"^--assume_orientation is .*7.*, expected three letters",
+            "--label_ids 5": r"^--label_ids is .*5.*, expected",
             "--fodl 1": unknown("--fodl", "prepare_nnunet.py", "--fold"),
         },
     ),

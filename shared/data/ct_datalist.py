@@ -57,8 +57,8 @@ def _check_labels(path: Path, found: object, labels: Mapping[str, int], label_id
 
     differ = [i for i in sorted(own.keys() | wanted.keys()) if plain(own.get(i)) != plain(wanted.get(i))]
     if differ:
-        i, ids_of = differ[0], {plain(name): i for i, name in own.items()}
-        known = {name: ids_of[plain(name)] for name in labels if plain(name) in ids_of}
+        i, ids_of = differ[0], {name: [i for i, of in own.items() if plain(of) == plain(name)] for name in labels}
+        known = {name: of[0] if len(of) == 1 else of for name, of in ids_of.items() if of}
         option = f' (--label_ids "{known}")' if len(known) == len(labels) else ""
         raise DataError(
             f"{path}: label {i} is {own.get(i, 'nothing')} in the datalist and {wanted.get(i, 'nothing')} in the "

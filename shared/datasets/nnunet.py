@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.inputs import VOLUME_SUFFIXES
-from ..data.labels import MOST_CLASSES, MOST_FILE_ID
+from ..data.labels import MOST_CLASSES, MOST_FILE_ID, ids_in_files
 from ..utils import DataError, parse_json, read_json_object
 from ..utils.text import first_few
 from ..utils.values import Whole
-from .ct_cases import CtCase, match_cases
+from .ct_cases import CtCase, classes_of, match_cases
 from .preparation import refuse, repeated
 from .splits import split_cases
 
@@ -21,18 +23,26 @@ _FORMAT = 'nnU-Net\'s description of a data set: {"labels": {"background": 0, "s
 
 
 def read_nnunet(
-    data_dir: str | os.PathLike, exclude: Collection[str] = ()
+    data_dir: str | os.PathLike,
+    exclude: Collection[str] = (),
+    label_ids: Mapping[str, int | Sequence[int]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, int], list[CtCase], list[CtCase]]:
     """A raw data set: `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or `NAME.nii.gz`) and `labelsTr/NAME.nii.gz`.
 
+    Args:
+        data_dir: its folder.
+        exclude: names of cases to leave out.
+        label_ids: name → id or ids in the label files, of the classes that are wanted; None: the data set's own labels.
+
     Returns:
-        what a datalist says of the data set (`name` and `modality`), its labels as name → id without the background,
-        the cases, and the labelled cases for testing (`imagesTs` and `labelsTs`), often none.
+        what a datalist says of the data set (`name` and `modality`), the labels as name → id without the background,
+        see `classes_of`, the cases, and the labelled cases for testing (`imagesTs` and `labelsTs`), often none.
 
     Raises:
         DataError: `dataset.json` cannot be used, the images have several channels or another format, there are regions
-            of several labels or a label to be ignored, an image or a label map is missing, there are more or fewer
-            cases than `numTraining`, one name is in `labelsTr` and `labelsTs`, or a case to be left out is not there.
+            of several labels and no `label_ids`, or ids in these that it has not, or a label to be ignored, an image or
+            a label map is missing, there are more or fewer cases than `numTraining`, one name is in `labelsTr` and
+            `labelsTs`, or a case to be left out is not there.
     """
     folder = Path(data_dir)
     path = folder / "dataset.json"
@@ -45,7 +55,7 @@ def read_nnunet(
         raise DataError(f"{path}: file_ending is {ending!r}. Expected one of {', '.join(VOLUME_SUFFIXES)}. Convert it.")
     facts = {"name": str(content.get("name") or folder.resolve().name)}
     facts["modality"] = {"0": str(*channels.values())}
-    return facts, _labels(path, content.get("labels")), *_cases(path, content, ending, exclude)
+    return facts, _labels(path, content.get("labels"), label_ids), *_cases(path, content, ending, exclude)
 
 
 def _cases(
@@ -70,18 +80,26 @@ def _cases(
     return [case for case in cases if case.name in labels], [case for case in cases if case.name in test_labels]
 
 
-def _labels(path: Path, found: object) -> dict[str, int]:
-    """Name → id, from that (version 2) or from id → name (version 1)."""
+def _labels(path: Path, found: object, label_ids: Mapping[str, int | Sequence[int]] | None) -> dict[str, int]:
+    """Name → id, from that (version 2) or from id → name (version 1), or of the classes that `label_ids` names."""
     try:
-        pairs = [(k, v) if isinstance(v, int) else (v, int(k)) for k, v in dict(found).items()]
+        pairs = _pairs(dict(found))
     except (TypeError, ValueError) as e:
         raise DataError(
-            f"{path}: 'labels' is {json.dumps(found)}. Expected an id for each name, or a name for each id; regions of "
-            "several labels cannot be used."
+            f"{path}: 'labels' is {json.dumps(found)}. Expected an id for each name, or a name for each id."
         ) from e
     labels = {str(name): i for name, i in pairs if i != 0}
     if "ignore" in labels:
         raise DataError(f"{path}: label {labels['ignore']} is to be ignored. Only fully labelled images can be used.")
+    if label_ids is not None:
+        classes, own = classes_of(label_ids), {i for _, i in pairs}
+        files = ids_in_files(classes, label_ids)
+        unknown = [f"{i} for {name}" for name, ids in files.items() for i in ids if i not in own]
+        refuse(path, unknown, "has no label {few} of --label_ids. Its labels are {own}.", own=json.dumps(found))
+        return classes
+    regions = [str(name) for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    message = "{few} has several labels: a region, which nnU-Net lets overlap. Say with --label_ids which labels make "
+    refuse(path, regions, message + "each class, none twice, as in \"{{'liver': [1, 2], 'kidneys': 3}}\".")
     ids, kind = [i for _, i in pairs if i != 0], Whole(1, MOST_FILE_ID)
     if not 0 < len(set(ids)) == len(labels) == len(ids) <= MOST_CLASSES or not all(map(kind.accepts, ids)):
         raise DataError(
@@ -89,6 +107,17 @@ def _labels(path: Path, found: object) -> dict[str, int]:
             f"with an id of its own from 1 to {MOST_FILE_ID}."
         )
     return labels
+
+
+def _pairs(found: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Each id with its name; those of a region one by one."""
+    pairs = []
+    for key, value in found.items():
+        if isinstance(value, str):
+            pairs.append((value, int(key)))
+        else:
+            pairs += [(key, operator.index(i)) for i in (value if isinstance(value, list) else [value])]
+    return pairs
 
 
 def _listed(folder: Path, dataset: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -91,6 +91,28 @@ def test_all_arrangements_give_the_same_cases(tmp_path: Path, arrangement: tuple
         assert np.array_equal(nib.load(case.image).get_fdata() + 1000, nib.load(case.label).get_fdata())
 
 
+def test_other_ids_in_files_that_say_nothing_of_sides(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = write_tree(tmp_path / "tree", *TRAINING)
+    held = np.array([0, *range(40, 53)], np.uint8)
+    for path in tree.rglob("*.nii.gz"):
+        stored = nib.load(path)
+        voxels = np.asanyarray(stored.dataobj)
+        other = nib.Nifti1Image(held[voxels] if "label" in path.name else voxels, GRID)
+        other.header["sform_code"] = other.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(np.asanyarray(other.dataobj), None, other.header), path)
+    with pytest.raises(DataError, match=r"30 of 30 cases .*\n.*sides?.*|right_kidney, left_kidney cannot be told"):
+        script.main(str(tree), str(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"holds the label values 40, 41, .* expected whole numbers from 0 to 13"):
+        script.main(str(tree), str(tmp_path / "out"), assume_orientation="RAS")
+    ids = {name: 39 + i for name, i in BTCV_LABELS.items()}
+    script.main(str(tree), str(tmp_path / "out"), assume_orientation="RAS", label_ids=ids)
+    assert f'evaluation need --label_ids "{ids}" --assume_orientation RAS.' in capsys.readouterr().out
+    (case, *_) = load_datalist(tmp_path / "out/dataset.json", "training", labels=BTCV_LABELS, label_ids=ids)
+    assert case["case"] == "0001"
+
+
 def test_from_the_archive_to_the_datalist(
     tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,26 @@ def test_other_formats_and_ids_with_gaps(tmp_path: Path, script: ModuleType, end
     assert np.bincount(load(case)["label"].numpy().ravel()).tolist() == [117, 2, 1]
 
 
+def test_classes_are_made_of_chosen_labels(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of regions, which overlap in dataset.json; what is not named is background."""
+    regions = {"background": 0, "organs": [1, 2], "liver": [2]}
+    folder = write_tree(tmp_path / "data", {**VERSION_2, "labels": regions}, NAMES[:5])
+    for number, ids in enumerate(({"both": [1, 2]}, {"liver": 2})):
+        script.main(str(folder), str(tmp_path / f"out{number}"), label_ids=ids)
+        assert f'need --labels "{dict.fromkeys(ids, 1)}" --label_ids "{ids}".' in capsys.readouterr().out
+    rows = [list(csv.DictReader((tmp_path / f"out{k}/organs.csv").read_text().splitlines())) for k in (0, 1)]
+    files = sorted((folder / "labelsTr").iterdir())
+    counts = sum(np.bincount(np.asanyarray(nib.load(path).dataobj).ravel()) for path in files)
+    assert [(row["organ"], row["voxels"]) for (row,) in rows] == [
+        ("both", str(counts[1] + counts[2])),
+        ("liver", str(counts[2])),
+    ]
+    with pytest.raises(DataError, match=r"has no label 3 for liver, 4 for liver of --label_ids. Its labels are {"):
+        read_nnunet(folder, label_ids={"liver": [2, 3, 4]})
+
+
 def test_split(tmp_path: Path) -> None:
     cases = [CtCase(name, tmp_path, tmp_path) for name in NAMES]
     held_out = [CtCase("held_out", tmp_path, tmp_path)]
@@ -178,11 +198,11 @@ def test_split(tmp_path: Path) -> None:
     [
         ({"channel_names": {"0": "T1", "1": "T2"}}, r'the channels are {"0": "T1", "1": "T2"}. Only images of one'),
         ({"file_ending": ".png"}, r"file_ending is '.png'. Expected one of \.nii, \.nii\.gz, \.nrrd"),
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"regions of several labels cannot be used"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"whole has several labels: a region.*--label_ids"),
         ({"labels": None}, r"'labels' is null"),
         ({"labels": {"background": 0, "spleen": 1, "ignore": 2}}, r"label 2 is to be ignored"),
         ({"labels": {"background": 0, "spleen": 1, "liver": 1}}, r"Expected 0 \(background\) and 1 to 255 names, each"),
-        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, r"each with an id of its own"),
+        ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, r"liver has several labels"),
     ],
 )
 def test_what_cannot_be_used_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

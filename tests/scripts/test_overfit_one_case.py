@@ -25,9 +25,11 @@ def test_one_case_is_trained_scored_and_gone_on_with(tmp_path: Path) -> None:
     label = np.zeros((24, 24, 24), np.uint8)
     label[4:20, 4:20, 4:20] = 6
     for name, volume in (("image", np.where(label, 100, -1000).astype(np.int16)), ("label", label)):
-        nib.save(nib.Nifti1Image(volume, np.diag([6.0, 6, 6, 1])), tmp_path / f"{name}.nii.gz")
+        stored = nib.Nifti1Image(volume, None)
+        stored.header.set_zooms((6, 6, 6))
+        nib.save(stored, tmp_path / f"{name}.nii.gz")  # which says nothing of sides
     quick = {"spacing": 6, "bundle": "abdominal_lambda3d_cbs", "steps": 2}
-    quick |= {"labels": {"liver": 1}, "label_ids": {"liver": 6}}
+    quick |= {"labels": {"left_kidney": 1}, "label_ids": {"left_kidney": 6}, "assume_orientation": "RAS"}
     first = overfit(tmp_path, python=sys.executable, **quick)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "mean Dice over 1 organs" in first.stdout
