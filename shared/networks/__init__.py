@@ -5,6 +5,7 @@ May import: layers, utils.
 
 from .anchors import PyramidAnchors, decode_batch, decode_detections, match_anchors
 from .batch_norm import adapt_batch_norm
+from .densenet import fusestyle_densenet
 from .lambda3d import Lambda3D
 from .prepare import place_network, prepare_network
 from .pretrained import CLASSIFICATION_HEADS, DETECTION_HEADS, load_pretrained, read_state_dict

@@ -34,8 +34,8 @@ DETECTION_HEADS = (
     "fpn.extra_blocks.",
     "fc.",
 )
-# A classifier's last layer: ResNet's, that of MONAI's DenseNet and of torchvision's.
-CLASSIFICATION_HEADS = ("fc.", "class_layers.out.", "classifier.")
+# A classifier's last layer: ResNet's and DenseNet's.
+CLASSIFICATION_HEADS = ("fc.", "class_layers.out.")
 # Under which a network's weights stand in the checkpoints of a larger one.
 _PREFIXES = ("module.", "model.", "network.", "backbone.", "encoder.", "resnet.")
 # Where a ResNet stands in a detector.
@@ -43,6 +43,9 @@ _BODY = "backbone.body."
 # torchvision's detectors before 0.13, and its published weights: convolutions without a block around them.
 _FPN_CONV = re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$")
 _HEAD_CONV = re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$")
+# torchvision's DenseNet, "norm.1" in its published weights and "norm1" in its state dicts; MONAI's has "layers.norm1".
+_DENSE_LAYER = re.compile(r"(\.denselayer\d+)\.(norm|conv)\.?([12])\.")
+_DENSE_HEAD = re.compile(r"^classifier\.")
 
 
 def load_pretrained(
@@ -53,9 +56,9 @@ def load_pretrained(
     The file holds a state dict, alone or under the key `model` or `state_dict`, or is a `.safetensors` file; prefixes
     such as `module.` and `backbone.` are stripped. Legacy UNETR keys are mapped: patch embeddings stored as a linear
     layer ("perceptron") become the equal convolution, parameters without a place are dropped. The older names in
-    torchvision's detectors are mapped, too. A head (`head`) for another number of classes, or one
-    that the file lacks, stays as initialised, one that the network lacks is dropped. The file of a ResNet fills the
-    backbone of a detector, whose other parts stay as initialised. Everything else must match.
+    torchvision's detectors are mapped, too, as are those in its DenseNets. A head (`head`) for another number of
+    classes, or one that the file lacks, stays as initialised, one that the network lacks is dropped. The file of a
+    ResNet fills the backbone of a detector, whose other parts stay as initialised. Everything else must match.
 
     Args:
         network: changed in place.
@@ -165,7 +168,8 @@ def _strip_prefixes(
 
 
 def _current_name(name: str) -> str:
-    """The name in torchvision of today of a parameter of its older detectors; others keep theirs."""
+    """The name in our networks of a parameter of torchvision's older detectors and DenseNets; others keep theirs."""
+    name = _DENSE_HEAD.sub("class_layers.out.", _DENSE_LAYER.sub(r"\1.layers.\2\3.", name))
     name = _FPN_CONV.sub(r"\1.0.\2", name)
     return _HEAD_CONV.sub(lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", name)  # every other one was a ReLU
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.networks.nets
 from monai.networks.nets import ResNet
+from torch import nn
 
 from ..layers import FuseStyle
 from .pretrained import load_pretrained
@@ -45,8 +47,6 @@ def fusestyle_resnet(
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    if len(set(places)) != len(places) or not set(places) <= {1, 2, 3, 4}:
-        raise ValueError(f"places must be different stages from 1 to 4, got {list(places)}")
     network: ResNet = getattr(monai.networks.nets, name)(
         spatial_dims=spatial_dims,
         n_input_channels=in_channels,
@@ -54,8 +54,24 @@ def fusestyle_resnet(
         bias_downsample=False,
         conv1_t_stride=2,
     )
-    for place in places:
-        getattr(network, f"layer{place}").append(FuseStyle(**fuse_style))
+    add_fusestyle([network.layer1, network.layer2, network.layer3, network.layer4], places, **fuse_style)
     if pretrained:
         load_pretrained(network, pretrained, head="fc.")
     return network
+
+
+def add_fusestyle(stages: Sequence[nn.Sequential], places: Sequence[int], **fuse_style: Any) -> None:
+    """Put FuseStyle behind stages of a network; no key of its state dict changes.
+
+    Args:
+        stages: of the network, changed in place.
+        places: numbers of stages, from 1 on.
+        fuse_style: options of `FuseStyle`.
+
+    Raises:
+        ValueError: for a place that is no stage's number or stands twice, or wrong options of `FuseStyle`.
+    """
+    if len(set(places)) != len(places) or not set(places) <= {*range(1, len(stages) + 1)}:
+        raise ValueError(f"places must be different stages from 1 to {len(stages)}, got {list(places)}")
+    for place in places:
+        stages[place - 1].append(FuseStyle(**fuse_style))

@@ -161,7 +161,10 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "freeze": (OrNone(Text("a regular expression"), "nothing"), "names of parameters that stay as they are"),
     "sw_batch_size": (Whole(1), "windows at a time"),
     "sw_overlap": (Number(0, 0.99), "share of a window that it has in common with the next"),
-    "fusestyle_places": (Several(Whole(1, 4), distinct=True, empty=True), "stages behind which FuseStyle goes"),
+    "fusestyle_places": (
+        Several(Whole(1, 4), distinct=True, empty=True),
+        "stages or blocks behind which FuseStyle goes",
+    ),
     "fusestyle_p": (SHARE, "probability that a batch is mixed"),
     "fusestyle_alpha": (Number(above=0), "of the Beta distribution of weights"),
     "fusestyle_reference": (Choice(("dot", "random", "euclidean", "kl")), "how the partner is chosen"),
