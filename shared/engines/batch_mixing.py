@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
+from ..losses.domain_loss import domain_ids, several_domains
+
 
 class BatchMixing(ABC):
     """Mixes each sample of a batch, image and label, with a partner from the same batch.
@@ -20,16 +22,23 @@ class BatchMixing(ABC):
     run each rank mixes its own part of a batch.
 
     Args:
+        domains: names of those that are trained on.
         alpha: above 0.
+
+    Raises:
+        ValueError: for another alpha.
+        DataError: for fewer than two domains; when called with another one.
     """
 
-    def __init__(self, alpha: float = 2.0) -> None:
+    def __init__(self, domains: Sequence[str], alpha: float = 2.0) -> None:
+        self.domains = several_domains(type(self).__name__, domains)
         if not alpha > 0:
             raise ValueError(f"alpha must be above 0, got {alpha}")
         self.alpha = float(alpha)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items())})"
+        options = ", ".join(f"{key}={value}" for key, value in vars(self).items() if key != "domains")
+        return f"{type(self).__name__}({options})"
 
     def __call__(self, images: Tensor, target: Tensor, labels: Tensor, domains: Sequence[str]) -> tuple[Tensor, Tensor]:
         """
@@ -42,7 +51,7 @@ class BatchMixing(ABC):
         Returns:
             Images and target, mixed.
         """
-        ids = torch.tensor([sorted(set(domains)).index(name) for name in domains])
+        ids = torch.tensor(domain_ids(self.domains, domains, len(images)))
         labels = labels.flatten()
         allowed = self.partners(labels[:, None] == labels, ids[:, None] == ids)
         alone = ~allowed.any(dim=1)
@@ -61,7 +70,7 @@ class DomainMix(BatchMixing):
     (Xu et al., AAAI 2020, for an adversarial variant).
 
     Args:
-        alpha: see `BatchMixing`.
+        domains, alpha: see `BatchMixing`.
     """
 
     def partners(self, same_label: Tensor, same_domain: Tensor) -> Tensor:
@@ -76,12 +85,12 @@ class LISA(BatchMixing):
     set, and may take one of the same domain.
 
     Args:
-        alpha: see `BatchMixing`.
+        domains, alpha: see `BatchMixing`.
         p_sel: probability of the first, 0 to 1; the authors have 1 for Camelyon17.
     """
 
-    def __init__(self, alpha: float = 2.0, p_sel: float = 0.5) -> None:
-        super().__init__(alpha)
+    def __init__(self, domains: Sequence[str], alpha: float = 2.0, p_sel: float = 0.5) -> None:
+        super().__init__(domains, alpha)
         if not 0 <= p_sel <= 1:
             raise ValueError(f"p_sel must be from 0 to 1, got {p_sel}")
         self.p_sel = float(p_sel)

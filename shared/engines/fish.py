@@ -59,7 +59,8 @@ class FishTrainer(DomainTrainer):
         if self.batch_norm == "interpolated":
             moved += [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         start = [value.detach().clone() for value in moved]
-        losses = []
+        device, losses = self.state.device, []
+        batchdata = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batchdata.items()}
         for domain in self._order():
             super()._iteration(engine, self._part(batchdata, domain))
             losses.append(self.state.output[Keys.LOSS].detach())
@@ -82,5 +83,6 @@ class FishTrainer(DomainTrainer):
                 "--balance_domains true, and --batch_size to at least the number of domains, or twice that for batch "
                 "norm."
             )
+        index = torch.tensor(own).to(self.state.device, non_blocking=True)
         lists = {key: [value[i] for i in own] for key, value in batch.items() if isinstance(value, list)}
-        return {**lists, **{key: value[own] for key, value in batch.items() if isinstance(value, Tensor)}}
+        return {**lists, **{key: value[index] for key, value in batch.items() if isinstance(value, Tensor)}}

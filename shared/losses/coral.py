@@ -35,7 +35,12 @@ class CORALLoss(DomainLoss):
         return f"weight={self.weight}"
 
     def combine(self, parts: Sequence[DomainPart]) -> Tensor:
-        covariances = [torch.cov(part.features.T) for part in parts if len(part.losses) > 1]
+        covariances = [_covariance(part.features) for part in parts if len(part.losses) > 1]
         distances = [(a - b).square().mean() / 4 for a, b in combinations(covariances, 2)]
         penalty = torch.stack(distances).mean() if distances else 0.0
         return mean_losses(parts).mean() + self.weight * penalty
+
+
+def _covariance(features: Tensor) -> Tensor:
+    centred = features - features.mean(dim=0)
+    return centred.T @ centred / (len(features) - 1)  # torch.cov has the host wait for a GPU

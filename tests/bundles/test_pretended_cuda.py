@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from commands import run
-from small_runs import CLASSIFY, DETECT, SEGMENT, SEGMENT_LAMBDA, configs_of, flows, training, write_data
+from small_runs import CLASSIFY, DETECT, METHODS, SEGMENT, SEGMENT_LAMBDA, configs_of, flows, training, write_data
+
+from shared.utils import write_json
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 # How often the host waits, at most: in a step of training; in a batch or case of the validation in it, of an
@@ -94,6 +96,31 @@ def test_a_bundle_in_half_precision(bundle: str, cuda_library: Path, tmp_path: P
         assert worst.total() <= most, part + "".join(f"\n{n} {kind} at {at}" for (kind, at), n in worst.items())
     for name in ("model.pt", "last.pt", "best.pt"):
         torch.load(tmp_path / name)  # where there is no GPU, as exports do
+
+
+@pytest.mark.slow
+def test_methods_over_several_domains_in_half_precision(cuda_library: Path, tmp_path: Path) -> None:
+    write_data(CLASSIFY, tmp_path / "data")
+    datalist = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    for i, entry in enumerate(datalist["training"]):
+        entry["domain"] = ("XR", "CS")[i // 2]
+    write_json(tmp_path / "data" / "dataset.json", datalist)
+    options = {"device": "cuda", "amp": True, "batch_size": 4, "max_epochs": 1, "warm_up": 0}
+    runs = [
+        (
+            configs_of(CLASSIFY, ["train"], [f"variants/{method}"]),
+            training(CLASSIFY, {CLASSIFY: tmp_path / "data"}, tmp_path / method, **options),
+            ["train#trainer"],
+        )
+        for method in METHODS
+    ]
+    printed = run_there(cuda_library, SCRIPT, json.dumps(runs))
+    for method, steps in zip(METHODS, json.loads(printed.splitlines()[-1]), strict=True):
+        waits = Counter(map(tuple, max(steps, key=len)))
+        assert waits.total() <= (2 if method == "fish" else 1), f"{method}: {waits}"
+        saved = torch.load(tmp_path / method / "last.pt")
+        assert all(value.isfinite().all() for value in saved["model"].values()), method
+        assert len(saved["optimizer"]["state"]) > 50, method  # a step was taken
 
 
 @pytest.mark.slow

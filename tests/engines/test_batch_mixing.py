@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.engines import LISA, BatchMixing, DomainMix
+from shared.utils import DataError
 
 LABELS = [0, 0, 1, 1, 0, 1, 0, 1, 1]
 DOMAINS = ["XR", "CS", "XR", "CS", "XR", "XR", "GT", "XR", "CS"]
@@ -42,9 +43,9 @@ def pairs(allowed: Any) -> dict[int, set[int]]:
 
 
 CASES = {
-    "domain_mix": (DomainMix(), lambda i, j: DOMAINS[i] != DOMAINS[j]),
-    "same label": (LISA(p_sel=1.0), lambda i, j: LABELS[i] == LABELS[j] and DOMAINS[i] != DOMAINS[j]),
-    "same domain": (LISA(p_sel=0.0), lambda i, j: LABELS[i] != LABELS[j] and DOMAINS[i] == DOMAINS[j]),
+    "domain_mix": (DomainMix(DOMAINS), lambda i, j: DOMAINS[i] != DOMAINS[j]),
+    "same label": (LISA(DOMAINS, p_sel=1.0), lambda i, j: LABELS[i] == LABELS[j] and DOMAINS[i] != DOMAINS[j]),
+    "same domain": (LISA(DOMAINS, p_sel=0.0), lambda i, j: LABELS[i] != LABELS[j] and DOMAINS[i] == DOMAINS[j]),
 }
 
 
@@ -61,7 +62,7 @@ def test_both_kinds_of_pairs_a_batch_of_either() -> None:
     torch.manual_seed(0)
     kinds = []
     for _ in range(60):
-        found, _ = partners_and_weights(LISA(), 1)
+        found, _ = partners_and_weights(LISA(DOMAINS), 1)
         across = [DOMAINS[i] != DOMAINS[j] for i, own in found.items() for j in own]
         assert len(set(across)) == 1
         kinds.append(across[0])
@@ -71,7 +72,7 @@ def test_both_kinds_of_pairs_a_batch_of_either() -> None:
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
 def test_weights_are_of_the_beta_distribution(alpha: float) -> None:
     torch.manual_seed(0)
-    _, weights = partners_and_weights(DomainMix(alpha), 400)
+    _, weights = partners_and_weights(DomainMix(DOMAINS, alpha), 400)
     assert weights.mean().item() == pytest.approx(0.5, abs=0.02)
     assert weights.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
@@ -80,7 +81,7 @@ def test_the_generator_of_the_cpu_decides() -> None:
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        runs.append(LISA()(*batch()))
+        runs.append(LISA(DOMAINS)(*batch()))
     assert torch.equal(runs[0][0], runs[1][0])
 
 
@@ -90,4 +91,11 @@ def test_the_generator_of_the_cpu_decides() -> None:
 )
 def test_bad_options(kind: type[BatchMixing], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        kind(**options)
+        kind(DOMAINS, **options)
+
+
+def test_bad_domains() -> None:
+    with pytest.raises(DataError, match=r"LISA needs two or more domains to train on, found \['XR'\]"):
+        LISA(["XR"])
+    with pytest.raises(DataError, match="of the domain XR, expected one of CS, GT"):
+        DomainMix(["CS", "GT"])(*batch())

@@ -15,6 +15,7 @@ from shared.utils import write_json
 
 SEGMENT, SEGMENT_LAMBDA = "abdominal_unetr_cbs", "abdominal_lambda3d_cbs"
 CLASSIFY, DETECT = "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
+METHODS = ("coral", "domain_adversarial", "domain_mix", "fish", "group_dro", "ib_irm", "lisa", "vrex")
 ORGANS = {"liver": 1, "spleen": 2}
 SIZE = 64  # pixels of a patch
 SMALL: dict[str, dict[str, Any]] = {
