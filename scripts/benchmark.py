@@ -7,6 +7,7 @@ from experiments.benchmark_detection import benchmark_detection
 from experiments.benchmark_fusestyle import benchmark_fusestyle
 from experiments.benchmark_lambda3d import benchmark_lambda3d
 from experiments.benchmark_loader import benchmark_loader
+from experiments.benchmark_methods import benchmark_methods
 from experiments.voxel_classifier import voxel_classifier
 
 if __name__ == "__main__":
@@ -16,6 +17,7 @@ if __name__ == "__main__":
             "fusestyle": benchmark_fusestyle,
             "lambda3d": benchmark_lambda3d,
             "loader": benchmark_loader,
+            "methods": benchmark_methods,
             "voxel_classifier": voxel_classifier,
         }
     )
