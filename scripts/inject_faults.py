@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +12,9 @@ from command_line import Seed, run_command
 from experiments.bundle_trials import BUNDLE_TRIALS
 from experiments.faults import count as count_clear
 from experiments.faults import run_trials
-from experiments.fork_server import ForkServer
 from experiments.input_trials import INPUT_TRIALS
 from experiments.kill_trials import count_kills, draw_kills, run_kills
+from experiments.runs import forking
 from experiments.script_trials import SCRIPT_TRIALS
 
 from shared.utils import DataError, text_table, write_json
@@ -39,7 +37,8 @@ def inputs(output_dir: str, only: str = "", jobs: Annotated[int, Whole(1)] = 1) 
     trials = [trial for trial in every if re.search(only, trial.name)]
     if not trials:
         raise DataError(f"--only is {only}, expected a part of a trial's name, as {every[0].given}.")
-    with forking(output_dir) as (folder, python):
+    folder = made_folder(output_dir)
+    with forking() as python:
         results = run_trials(trials, folder, jobs, python)
     show(results, count_clear(results), folder / "inputs.json")
 
@@ -59,22 +58,16 @@ def kills(
         seed: of the moments.
         jobs: runs at a time.
     """
-    with forking(output_dir) as (folder, python):
+    folder = made_folder(output_dir)
+    with forking() as python:
         results = run_kills(draw_kills(count, seed), folder, jobs, python)
     show(results, count_kills(results), folder / "kills.json")
 
 
-@contextmanager
-def forking(output_dir: str) -> Iterator[tuple[Path, str]]:
-    """The folder, made if it is missing, and a Python that has imported what the commands need."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+def made_folder(output_dir: str) -> Path:
     folder = Path(output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    server = ForkServer()
-    try:
-        yield folder, server.python
-    finally:
-        server.close()
+    return folder
 
 
 def show(results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from command_line import run_command
 from experiments.detection_table import detection_table
+from experiments.generalisation_table import generalisation_table
 from experiments.organ_table import organ_table
-from experiments.patch_table import patch_table
 from experiments.rule_table import compare, cost
+from experiments.runs import forking
 
 if __name__ == "__main__":
-    run_command(
-        {
-            "organ_table": organ_table,
-            "detection_table": detection_table,
-            "patch_table": patch_table,
-            "rule_table": {"compare": compare, "cost": cost},
-        }
-    )
+    with forking():  # what a table starts
+        run_command(
+            {
+                "organ_table": organ_table,
+                "detection_table": detection_table,
+                "generalisation_table": generalisation_table,
+                "rule_table": {"compare": compare, "cost": cost},
+            }
+        )

@@ -41,6 +41,7 @@ IMPORTED = (
 )
 SET_IN_A_FORK = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MALLOC_MMAP_THRESHOLD_")
 READ_AT_START = re.compile(f"(?!({'|'.join(SET_IN_A_FORK)})$)(PYTHON|LC_|LANG|TZ$|LD_|MALLOC_|OMP_|MKL_|MPL)")
+PREFIX = "fork_server_"  # of the name of a server's folder
 M_MMAP_THRESHOLD = -3  # of malloc.h
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -48,20 +49,22 @@ PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 class ForkServer:
     """A server, on Linux; elsewhere, where forking after imports is not safe, `python` is `sys.executable`.
 
+    So it is in what a server has forked: its commands come from the same one.
+
     Attributes:
         python: the program to call as Python.
     """
 
     def __init__(self) -> None:
         self.python, self._folder = sys.executable, ""
-        if sys.platform == "linux":
+        if sys.platform == "linux" and f"/{PREFIX}" not in sys.executable:
             self._start()
 
     def _start(self) -> None:
         import subprocess
         import tempfile
 
-        self._folder = tempfile.mkdtemp(prefix="fork_server_", dir="/tmp")  # the path of a socket has at most 107 bytes
+        self._folder = tempfile.mkdtemp(prefix=PREFIX, dir="/tmp")  # the path of a socket has at most 107 bytes
         self.python = f"{self._folder}/python"
         with open(self.python, "w", opener=lambda path, flags: os.open(path, flags, 0o700)) as file:
             place = os.path.dirname(os.path.abspath(__file__))

@@ -10,17 +10,22 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 from shared.utils import DataError, fault_list, read_csv, write_json
 from shared.utils.values import Number, Whole
+
+from .fork_server import ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "bundles"
@@ -29,6 +34,19 @@ AtLeastOne = Annotated[int, Whole(1)]
 Epochs = Annotated[int, Whole(0)]
 Minutes = Annotated[float, Number(above=0)]
 _processes: set[subprocess.Popen] = set()  # that run now, to be ended with this one
+
+
+@contextmanager
+def forking() -> Iterator[str]:
+    """As `sys.executable` a Python that has imported what commands need and forks for each, if it is of one thread."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    real, server = sys.executable, ForkServer()
+    sys.executable = server.python
+    try:
+        yield server.python
+    finally:
+        sys.executable = real
+        server.close()
 
 
 def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str, Any], ranks: int = 1) -> None:
@@ -83,7 +101,7 @@ class Training:
 
     Attributes:
         bundle: its name.
-        variants: of its overlays, in the order in which they are laid over each other.
+        variants: of its overlays, in the order in which they are laid over each other; or absolute paths of others.
         folder: for all that is written.
         places: options of the command line on which the result does not depend, such as the folder of the data.
         options: those on which it does.
@@ -100,8 +118,8 @@ class Training:
     ranks: int = 1
 
     def configs(self, *overlays: str) -> list[str]:
-        names = ["train", *overlays, *(f"variants/{variant}" for variant in self.variants)]
-        return [f"configs/{name}.json" for name in names]
+        own = [v if v.endswith(".json") else f"configs/variants/{v}.json" for v in self.variants]
+        return [*(f"configs/{name}.json" for name in ("train", *overlays)), *own]
 
     @property
     def training_configs(self) -> list[str]:
@@ -121,9 +139,16 @@ class Training:
         return {"minutes": round((time.monotonic() - start) / 60, 2), "resumed": resumed}
 
     def evaluate(self, **options: Any) -> Path:
-        """Score the test split; the folder of the report."""
+        """Score the test split; the folder of the report, in `output_dir` or else in the training's folder."""
         self._run("evaluate", self.configs("evaluate"), options)
-        return self.folder / "evaluation"
+        return Path(options.get("output_dir", self.folder)) / "evaluation"
+
+    def seconds_an_epoch(self) -> float | None:
+        """The median time from the end of an epoch to that of the next, validation included; None of a single one."""
+        events = EventAccumulator(str(self.folder / "tensorboard")).Reload()
+        tags = [tag for tag in sorted(events.Tags()["scalars"]) if tag.startswith("val_")]
+        gaps = np.diff([event.wall_time for tag in tags[:1] for event in events.Scalars(tag)])
+        return round(float(np.median(gaps)), 2) if len(gaps) else None
 
     def _run(self, step: str, configs: list[str], options: Mapping[str, Any], ranks: int = 1) -> None:
         known = {"output_dir": self.folder, "ckpt_dir": self.folder, **self.places, **self.options}

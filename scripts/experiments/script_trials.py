@@ -242,6 +242,15 @@ SCRIPT_TRIALS = [
         },
     ),
     *script(
+        "reproduce.py generalisation_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        {
+            "--methods erm,magic": r"^--methods is .*'magic'.*, expected a list, each erm, fusestyle",
+            "--methods erm --scanners Leica": r"no domain Leica\. Known: CS,",
+            "--methods erm --overlays /nowhere.json": r"/nowhere\.json",
+            "--methods erm --datalist tiles.json": r"tiles\.json: .*expected an image, a label of 0 or 1",
+        },
+    ),
+    *script(
         "demo.py --output_dir $FOLDER/out",
         {
             "--name nonesuch": r"nonesuch.*abdominal_unetr_cbs",

@@ -1,17 +1,24 @@
-"""Tables over seeds: means and spreads, as Markdown, and as files of one name."""
+"""Tables over seeds: means, values, spreads and intervals, as Markdown, and as files of one name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from shared.metrics.bootstrap import draw, percentiles
 from shared.utils import atomic_path, write_csv, write_json
 
 Described = Mapping[str, Any]  # see `describe`
+RESAMPLES = 1000
+INTERVALS_FROM = 5  # seeds; of fewer the values are shown
+SPREAD = (
+    f"Fewer than {INTERVALS_FROM} seeds: mean (least to greatest: the seeds in their order). From {INTERVALS_FROM} on: "
+    "mean and, in brackets, the 95 % interval of a bootstrap over seeds and slides."
+)
 
 
 def describe(values: Sequence[float]) -> dict[str, float | int | None] | None:
@@ -32,6 +39,95 @@ def mean_and_std(entry: Described | None, sign: str = "", nothing: str = "") -> 
     if entry is None:
         return nothing
     return f"{entry['mean']:{sign}.3f}" + (f" ± {entry['std']:.3f}" if entry["std"] is not None else "")
+
+
+class Score(NamedTuple):
+    """Of a run, or the difference of two.
+
+    Attributes:
+        value: what it is.
+        resampled: what it is of the slides of each resample, (R,), NaN where undefined; None where none are drawn.
+    """
+
+    value: float
+    resampled: np.ndarray | None = None
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """Of several domains."""
+    drawn = [score.resampled for score in scores]
+    known = all(each is not None for each in drawn)
+    return Score(float(np.mean([score.value for score in scores])), np.mean(drawn, axis=0) if known else None)
+
+
+def differences(own: Mapping[int, Score], base: Mapping[int, Score]) -> dict[int, Score]:
+    """Of the runs of the same seed, of the same slides in each resample."""
+
+    def minus(one: Score, other: Score) -> Score:
+        known = one.resampled is not None and other.resampled is not None
+        return Score(one.value - other.value, one.resampled - other.resampled if known else None)
+
+    return {seed: minus(score, base[seed]) for seed, score in own.items() if seed in base}
+
+
+def over_seeds(scores: Mapping[int, Score], seed: int = 0) -> dict[str, Any] | None:
+    """What `describe` says of a run's score over seeds, the `values` by seed, and from five seeds on the `interval`.
+
+    A resample draws seeds with replacement, and slides with replacement, the same ones in all seeds: the slides of a
+    domain that is left out are those of every seed, so to draw them in each run by itself would average away what is
+    chance in them. The interval reaches from the 2.5th to the 97.5th percentile of the resamples' means.
+
+    Args:
+        scores: by the seed of the run.
+        seed: of the draws.
+
+    Returns:
+        None where there is no run; `interval` is [low, high], or None.
+    """
+    found = describe([score.value for score in scores.values()])
+    if found is None:
+        return None
+    drawn, interval = [score.resampled for score in scores.values()], None
+    if len(scores) >= INTERVALS_FROM and all(each is not None for each in drawn):
+        resampled_RS = np.stack(drawn, axis=1)
+        weights_RS = draw(len(scores), len(resampled_RS), seed) * ~np.isnan(resampled_RS)
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no drawn seed has a score
+            means_R = (weights_RS * np.nan_to_num(resampled_RS)).sum(axis=1) / weights_RS.sum(axis=1)
+        interval = percentiles(means_R)
+    values = {str(number): round(score.value, 4) for number, score in sorted(scores.items())}
+    return {**found, "values": values, "interval": interval and [round(end, 4) for end in interval]}
+
+
+def seeds_cell(entry: Mapping[str, Any] | None, sign: str = "") -> str:
+    """What `over_seeds` has found, as `SPREAD` says."""
+    if entry is None:
+        return ""
+    text = f"{entry['mean']:{sign}.3f}"
+    if entry["interval"]:
+        return text + " [{:{s}.3f}, {:{s}.3f}]".format(*entry["interval"], s=sign)
+    if entry["n"] == 1:
+        return text
+    ends = f"{entry['min']:{sign}.3f} to {entry['max']:{sign}.3f}"
+    values = ", ".join(f"{value:{sign}.3f}" for value in entry["values"].values())
+    return f"{text} ({ends}{f': {values}' if entry['n'] < INTERVALS_FROM else ''})"
+
+
+SEEDS_FIELDS = ("mean", "std", "min", "max", "n", "values", "low", "high", "gain", "gain_low", "gain_high", "better")
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what `over_seeds` has found, and `gain`, that of the differences or None, as a row of a CSV table."""
+    gain = row["gain"] or {}
+    low, high = row["interval"] or (None, None)
+    gain_low, gain_high = gain.get("interval") or (None, None)
+    values = " ".join(map(str, row["values"].values()))
+    cells = {"values": values, "low": low, "high": high, "gain": gain.get("mean"), "better": better(gain)}
+    return {**row, **cells, "gain_low": gain_low, "gain_high": gain_high}
+
+
+def better(gain: Mapping[str, Any]) -> int | None:
+    """In how many runs there was a gain."""
+    return sum(value > 0 for value in gain["values"].values()) if gain else None
 
 
 def markdown_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -39,6 +39,15 @@ def number_groups(groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     return np.array([numbers[name] for name in groups], dtype=np.int64), len(numbers)
 
 
+def score_draws(
+    score: Callable[[np.ndarray], Mapping[str, np.ndarray]], draws: np.ndarray, items: int
+) -> dict[str, np.ndarray]:
+    """What `score` gives for draws (R, groups), each (R,), a block of them at a time; see `bootstrap_intervals`."""
+    step = max(1, BLOCK // max(1, items))
+    parts = [score(draws[i : i + step]) for i in range(0, max(1, len(draws)), step)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def bootstrap_intervals(
     score: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     groups: int,
@@ -58,11 +67,8 @@ def bootstrap_intervals(
         too_few: the reason to give where there are fewer than two groups.
     """
     draws = draw(groups, resamples, seed) if groups > 1 else np.empty((0, groups), np.int64)
-    step = max(1, BLOCK // max(1, items))
-    parts = [score(draws[i : i + step]) for i in range(0, max(1, len(draws)), step)]
     intervals = {}
-    for name in parts[0]:
-        values = np.concatenate([part[name] for part in parts])
+    for name, values in score_draws(score, draws, items).items():
         intervals[name] = Interval(interval=percentiles(values), resamples_left_out=int(np.isnan(values).sum()))
         if intervals[name]["interval"] is None:
             intervals[name]["no_interval_because"] = too_few if groups < 2 else "undefined in every resample"

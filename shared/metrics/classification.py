@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,30 @@ def classification_scores(prob: ArrayLike, label: ArrayLike, threshold: float = 
     return {name: scores[name] for name in SCORES} | dict(zip(COUNTS, counts[0].tolist(), strict=True))
 
 
+def scores_of_draws(
+    prob: ArrayLike, label: ArrayLike, group: np.ndarray, groups: int, threshold: float = 0.5
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """What gives each score of `classification_scores`, (R,), of draws of groups, (R, groups): how often each is drawn.
+
+    Args:
+        prob: (n,), in [0, 1].
+        label: (n,) of 0 and 1.
+        group: (n,), the number of the slide of each patch, see `number_groups`.
+        groups: how many slides there are.
+        threshold: in [0, 1].
+
+    Raises:
+        ValueError: when shapes do not fit, a probability is not finite or a label is neither 0 nor 1.
+    """
+    prob, label = _checked(prob, label)
+    counts = _counts(prob, label, threshold, group, groups)
+
+    def score(draws: np.ndarray) -> dict[str, np.ndarray]:
+        return _scores_of_counts(draws @ counts) | {"auc": weighted_auc(prob, label, draws[:, group])}
+
+    return score
+
+
 def bootstrap_scores(
     prob: ArrayLike,
     label: ArrayLike,
@@ -157,15 +181,10 @@ def bootstrap_scores(
     Raises:
         ValueError: as for `classification_scores`, or when `groups` has another length.
     """
-    prob, label = _checked(prob, label)
     if len(groups) != len(prob):
         raise ValueError(f"groups must name the slide of each of {len(prob)} patches, got {len(groups)}.")
     group, n = number_groups(groups)
-    counts = _counts(prob, label, threshold, group, n)
-
-    def score(draws: np.ndarray) -> dict[str, np.ndarray]:
-        return _scores_of_counts(draws @ counts) | {"auc": weighted_auc(prob, label, draws[:, group])}
-
+    score = scores_of_draws(prob, label, group, n, threshold)
     found = bootstrap_intervals(score, n, len(prob), resamples, seed, "all patches are from a single slide")
     return {name: found[name] for name in SCORES}
 

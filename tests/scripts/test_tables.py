@@ -4,9 +4,25 @@ import csv
 import json
 from pathlib import Path
 
-from experiments.tables import describe, markdown_grid, mean_and_std, write_table
+import numpy as np
+import pytest
+from experiments.tables import (
+    RESAMPLES,
+    Score,
+    describe,
+    differences,
+    flat,
+    markdown_grid,
+    mean_and_std,
+    mean_score,
+    over_seeds,
+    seeds_cell,
+    write_table,
+)
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+
+from shared.metrics.bootstrap import draw
 
 
 def test_what_values_over_seeds_are_described_by() -> None:
@@ -33,3 +49,49 @@ def test_a_table_is_written_in_four_forms(tmp_path: Path) -> None:
     with (tmp_path / "table.csv").open() as file:
         assert list(csv.DictReader(file)) == [{"a": "1", "b": ""}, {"a": "", "b": ""}]
     assert imread(tmp_path / "table.png").std() > 0
+
+
+def scores_of(rng: np.random.Generator, seeds: int) -> dict[int, Score]:
+    return {seed: Score(float(rng.uniform()), rng.uniform(size=RESAMPLES)) for seed in range(seeds)}
+
+
+def test_an_interval_is_that_of_drawn_seeds_with_the_same_slides() -> None:
+    scores = scores_of(np.random.default_rng(1), 5)
+    scores[2].resampled[::3] = np.nan  # left out of the mean
+    means = []
+    for i, times in enumerate(draw(5, RESAMPLES, 0)):
+        drawn = [scores[seed].resampled[i] for seed in range(5) for _ in range(times[seed])]
+        means.append(np.mean([value for value in drawn if not np.isnan(value)]))
+    found = over_seeds(scores)
+    assert found["interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-4)
+    assert found["mean"] == pytest.approx(np.mean([score.value for score in scores.values()]), abs=1e-4)
+
+
+def test_of_fewer_seeds_or_without_slides_to_draw_there_is_no_interval() -> None:
+    assert over_seeds(scores_of(np.random.default_rng(0), 4))["interval"] is None
+    assert over_seeds({seed: Score(0.5) for seed in range(6)})["interval"] is None
+    assert over_seeds({}) is None
+
+
+def test_differences_and_means_are_those_of_the_same_slides() -> None:
+    own, base = (scores_of(np.random.default_rng(i), 3) for i in range(2))
+    del base[1]
+    gain = differences(own, base)
+    assert [*gain] == [0, 2]
+    assert gain[2].value == own[2].value - base[2].value
+    assert (gain[2].resampled == own[2].resampled - base[2].resampled).all()
+    mean = mean_score([own[0], own[1]])
+    assert mean.value == pytest.approx((own[0].value + own[1].value) / 2)
+    assert mean.resampled[7] == pytest.approx((own[0].resampled[7] + own[1].resampled[7]) / 2)
+    assert differences(own, {0: Score(0.5)})[0].resampled is None
+
+
+def test_what_a_cell_shows() -> None:
+    few = over_seeds({1: Score(0.25), 0: Score(0.5)})
+    assert seeds_cell(few) == "0.375 (0.250 to 0.500: 0.500, 0.250)"
+    assert seeds_cell(over_seeds({0: Score(0.5)}), "+") == "+0.500"
+    assert seeds_cell(over_seeds({seed: Score(0.5) for seed in range(5)})) == "0.500 (0.500 to 0.500)"
+    assert seeds_cell({"mean": 0.5, "interval": [0.25, 0.75], "n": 5}, "+") == "+0.500 [+0.250, +0.750]"
+    assert seeds_cell(None) == ""
+    row = flat({"method": "m", **few, "gain": over_seeds({0: Score(0.1), 1: Score(-0.3)})})
+    assert (row["values"], row["low"], row["gain"], row["better"]) == ("0.5 0.25", None, -0.1, 1)

@@ -1,0 +1,118 @@
+"""The methods that the tables compare: the overlays that train each, the values that it trains with, and its source."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from shared.utils import DataError, read_json_object
+from shared.utils.values import Several, Text
+
+from .runs import BUNDLES
+from .tables import markdown_grid
+
+CLASSIFIER, DETECTOR = "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
+PLAIN = "erm"  # what the others are compared with
+FUSESTYLE = ("fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyle_reference")
+PAPER = "Khamankar et al., arXiv 2310.20638"
+Overlays = Annotated[Sequence[str], Several(Text(), distinct=True, empty=True)]  # an option of the tables
+
+
+class Method(NamedTuple):
+    """A way to train.
+
+    Attributes:
+        variants: the overlays of its bundle, or paths of others.
+        source: where it and its values come from.
+        keys: settings of the bundle that it rests on, beside those that its overlays set.
+    """
+
+    variants: tuple[str, ...]
+    source: str
+    keys: tuple[str, ...] = ()
+
+
+_COMMON = {
+    PLAIN: Method(("no_fusestyle",), "mean over samples"),
+    "fusestyle": Method((), PAPER, FUSESTYLE),
+    "mixstyle": Method(("mixstyle",), "Zhou et al., arXiv 2104.02008; the paper's M1", FUSESTYLE),
+}
+_ADVERSARIAL = {"domain_adversarial": Method(("domain_adversarial",), "Ganin et al., arXiv 1505.07818")}
+_JITTERED = {
+    "jitter": Method(("no_fusestyle", "stain_jitter"), "amounts of haematoxylin and eosin varied"),
+    "fusestyle_jitter": Method(("stain_jitter",), f"{PAPER}, and stain jitter", FUSESTYLE),
+}
+METHODS: dict[str, dict[str, Method]] = {
+    CLASSIFIER: {
+        **_COMMON,
+        "euclidean": Method(("euclidean",), f"{PAPER}, M2", FUSESTYLE),
+        "kl": Method(("kl",), f"{PAPER}, M3", FUSESTYLE),
+        "group_dro": Method(("group_dro",), "Sagawa et al., arXiv 1911.08731"),
+        "vrex": Method(("vrex",), "Krueger et al., arXiv 2003.00688; values of DomainBed"),
+        "ib_irm": Method(("ib_irm",), "Ahuja et al., arXiv 2106.06607; values of DomainBed"),
+        "fish": Method(("fish",), "Shi et al., arXiv 2104.09937"),
+        "lisa": Method(("lisa",), "Yao et al., arXiv 2201.00299"),
+        "domain_mix": Method(("domain_mix",), "Xu et al., AAAI 2020, as Yao et al. use it"),
+        **_ADVERSARIAL,
+        "coral": Method(("coral",), "Sun and Saenko, arXiv 1607.01719"),
+        **_JITTERED,
+        "fusestyle_shallow": Method(("shallow",), f"{PAPER}, at places 1 and 2", FUSESTYLE),
+        "mixstyle_shallow": Method(("mixstyle", "shallow"), "MixStyle at places 1 and 2", FUSESTYLE),
+    },
+    DETECTOR: {**_COMMON, **_ADVERSARIAL, **_JITTERED},
+}
+
+
+def chosen_methods(bundle: str, names: Sequence[str], overlays: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names, in the order of the table, and those of `overlays`, called by their files' stems.
+
+    Raises:
+        DataError: when an overlay is not there or no JSON object, or is called like a method or variant of the bundle.
+    """
+    variants = BUNDLES / bundle / "configs" / "variants"
+    chosen = {name: method for name, method in METHODS[bundle].items() if name in names}
+    for name, method in chosen.items():
+        if absent := [v for v in method.variants if not (variants / f"{v}.json").is_file()]:
+            raise DataError(
+                f"{variants / absent[0]}.json: is not there, and {name} needs it. Leave it out by --methods."
+            )
+    for path in (Path(text).expanduser().resolve() for text in overlays):
+        if path.suffix != ".json" or path.stem in METHODS[bundle] or (variants / path.name).is_file():
+            raise DataError(
+                f"--overlays has {path}, expected a .json file that is not called like a method or variant of "
+                f"{bundle}: its name is the method's in the table."
+            )
+        if path.stem in chosen:
+            raise DataError(f"--overlays has two files called {path.name}, expected names of their own.")
+        read_json_object(path, "an overlay of train.json", "Give the path of the file.")
+        chosen[path.stem] = Method((str(path),), "an overlay of --overlays", ())
+    return chosen
+
+
+def method_values(bundle: str, method: Method) -> dict[str, Any]:
+    """What the overlays set, and the other settings that the method rests on."""
+    configs = BUNDLES / bundle / "configs"
+    files = [path if path.endswith(".json") else configs / "variants" / f"{path}.json" for path in method.variants]
+    contents = [json.loads((configs / "train.json").read_bytes()), *(json.loads(Path(f).read_bytes()) for f in files)]
+    keys = dict.fromkeys([*method.keys, *(key for content in contents[1:] for key in content)])
+    found = {key: next(c[key] for c in reversed(contents) if key in c) for key in keys}
+    return {key: value for key, value in found.items() if not key.endswith("imports")}
+
+
+def list_methods(bundle: str, methods: Mapping[str, Method]) -> str:
+    """A table of the methods, their values and sources, and how they came to them."""
+    rows = []
+    for name, method in methods.items():
+        values = "; ".join(f"{key} {_short(value)}" for key, value in method_values(bundle, method).items())
+        rows.append([name, values.replace("|", "\\|"), method.source])
+    return (
+        "Values of the methods, those of their sources. None was tuned, neither on the domain left out nor elsewhere; "
+        "those of overlays of your own are yours.\n\n" + markdown_grid(["method", "settings", "source"], rows) + "\n"
+    )
+
+
+def _short(value: Any) -> str:
+    return re.sub(r'["{}]', "", json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from experiments import patch_runs
+from experiments.generalisation_table import generalisation_table
+from experiments.patch_runs import Predictions, deal_out, resample
+from matplotlib.image import imread
+from patch_evaluations import write_evaluation, write_training
+from PIL import Image
+
+from shared.datasets.synthetic_histology import make_synthetic_histology
+from shared.metrics import classification_scores
+from shared.metrics.bootstrap import draw
+from shared.utils import DataError, write_json
+
+SCANNERS = ("CS", "S360", "XR")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six slides with two patches each of three scanners, and one that nobody looked at."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    patches = []
+    for scanner in SCANNERS:
+        for i in range(12):
+            name = f"{scanner}_{i}.png"
+            Image.new("RGB", (8, 8)).save(folder / name)
+            patches.append({"image": name, "label": i % 2, "domain": scanner, "slide": f"{scanner}_{i // 2}"})
+    unlabelled = [{"image": "CS_0.png", "domain": "GT450", "slide": "g", "labelled": False}]
+    head = {"name": "dots", "synthetic": True, "labels": {"0": "non_mitotic", "1": "mitotic"}, "split_unit": "patch"}
+    lists = {"training": patches[::3], "validation": patches[1::3], "test": patches[2::3], "unlabelled": unlabelled}
+    write_json(folder / "dataset.json", head | lists)
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Mapping[str, Any], list[str]]]:
+    """A bundle that trains at once: with FuseStyle, what it says of a scanner left out is right more often."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    calls = []
+
+    def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str, Any], ranks: int = 1) -> None:
+        run: Path = options["ckpt_dir"]
+        calls.append((f"{run.parent.name} {run.name}", log.stem, options, configs))
+        if log.stem == "train":
+            write_training(run)
+        else:
+            better = 0.2 if run.parent.name == "fusestyle" else 0.0
+            write_evaluation(options, {name: 0.5 + better * (name in run.name) for name in SCANNERS})
+
+    monkeypatch.setattr("experiments.runs.bundle_run", bundle_run)
+    return calls
+
+
+def rows_of(folder: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    rows = json.loads((folder / "generalisation_table.json").read_text())["rows"]
+    return {tuple(row[key] for key in ("method", "left_out", "domain", "batch_norm", "score")): row for row in rows}
+
+
+def test_each_scanner_is_left_out_by_all_methods_of_a_seed(tmp_path: Path, data: Path, started: list) -> None:
+    own = tmp_path / "mine.json"
+    write_json(own, {"fusestyle_p": 0.9})
+    options = {"methods": ("erm", "fusestyle"), "overlays": (str(own),), "size": "demo", "crop_size": 40}
+    generalisation_table(str(data), str(tmp_path / "out"), seeds=2, **options)
+    assert [run for run, step, *_ in started if step == "train"] == [
+        f"{name} {scanner}_seed{seed}"
+        for seed in (0, 1)
+        for scanner in SCANNERS
+        for name in ("erm", "fusestyle", "mine")
+    ]
+    _, _, chosen, configs = next(call for call in started if call[0] == "mine S360_seed1")
+    assert (chosen["train_domains"], chosen["seed"], chosen["crop_size"]) == (["CS", "XR"], 1, 40)
+    assert configs[1:] == ["configs/variants/demo.json", "configs/variants/demo_schedule.json", str(own)]
+    evaluations = [call[2] for call in started if call[:2] == ("erm CS_seed0", "evaluate")]
+    assert [(o["adapt_batch_norm"], o["whole_unseen"], o["test_domains"]) for o in evaluations] == [
+        (adapted, True, ["S360", "XR", "CS"]) for adapted in (False, True)
+    ]
+    text = (tmp_path / "out" / "generalisation_table.md").read_text()
+    assert "18 of 18 runs" in text
+    assert "Made-up data" in text
+    assert "| mine | fusestyle_p 0.9 | an overlay of --overlays |" in text
+    assert imread(tmp_path / "out" / "generalisation_table.png").std() > 0.02
+    folder = tmp_path / "out" / "mine" / "CS_seed0"
+    assert "mine.json" in json.loads((folder / "settings.json").read_text())
+    assert json.loads((folder / "result.json").read_text())["seconds_an_epoch"] == 7.5
+
+
+def test_of_a_few_seeds_the_values_are_told_and_of_five_intervals(tmp_path: Path, data: Path, started: list) -> None:
+    options = {"methods": ("erm", "fusestyle"), "size": "demo"}
+    generalisation_table(str(data), str(tmp_path / "out"), seeds=2, **options)
+    row = rows_of(tmp_path / "out")["fusestyle", "XR", "XR", "plain", "accuracy"]
+    assert (row["n"], row["interval"], list(row["values"])) == (2, None, ["0", "1"])
+    assert row["mean"] == pytest.approx(np.mean(list(row["values"].values())), abs=1e-4)
+    generalisation_table(str(data), str(tmp_path / "out"), seeds=5, **options)
+    rows = rows_of(tmp_path / "out")
+    row = rows["fusestyle", "XR", "XR", "plain", "accuracy"]
+    low, high = row["interval"]
+    assert low < row["mean"] < high
+    assert row["gain"]["n"] == 5
+    outs = [rows["fusestyle", s, s, "plain", "accuracy"]["values"]["3"] for s in SCANNERS]
+    mean = rows["fusestyle", "all in turn", "left out", "plain", "accuracy"]
+    assert mean["values"]["3"] == pytest.approx(np.mean(outs), abs=1e-4)
+    with (tmp_path / "out" / "generalisation_table.csv").open() as file:
+        lines = {tuple(line.values())[:5]: line for line in csv.DictReader(file)}
+    assert float(lines["fusestyle", "XR", "XR", "plain", "accuracy"]["low"]) == low
+
+
+def test_slides_are_dealt_out_anew_and_stay_whole(tmp_path: Path, data: Path) -> None:
+    tests = []
+    for seed in (0, 1):
+        deal_out(data / "dataset.json", seed, tmp_path / "work" / f"{seed}.json")
+        content = json.loads((tmp_path / "work" / f"{seed}.json").read_text())
+        slides = [{p["slide"] for p in content[split]} for split in ("training", "validation", "test")]
+        assert sum(map(len, slides)) == len(set.union(*slides)) == 18
+        assert sum(len(content[split]) for split in ("training", "validation", "test")) == 36
+        assert (tmp_path / "work" / content["test"][0]["image"]).is_file()
+        assert (content["split_unit"], "unlabelled" in content) == ("slide", False)
+        tests.append(slides[2])
+    assert tests[0] != tests[1]
+
+
+def test_slides_are_drawn_alike_for_all_runs() -> None:
+    """Against patches that are repeated as often as their slide is drawn."""
+    rng = np.random.default_rng(0)
+
+    def made_up(slides: str) -> Predictions:
+        return Predictions([*slides], np.arange(len(slides)) % 2, rng.uniform(size=len(slides)), 0.4)
+
+    predictions = {"one": made_up("aabbccc"), "other": made_up("ccbb")}
+    found, draws = resample(predictions), draw(3, patch_runs.RESAMPLES, 0)
+    for name, (slides, labels, probabilities, threshold) in predictions.items():
+        for i in range(20):
+            times = draws[i][["abc".index(slide) for slide in slides]]
+            if len({*np.repeat(labels, times)}) == 2:
+                wanted = classification_scores(np.repeat(probabilities, times), np.repeat(labels, times), threshold)
+                for score in patch_runs.SCORES:
+                    assert found[name][score][i] == pytest.approx(wanted[score])
+    assert resample({"single": made_up("aaaa")}) == {}
+
+
+def test_what_cannot_be_left_out(tmp_path: Path, data: Path) -> None:
+    for scanners, said in ((("GT450",), "no patch of GT450 is labelled"), (("Leica",), "there is no domain Leica")):
+        with pytest.raises(DataError, match=said):
+            generalisation_table(str(data), str(tmp_path / "out"), methods=("erm",), scanners=scanners)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.slow
+def test_a_run_is_trained_scored_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    data = make_synthetic_histology(
+        tmp_path / "data", slides=3, patches_per_slide=8, tiles_per_slide=0, label_all=False, processes=1
+    ).parent
+    options = {"methods": ("erm",), "scanners": ("CS",), "seeds": 1, "size": "demo", "crop_size": 40}
+    generalisation_table(str(data), str(tmp_path / "out"), epochs=2, **options)
+    folder = tmp_path / "out" / "erm" / "CS_seed0"
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result["scores"]["plain"]) == {"CS", "S360", "XR"}
+    assert result["scores"]["plain"] != result["scores"]["adapted"]
+    assert result["seconds_an_epoch"] > 0
+    assert not list(folder.glob("*.pt"))
+    with (folder / "plain" / "evaluation" / "predictions.csv").open() as file:
+        domains = [row["domain"] for row in csv.DictReader(file)]
+    assert (domains.count("CS"), domains.count("XR")) == (24, 8)  # all slides of the one left out
+    with pytest.raises(DataError, match="differs from this one in max_epochs"):
+        generalisation_table(str(data), str(tmp_path / "out"), epochs=1, **options)
