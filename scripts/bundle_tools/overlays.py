@@ -66,7 +66,7 @@ def content_faults(content: dict[str, Any], bundle: Bundle) -> list[str]:
             missing += macro_faults(value, parser, bundle)
         elif value.startswith("$") and not is_import(value):
             missing += expression_faults(value, known, bundle)
-        elif key.endswith("_target_") and (fault := target_fault(value, bundle)):
+        elif key.endswith("_target_") and not references and (fault := target_fault(value, bundle)):
             missing.append(f"{value}: {fault}")
         elif value.startswith("configs/") and not (bundle.folder / value).is_file():
             missing.append(f"{value} is not in the bundle")

@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from .bundle import CARD, METADATA, Bundle, config_name, has, leaves, read_json, strings
 from .card import SHOWN, Command, card_commands
 from .checks import Found, one_line, run_check
-from .overlays import recorded_default
+from .overlays import is_component, recorded_default
 
 INFERENCE = "configs/inference.json"
 WEIGHTS = Path("models/model.pt")
@@ -77,6 +77,10 @@ def check_code(bundle: Bundle) -> tuple[list[str], str]:
             if not key.endswith("_target_") or not isinstance(target, str) or target.startswith("$"):
                 continue
             content = parser[key.removesuffix("#_target_")]
+            if target.startswith("@"):  # a callable that stands elsewhere, and is given more arguments here
+                if not is_component(found := parser.get(target[1:])):
+                    continue
+                content, target = {**found, **content, "_target_": found["_target_"]}, found["_target_"]
             if target not in components:
                 components[target] = pydoc.locate(ConfigComponent(content, locator=locator).resolve_module_name())
             where = f"configs/{names[-1]}.json: {key}: {target}"

@@ -428,6 +428,19 @@ def test_components_take_what_the_configs_give_them(small: Path) -> None:
     assert "configs/evaluate.json: seed#_target_: shared.metrics.none cannot be imported" in faults
 
 
+def test_a_component_that_stands_elsewhere_takes_what_both_places_give_it(small: Path) -> None:
+    called = {"_target_": "torch.optim.Adam", "_mode_": "callable"}
+    overlay("train", {"called": called, "optimizer": {"_target_": "@called", "params": []}})(small)
+    assert bundle_probe.check_code(Bundle(small))[0] == check_references(Bundle(small)) == []
+    overlay("train", {"optimizer": {"_target_": "@called", "params": [], "rate": 1.0}})(small)
+    assert "configs/train.json: optimizer#_target_: torch.optim.Adam takes no rate" in (
+        bundle_probe.check_code(Bundle(small))[0]
+    )
+    overlay("train", {"optimizer": {"_target_": "@caled", "params": []}})(small)
+    assert bundle_probe.check_code(Bundle(small))[0] == []  # what is not there, the other check says
+    assert any("@caled is not there" in fault for fault in check_references(Bundle(small)))
+
+
 def test_properties_by_name(small: Path) -> None:
     assert bundle_probe.name_properties(Bundle(small)) == ([], "by name")
     change("train", train__trainer__max_epochs=...)(small)
