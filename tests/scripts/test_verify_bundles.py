@@ -433,8 +433,9 @@ def test_a_component_that_stands_elsewhere_takes_what_both_places_give_it(small:
     overlay("train", {"called": called, "optimizer": {"_target_": "@called", "params": []}})(small)
     assert bundle_probe.check_code(Bundle(small))[0] == check_references(Bundle(small)) == []
     overlay("train", {"optimizer": {"_target_": "@called", "params": [], "rate": 1.0}})(small)
-    assert "configs/train.json: optimizer#_target_: torch.optim.Adam takes no rate" in (
-        bundle_probe.check_code(Bundle(small))[0]
+    assert (
+        "configs/train.json: optimizer#_target_: torch.optim.Adam takes no rate"
+        in (bundle_probe.check_code(Bundle(small))[0])
     )
     overlay("train", {"optimizer": {"_target_": "@caled", "params": []}})(small)
     assert bundle_probe.check_code(Bundle(small))[0] == []  # what is not there, the other check says
