@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import stat
@@ -16,6 +17,9 @@ import pydicom
 from pydicom.charset import python_encoding
 
 from ..utils import DataError
+
+# What pydicom says of headers that are not as the standard has them, of each file; they are read all the same.
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 CHARSET, IMAGE_TYPE, SOP_CLASS, INSTANCE, MODALITY = 0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060
 DESCRIPTION, THICKNESS, GAP, STUDY, SERIES = 0x0008103E, 0x00180050, 0x00180088, 0x0020000D, 0x0020000E

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # What is looked through for the series of a folder, at most: files, and seconds.
 MOST_FILES, MOST_SECONDS = 200_000, 900.0
 UID_FORM = re.compile(r"[0-9]+(\.[0-9]+)+")
+# What the names of slices may end in that were not unpacked, or not copied to their end.
+_UNFINISHED = (".gz", ".bz2", ".xz", ".zst", ".part", ".partial", ".crdownload", ".filepart", ".tmp")
 _PART = 5  # digits of a number that may be meant as a part of a UID
 CT_CLASSES = (CT_IMAGE, *ENHANCED, "")
 KINDS = {"MR": "an MR", "PT": "a PET", "SEG": "a segmentation", "SR": "a report", "RTSTRUCT": "contours"}
@@ -143,8 +145,9 @@ def find_series(folder: Path) -> list[DicomSeries]:
         alike = _Alike([h.file.name for h in headers])
         beside = [(place, name) for place in folders for name in others.get(place, ())]
         damaged = [d for place in folders for d in unread.get(place, ())]
-        damaged += [(p / name, _what(p / name)) for p, name in beside if name in alike]
-        left = sorted({name for _, name in beside if name not in alike})
+        slices = {p / name for p, name in beside if name in alike or _is_unfinished(p / name, alike)}
+        damaged += [(path, _what(path)) for path in slices]
+        left = sorted({name for p, name in beside if p / name not in slices})
         common = Path(os.path.commonpath(folders))
         series.append(DicomSeries(common, tuple(headers), tuple(sorted(damaged)), tuple(left)))
     readable = {h.file.parent for s in series if not s.why_no_ct() for h in s.headers}
@@ -158,6 +161,12 @@ def _is_garbled(header: DicomHeader) -> bool:
     if any(kinds) or "LOCALIZER" in header.image_type:
         return False
     return bool(header.fault) or not UID_FORM.fullmatch(header.series)
+
+
+def _is_unfinished(path: Path, alike: _Alike) -> bool:
+    """Whether it stands for a slice that is not there itself."""
+    stem = path.with_suffix("")
+    return path.suffix.lower() in _UNFINISHED and stem.name in alike and not stem.exists()
 
 
 def _what(path: Path) -> str:

@@ -133,6 +133,17 @@ def test_names_that_are_like_those_of_slices(tmp_path: Path, names: tuple[str, s
         load(tmp_path / "ct")
 
 
+@pytest.mark.parametrize("ending", [".gz", ".part", ".TMP"])
+def test_a_slice_that_was_not_unpacked_or_copied_to_its_end_is_named(tmp_path: Path, ending: str) -> None:
+    folder = write_series(tmp_path / "ct")
+    last = folder / "3.dcm"
+    (folder / f"3.dcm{ending}").write_bytes(b"a copy beside it")
+    check(load(folder))
+    last.unlink()
+    with pytest.raises(DataError, match=rf"1 of 4 files(.|\n)*3\.dcm{ending}: no DICOM file \(16 bytes\)"):
+        load(folder)
+
+
 def test_a_file_stands_for_its_series(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct")
     write_slice(folder / "other.dcm", 0, SeriesInstanceUID="1.2.4")
@@ -286,6 +297,13 @@ def test_even_slices_of_several_thicknesses_are_warned_of(tmp_path: Path, caplog
     write_slice(folder / "3.dcm", 3, SliceThickness="7")
     check(load(folder))
     assert "slices of several thicknesses (3 of 5 mm and 1 of 7 mm) at even distances" in caplog.text
+
+
+def test_a_character_set_that_is_unknown_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    folder = write_series(tmp_path / "ct", SpecificCharacterSet="ISO_IR 999", SeriesDescription="K\xf6rper")
+    check(load(folder))
+    assert not [record for record in caplog.records if record.name.startswith("pydicom")]
 
 
 def test_empty_character_sets_and_uids_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
