@@ -12,8 +12,8 @@ import numpy as np
 from monai.data import partition_dataset
 
 from ..utils import DataError, read_json_object
+from .case_names import case_names
 from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, check_names, get_list
-from .inputs import case_names
 from .labels import ids_in_files
 
 

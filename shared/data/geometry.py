@@ -17,6 +17,7 @@ DEFLATED = 1032
 """Bytes that a byte of gzip, zlib or PNG stands for at most."""
 # Largest cosine between two axes of a grid that are taken for perpendicular.
 _SHEAR_TOLERANCE = 1e-3
+_GZIP, _NIFTI_HEADERS = b"\x1f\x8b", (348, 540)  # with which files begin; the latter is their header's size
 SIDES_MM = (20, 2500)
 """The longest side that a CT of a body, or of a part of it, may have."""
 
@@ -33,9 +34,10 @@ def check_nifti_header(path: str | os.PathLike) -> None:
     """See to the header as it stands in the file: nibabel repairs a spacing ≤ 0 without saying where.
 
     Raises:
-        DataError: as `check_geometry` and `check_claim`; also where voxels are complex numbers. What nibabel raises of
-            an unreadable file is not caught.
+        DataError: as `check_geometry` and `check_claim`; also where voxels are complex numbers, or the name says gzip
+            and the content does not, or the other way round. What nibabel raises of an unreadable file is not caught.
     """
+    _check_packing(path)
     image = nib.load(path)
     files = {kind: image.file_map.get(kind, image.file_map["image"]).filename for kind in ("header", "image")}
     with nib.openers.ImageOpener(files["header"]) as file:
@@ -49,6 +51,16 @@ def check_nifti_header(path: str | os.PathLike) -> None:
     check_geometry(path, shape, header["pixdim"][1 : min(rank, 3) + 1], channels)
     if kind.kind == "c":
         raise DataError(f"{path}: its voxels are complex numbers ({kind}), expected real ones. Export it again.")
+
+
+def _check_packing(path: str | os.PathLike) -> None:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    named = str(path).lower().endswith(".gz")
+    if start[:2] == _GZIP and not named:
+        raise DataError(f"{path}: is compressed by gzip, which its name does not say. Rename it, to end in .gz.")
+    if named and any(int.from_bytes(start, order) in _NIFTI_HEADERS for order in ("little", "big")):
+        raise DataError(f"{path}: is not compressed, and its name says .gz. Rename it, without that.")
 
 
 def check_claim(path: str | os.PathLike, claimed: int, ratio: int) -> None:

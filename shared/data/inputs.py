@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from ..utils import DataError, fault_list, read_json_object
 from ..utils.values import MPP, OrNone, check_value
+from .case_names import case_name, case_names, without
 from .datalist import check_names, get_list
 from .dicom_headers import DicomHeader, read_header
 from .dicom_series import DicomSeries, find_series
@@ -31,20 +32,16 @@ _DATALIST = 'a datalist {"test": [{"image": "a path"}, ...], ...}, or the files 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
-def case_name(path: str | os.PathLike) -> str:
-    """The name of a case: that of its file without extension, or of its folder, and of a link its own."""
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    if path.is_dir():
-        return path.name
-    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-
-
 def _is_volume(path: Path) -> bool:
     """Also a link that leads nowhere, whose case fails by its name, and the header of a pair of files."""
     if path.suffix.lower() == ".hdr":
         return any(path.with_suffix(suffix).is_file() for suffix in (".img", ".IMG"))
     there = path.is_file() or (path.is_symlink() and not path.exists())
     return there and path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+class _NothingFoundError(DataError):
+    """A folder that holds nothing of what is looked for, which is no fault where a pattern fits others, too."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class _Found:
         """The path from the folder on, as one word; without the extension of a file, or a zip."""
         way = _below(self.origin or self.path, folder)
         own = way.name if self.origin and self.path.is_dir() else case_name(self.origin or self.path)
-        return "_".join([*way.parts[:-1], own]).replace(".zip", "") + self.ending
+        return "_".join(without(part, ".zip") for part in (*way.parts[:-1], own)) + self.ending
 
 
 class _Finder:
@@ -78,6 +75,7 @@ class _Finder:
         self.wanted = wanted
         self.folders: dict[Path, list[DicomSeries]] = {}
         self.left_out: list[str] = []
+        self.zips: dict[Path, Path] = {}  # by the folder that they are unpacked to
 
     def in_folder(self, folder: Path) -> list[_Found]:
         series = self._series(folder)
@@ -85,7 +83,7 @@ class _Finder:
         scans = {tuple(sorted((s.slices, *s.size))): f"series {s.uid}" for s in series if not s.why_no_ct()}
         for label_map, scan in label_maps_among(volumes, scans).items():
             volumes.remove(label_map)
-            logger.info("passed over in %s: %s, a label map of %s", folder, label_map.name, scan)
+            logger.info("passed over in %s: %s, a label map of %s", self._shown(folder), label_map.name, scan)
         if self.wanted:
             return self._named(folder, self._chosen(series), series)
         whole = [s for s in series if not s.why_no_ct() and s.slices != 1]
@@ -95,11 +93,13 @@ class _Finder:
             if s not in taken:
                 self._leave_out(f"{s.folder}: {s}", s.why_no_ct() or "a single slice beside other scans")
         if not volumes and not taken:
-            zips = [f"{p.name}: to be given itself" for p in sorted(folder.glob("*.zip"))]
-            below = fault_list([*(f"{s}: {s.why_no_ct()}" for s in series), *zips])
-            raise DataError(
-                f"{folder}: holds no CT. Looked for {', '.join(VOLUME_SUFFIXES)} in it, and for DICOM files in it and "
-                f"in the folders below it.{below}"
+            zips = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.suffix.lower() == ".zip"]
+            below = fault_list(
+                [*(f"{s}: {s.why_no_ct()}" for s in series), *(f"{p}: to be given itself" for p in zips)]
+            )
+            raise _NothingFoundError(
+                f"{self._shown(folder)}: holds no CT. Looked for {', '.join(VOLUME_SUFFIXES)} in it, and for DICOM "
+                f"files in it and in the folders below it.{below}"
             )
         return [_Found(p) for p in volumes] + self._named(folder, taken, series)
 
@@ -107,8 +107,12 @@ class _Finder:
         """A file itself, and of a DICOM file its series: a slice is no volume, an enhanced CT is."""
         if path.name == "DICOMDIR":  # lists what lies beside it
             return self.in_folder(path.parent)
+        headers = [path.with_suffix(suffix) for suffix in (".hdr", ".HDR")] if path.suffix.lower() == ".img" else []
+        if header := next((h for h in headers if h.is_file()), None):  # one volume by either name
+            return [_Found(header)]
         if path.suffix.lower() == ".zip":
             folder = unpack(path)
+            self.zips[folder] = path
             return [replace(f, origin=path / f.path.relative_to(folder)) for f in self.in_folder(folder)]
         header = read_header(path)
         own = []
@@ -121,6 +125,15 @@ class _Finder:
         if not own:
             return [_Found(path)]
         return self._named(path.parent, self._chosen(own) if self.wanted else own, series)
+
+    def in_pattern(self, path: Path) -> list[_Found]:
+        """As `in_file`; but of a pattern's files a DICOM file that is no CT is passed over, as in a folder."""
+        if isinstance(read_header(path), DicomHeader) and not self.wanted:
+            for s in self._series(path.parent):
+                if s.why_no_ct() and any(h.file == path for h in s.headers):
+                    self._leave_out(f"{s.folder}: {s}", s.why_no_ct())
+                    return []
+        return self.in_file(path)
 
     def in_datalist(self, path: Path) -> list[_Found]:
         """What an entry names, which holds one CT; where one is wanted, that."""
@@ -144,10 +157,17 @@ class _Finder:
         return taken
 
     def _leave_out(self, what: str | Path, why: str) -> None:
-        line = f"{what}: {why}"
+        line = self._shown(f"{what}: {why}")
         if line not in self.left_out:
             self.left_out.append(line)
             logger.info("passed over: %s", line)
+
+    def _shown(self, text: str | Path) -> str:
+        """A message with the names of zips in place of where they are unpacked to."""
+        text = str(text)
+        for folder, path in self.zips.items():
+            text = text.replace(str(folder), str(path))
+        return text
 
     def _named(self, folder: Path, taken: Sequence[DicomSeries], series: Sequence[DicomSeries]) -> list[_Found]:
         """With the series' number where several volumes share a folder, and the end of their UID where that is one."""
@@ -159,32 +179,6 @@ class _Finder:
             ending = "_".join(["", *filter(None, parts)]) if len(beside) > 1 else ""
             found.append(_Found(s.folder, s.uid if s.headers else None, ending))
         return found
-
-
-def case_names(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the entries of a datalist of CTs, in training and inference alike.
-
-    An entry's own `case`, or the image file's name without extension; where files share it, with the folders, and where
-    they share these, too, with the extension.
-
-    Raises:
-        DataError: when two entries have the same name.
-    """
-    images = [entry["image"] for entry in entries]
-    names = [entry.get("case", case_name(path.parent / i)) for entry, i in zip(entries, images, strict=True)]
-    if len(set(names)) < len(names):
-        folders = ["_".join(p for p in PurePath(i).parts[:-1] if p not in ("/", "..", ".")) for i in images]
-        longer = [f"{f}_{n}" if f else n for f, n in zip(folders, names, strict=True)]
-        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
-        twice = {name for name, times in Counter(names).items() if times > 1}
-        endings = [PurePath(i).name.removeprefix(case_name(path.parent / i)) for i in images]
-        longer = [name + end if name in twice else name for name, end in zip(names, endings, strict=True)]
-        names = [entry.get("case", name) for entry, name in zip(entries, longer, strict=True)]
-    for name, times in Counter(names).items():
-        if times > 1:
-            same = [i for i, n in zip(images, names, strict=True) if n == name]
-            raise DataError(f"{path}: {times} entries are the case {name}: {same[:5]}. List each case once.")
-    return names
 
 
 def _in_datalist(path: Path) -> dict[Path, Mapping[str, Any]]:
@@ -208,8 +202,9 @@ def _find(
     in_folder: Callable[[Path], list[Any]],
     in_file: Callable[[Path], list[Any]] = _itself,
     in_datalist: Callable[[Path], list[Any]] = _itself,
+    in_pattern: Callable[[Path], list[Any]] | None = None,
 ) -> dict[Any, Mapping[str, Any]]:
-    """What is meant by a path, and the entries where a datalist says it."""
+    """What is meant by a path, and the entries where a datalist says it. `in_pattern` is for what a pattern fits."""
     if path.is_dir():
         return {q: {} for q in in_folder(path)}
     if path.is_file() and path.suffix == ".json":
@@ -220,8 +215,23 @@ def _find(
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         if not found:
             raise DataError(f"{path}: no file or folder fits this pattern.")
-        return {q: entry for p in found for q, entry in _find(p, in_folder, in_file, in_datalist).items()}
+        return _find_each(found, in_folder, in_pattern or in_file, in_datalist)
     raise DataError(f"{path}: there is no such file or folder.")
+
+
+def _find_each(paths: Sequence[Path], *how: Callable[[Path], list[Any]]) -> dict[Any, Mapping[str, Any]]:
+    """What is meant by the paths that a pattern fits. A folder that holds nothing is passed over where others do."""
+    found, nothing = {}, []
+    for path in paths:
+        try:
+            found |= {q: entry for q, entry in _find(path, *how).items() if q not in found}
+        except _NothingFoundError as e:
+            nothing.append(e)
+    if nothing and not found:
+        raise nothing[0]
+    for error in nothing:
+        logger.info("passed over: %s", str(error).partition("\n")[0])
+    return found
 
 
 def _common_folder(given: Sequence[Path]) -> Path:
@@ -309,14 +319,15 @@ def list_inputs(
     files: dict[tuple[str, str | None], _Found] = {}
     cases: dict[_Found, str] = {}
     for p in given:
-        found = _find(p, finder.in_folder, finder.in_file, finder.in_datalist)
+        found = _find(p, finder.in_folder, finder.in_file, finder.in_datalist, finder.in_pattern)
         listed = {q: entry for q, entry in found.items() if entry}
         names = dict(zip(listed, case_names(p, [*listed.values()]), strict=True))
         for q in found:
             if files.setdefault((os.path.abspath(q.path), q.series), q) == q:
                 cases.setdefault(q, names.get(q) or q.name(folder))
     if not cases:
-        raise DataError(f"No DICOM series is {series!r}, by UID, number or description.{fault_list(finder.left_out)}")
+        wrong = f"No DICOM series is {series!r}, by UID, number or description." if str(series) else "No CT is found."
+        raise DataError(wrong + fault_list(finder.left_out))
     _tell_apart(cases)
     images = [{"image": os.path.abspath(q.path), "case": case} for q, case in cases.items()]
     for image, q in zip(images, cases, strict=True):
@@ -391,7 +402,7 @@ class _ImageFinder:
         found += self._in_dicom(slide_headers(shown)) if self.slides else []
         if not found:
             kinds = ", ".join(self.suffixes) + " and DICOM slides" * self.slides
-            raise DataError(f"{path}: holds no image. Looked for {kinds} in it and below it.")
+            raise _NothingFoundError(f"{path}: holds no image. Looked for {kinds} in it and below it.")
         return sorted(found)
 
     def in_file(self, path: Path) -> list[Path]:

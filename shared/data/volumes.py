@@ -300,7 +300,8 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 def _read_itk_header(path: Path) -> Any:
     """ITK's reader with the header as it stands in the file: ITK turns a negative spacing into a flip."""
-    io = itk.ImageIOFactory.CreateImageIO(os.fspath(path), itk.CommonEnums.IOFileMode_ReadMode)
+    mode = itk.CommonEnums.IOFileMode_ReadMode
+    io = None if path.is_dir() else itk.ImageIOFactory.CreateImageIO(os.fspath(path), mode)
     if io is None:
         raise DataError(
             f"{path}: no known format of volumes. Expected NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a "

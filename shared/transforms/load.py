@@ -88,12 +88,11 @@ class LoadVolumed(OwnLoadImaged):
         d = dict(data)
         paths = {key: Path(d[key]).expanduser() for key in self.key_iterator(d)}
         for key, path in paths.items():
-            d[key] = self._load(path, reader, None if key == self.label_key else d.get("series"))
-            _check_volume(d[key], path, None if key == self.label_key else self.nan_as)
-            if key != self.label_key and "origin" in d:
-                d[key].meta["origin"] = d["origin"]
-            if key != self.label_key and self.check_intensity != "off":
-                self._doubt(d[key], path)
+            if key == self.label_key:
+                d[key] = self._load(path, reader)
+                _check_volume(d[key], path, None)
+            else:
+                d[key] = self._load_image(path, reader, d.get("series"), d.get("origin"))
             d.setdefault("case", case_name(path))
         if self.hu_key is not None:
             d[self.hu_key] = d[next(iter(paths))].as_tensor().round().clip(-(2**15), 2**15 - 1).to(torch.int16)
@@ -101,6 +100,22 @@ class LoadVolumed(OwnLoadImaged):
             image = next((key for key in paths if key != self.label_key), self.label_key)
             d[self.label_key] = self._label_map(*((d[key], paths[key]) for key in (self.label_key, image)))
         return d
+
+    def _load_image(self, path: Path, reader: ImageReader | None, series: str | None, origin: str | None) -> MetaTensor:
+        """What is wrong with a part of a zip is said by its place there."""
+        shown = Path(origin or path)
+        try:
+            image = self._load(path, reader, series)
+        except DataError as e:
+            if origin is None:
+                raise
+            raise DataError(str(e).replace(str(path), origin)) from None
+        if origin is not None:
+            image.meta["origin"] = origin
+        _check_volume(image, shown, self.nan_as)
+        if self.check_intensity != "off":
+            self._doubt(image, shown)
+        return image
 
     def _doubt(self, image: MetaTensor, path: Path) -> None:
         if doubt := doubt_of_hu(path, image[0].numpy(), image.affine.numpy()):

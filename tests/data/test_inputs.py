@@ -15,6 +15,7 @@ from PIL import Image
 from region_images import HEIGHT, WIDTH, texture, write_dicom_slide
 
 from shared.data import Region, case_name, dicom_series, list_images, list_inputs, read_rgb, source_digest, zipped
+from shared.transforms import LoadVolumed
 from shared.utils import DataError, write_json
 
 
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_names() -> None:
-    assert [case_name(p) for p in ("x/a.b.nii.gz", "a.nrrd", "plain")] == ["a.b", "a", "plain"]
+    assert [case_name(p) for p in ("x/a.b.nii.gz", "a.nrrd", "plain", "A.NII.GZ")] == ["a.b", "a", "plain", "A"]
 
 
 def test_folder_of_volumes_and_dicom_folders(folder: Path) -> None:
@@ -136,6 +137,7 @@ def test_pairs_of_header_and_voxels_are_one_volume_each(tmp_path: Path) -> None:
         touch(tmp_path / name)
     assert cases(tmp_path) == ["B", "ct"]
     assert cases(tmp_path / "ct.img") == ["ct"]
+    assert cases([str(tmp_path / "ct.*"), str(tmp_path / "B.*")]) == ["ct", "B"]
 
 
 @pytest.mark.parametrize(
@@ -281,6 +283,35 @@ def test_a_study_in_a_zip(study: Path, tmp_path: Path) -> None:
     assert names == {"export", "ST0", "viewer", "DICOMDIR", "absolute"}
     with pytest.raises(DataError, match=r"in: holds no CT(.|\n)*export\.zip: to be given itself"):
         list_inputs(tmp_path / "in")
+
+
+def test_zips_are_called_by_their_own_names(study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In cases, in what is said, and where the CTs are in a zip in it."""
+    caplog.set_level(logging.INFO)
+    archive = Path(shutil.make_archive(str(tmp_path / "in" / "a"), "zip", study)).rename(tmp_path / "in" / "A.ZIP")
+    found = list_inputs(archive)
+    assert [item["case"] for item in found] == ["A_ST0_SE0_2", "A_ST0_SE0_5", "A_ST0_SE1_deep"]
+    assert f"passed over: {archive}/ST0/SE2: 1.2.42 with" in caplog.text
+    assert ".writing" not in caplog.text
+    (Path(found[2]["image"]) / "IM1").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"^{archive}/ST0/SE1/deep: 1 of 3 files(.|\n)*IM1: it is empty"):
+        LoadVolumed("image")(found[2])
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.write(archive, "inner/A.ZIP")
+    with pytest.raises(DataError, match=r"outer\.zip: holds no CT(.|\n)*inner/A\.ZIP: to be given itself"):
+        list_inputs(tmp_path / "outer.zip")
+
+
+def test_of_what_a_pattern_fits_the_rest_goes_on(study: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    found = ["SE0_2", "SE0_5", "SE1_deep"]
+    assert cases(str(study / "ST0" / "*")) == found
+    assert f"passed over: {study}/ST0/SE3: holds no CT." in caplog.text
+    assert cases(str(study / "ST0" / "*" / "[2s]*")) == ["SE0_2", "SE0_7"]  # by its name a single slice is meant
+    assert "1.2.42 with 1 slice (number 2): no CT image but Secondary Capture" in caplog.text
+    for none in ("SE3", "SE3/*"):
+        with pytest.raises(DataError, match=r"(.|\n)*No CT is found|SE3: holds no CT"):
+            list_inputs(str(study / "ST0" / none).replace("SE3", "SE[3]"))
 
 
 def test_what_is_unpacked_is_removed_at_the_end(study: Path, tmp_path: Path) -> None:

@@ -165,6 +165,14 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "header of another MHA": (lambda d: save_mha(d / "x.mha", size=(9999,) * 3, cut=2 * 9999**3 - 9), r"claims 1,99"),
     "flipped bits": (lambda d: flipped(d / "x.nii.gz"), r"x\.nii\.gz: cannot be read \(.*CRC.*damaged"),
     "a checksum cut short": (lambda d: cut(d / "x.nii.gz", NOISE, 4), r"x\.nii\.gz: cannot be read \(EOFError"),
+    "packed, by another name": (
+        lambda d: save_nifti(d / "x.nii.gz", ZEROS).rename(d / "x.nii"),
+        r"x\.nii: is compressed by gzip, which its name does not say\. Rename it",
+    ),
+    "unpacked, by another name": (
+        lambda d: save_nifti(d / "x.nii", ZEROS).rename(d / "x.nii.gz"),
+        r"x\.nii\.gz: is not compressed, and its name says \.gz\. Rename it",
+    ),
     "complex NIfTI": (lambda d: save_nifti(d / "x.nii", ZEROS.astype("c8")), r"voxels are complex numbers \(complex64"),
     "truncated MHA": (lambda d: save_mha(d / "x.mha", cut=50), r"x\.mha: cannot be read"),
     "text as NIfTI": (lambda d: text(d / "x.nii.gz"), r"x\.nii\.gz: cannot be read"),
