@@ -84,10 +84,11 @@ def command_faults(command: Command, bundle: Bundle) -> list[str]:
     """What a command names that is not there."""
     if not hasattr(monai.bundle, command.name):
         return [f"monai.bundle has no command {command.name}"]
-    files = [*command.files, *(value for key, value in command.options.items() if key == "meta_file")]
+    configs = [file for file in command.files if not file.startswith("/path/to/")]  # those are the reader's own
+    files = [*configs, *(value for key, value in command.options.items() if key == "meta_file")]
     if missing := [file for file in files if not (bundle.folder / file).is_file()]:
         return [f"there is no {file}" for file in missing]
-    names = [config_name(file) for file in command.files]
+    names = [config_name(file) for file in configs]
     if late := [name for name in names[1:] if name in ALONE]:
         return [f"configs/{late[0]}.json replaces what configs/{names[0]}.json, before it, says; overlays go last"]
     content, own = bundle.try_merged(names)[0], inspect.signature(getattr(monai.bundle, command.name)).parameters
