@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ def check_leakage(
     fold: int | None = None,
     folds: int | None = None,
     val_split: str | None = None,
+    unlabelled: bool = False,
 ) -> list[str]:
     """See that nothing that training sees is scored: by files (with all their names) and by slide, patient and case.
 
@@ -41,29 +43,30 @@ def check_leakage(
         fold, folds: see `load_datalist`.
         val_split: the list by which the training chooses its epoch, "validation" where none is given; for an
             evaluation the one that the weights were chosen by, None where nobody knows.
+        unlabelled: whether training sees the list "unlabelled", too.
 
     Returns:
         What reports of the scores, or the record of the weights, have to say: a sentence for each list; often none.
 
     Raises:
-        DataError: when something of `training` is in a list that is scored, or the datalist cannot be read.
+        DataError: when something that training sees is in a list that is scored, or the datalist cannot be read.
     """
     path = Path(path)
     content = read_json_object(path, FORMAT, DATALIST_REMEDY)
     allowed = flag("allow_leakage", allow_leakage)
     chosen_by = val_split or "validation"
     lists = (scored,) if scored else (chosen_by, "test")
-    found = {name: _entries(path, content, name, fold, folds) for name in ("training", *lists)}
-    seen = _identities(path, found["training"])
+    sources = ("training", *(["unlabelled"] if unlabelled else []))
+    found = {name: _identities(path, _entries(path, content, name, fold, folds)) for name in (*sources, *lists)}
     intended = content.get("split_unit") == "patch"
     refused, told = [], []
-    for name in lists:
-        shared = _shared(seen, _identities(path, found[name]))
-        if name == "training":
+    for name, source in itertools.product(lists, sources):
+        shared = _shared(found[source], found[name])
+        if name == source:
             told.append("Scored is what the network was trained on.")
         elif shared:
             said = " and ".join(_count(kind, names) for kind, names in shared.items())
-            text = f"{said} of 'training' are in '{name}', too: scores of these are too good."
+            text = f"{said} of '{source}' are in '{name}', too: scores of these are too good."
             (told if intended and "file" not in shared else refused).append(text)
     if scored and scored == val_split:
         told.append("Scored is what the epoch was chosen by.")
@@ -73,7 +76,7 @@ def check_leakage(
             "--allow_leakage true; reports then say so."
         )
     if not scored:
-        both = _shared(*(_identities(path, found[name]) for name in lists)).get("file")
+        both = _shared(*(found[name] for name in lists)).get("file")
         if both:
             told.append(f"{_count('file', both)} of '{chosen_by}' are in 'test', too: they choose the best epoch.")
     if idist.get_rank() == 0:

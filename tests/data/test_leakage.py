@@ -117,3 +117,12 @@ def test_folds_share_nothing_and_the_test_is_compared_with_each(tmp_path: Path) 
         assert check_leakage(path, scored="validation", fold=fold, folds=3) == []
         leaks += check_leakage(path, True, "test", fold=fold, folds=3)
     assert len(leaks) == 2  # in the third, the case validates
+
+
+def test_unlabelled_images_that_training_sees(tmp_path: Path) -> None:
+    unlabelled = slides("unlabelled", "a", "z", labelled=False)
+    path = write(tmp_path, training=slides("training", "b"), unlabelled=unlabelled, test=slides("test", "a"))
+    assert check_leakage(path) == []
+    for scored in (None, "test"):
+        with pytest.raises(DataError, match=r"1 slide \(a\) of 'unlabelled' are in 'test', too"):
+            check_leakage(path, scored=scored, unlabelled=True)
