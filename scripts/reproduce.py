@@ -6,6 +6,7 @@ from command_line import run_command
 from experiments.detection_table import detection_table
 from experiments.generalisation_table import generalisation_table
 from experiments.organ_table import organ_table
+from experiments.partner_table import partner_table
 from experiments.rule_table import compare, cost
 from experiments.runs import forking
 
@@ -16,6 +17,7 @@ if __name__ == "__main__":
                 "organ_table": organ_table,
                 "detection_table": detection_table,
                 "generalisation_table": generalisation_table,
+                "partner_table": partner_table,
                 "rule_table": {"compare": compare, "cost": cost},
             }
         )

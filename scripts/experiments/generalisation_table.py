@@ -5,42 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from shared.data import dataset_info
-from shared.reports.provenance import MADE_UP_SLIDES
-from shared.utils.values import Whole
-
 from .methods import CLASSIFIER, METHODS, PLAIN, Overlays, chosen_methods, list_methods
-from .patch_runs import (
-    ALL,
-    DROPPED,
-    FIELDS,
-    IN,
-    NORMS,
-    OUT,
-    SIZE_NOTES,
-    Methods,
-    Names,
-    Run,
-    Size,
-    add_means,
-    collect,
-    domains_left_out,
-    plan_trainings,
-    run_folder,
-    summarise,
-    train_and_score,
-)
-from .runs import AtLeastOne, Epochs, Minutes, run_trainings, tell_failures
-from .tables import SPREAD, better, flat, markdown_grid, seeds_cell, write_table
+from .patch_runs import ALL, FIELDS, IN, OUT, CropSize, Methods, Names, Run, Size, leave_out, left_out_caption
+from .runs import AtLeastOne, Epochs, Minutes, tell_failures
+from .tables import better, flat, markdown_grid, seeds_cell, write_table
 
 TITLES = {"accuracy": "Accuracy", "auc": "AUC"}
 NORM_TITLES = {"plain": "batch norm as trained", "adapted": "batch norm adapted to the domain's unlabelled patches"}
-CropSize = Annotated[int, Whole(0)]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], left_out: Sequence[str]) -> str:
@@ -63,6 +39,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], left_out
                 ]
                 lines.append([*line, seeds_cell(means[0] and means[0]["gain"], "+"), counts, seeds_cell(means[1])])
             parts.append(f"{title} on the domain left out, {treatment}:\n\n{markdown_grid(head, lines)}")
+    parts.append("Runs: of each domain left out. Gain: on the same seeds; better: in how many runs.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -84,17 +61,6 @@ def picture(runs: Sequence[Run], methods: Sequence[str], title: str) -> Figure:
     figure.axes[0].set_title(title)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
-
-
-def caption(info: Mapping[str, Any], runs: int, planned: int, size: str, epochs: int) -> str:
-    length = f" {epochs} epochs." if epochs else ""
-    made_up = f" {MADE_UP_SLIDES}" if info["synthetic"] else ""
-    return (
-        f"{info['name']}, {runs} of {planned} runs. Each seed deals the slides out anew; trained on all domains but "
-        "the one left out, which is scored on all its patches, the others on their test slides; epoch and threshold "
-        f"are chosen on validation slides of those trained on. Runs: of each domain left out. {SPREAD} Gain: on the "
-        f"same seeds; better: in how many runs. {SIZE_NOTES[size]}{length}{made_up}\n\n"
-    )
 
 
 def generalisation_table(
@@ -137,21 +103,14 @@ def generalisation_table(
     """
     source, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     chosen = chosen_methods(CLASSIFIER, methods, overlays)
-    domains, left_out = domains_left_out(source, scanners)
-    trainings = plan_trainings(chosen, left_out, domains, seeds, source, work, size, epochs, crop_size)
-    runs, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads, DROPPED)
-    if runs:
-        keys = {(r["method"], r["left_out"], r["seed"], norm) for r in runs for norm in NORMS}
-        reports = {key: run_folder(work, *key[:3]) / key[3] / "evaluation" for key in sorted(keys)}
-        rows = summarise(add_means(collect(runs, reports), left_out, domains))
-        info = dataset_info(source)
-        text = caption(info, len(runs), len(trainings), size, epochs) + markdown(rows, list(chosen), left_out)
+    found = leave_out(chosen, source, work, scanners, seeds, size, epochs, crop_size, minutes, jobs, threads)
+    if found.runs:
+        text = left_out_caption(found, size, epochs) + markdown(found.rows, list(chosen), found.left_out)
         text += f"\n{list_methods(CLASSIFIER, chosen)}"
-        content = {"dataset": info, "left_out": left_out, "size": size, "epochs": epochs, "seeds": seeds}
-        content |= {"planned_runs": len(trainings), "runs": len(runs), "rows": rows}
-        title = f"{info['name']}{': made-up data' if info['synthetic'] else ''}"
-        figure = picture(runs, list(chosen), title)
-        write_table(work / "generalisation_table", text, figure, content, list(map(flat, rows)), FIELDS)
+        title = f"{found.info['name']}{': made-up data' if found.info['synthetic'] else ''}"
+        figure = picture(found.runs, list(chosen), title)
+        content = {**found.content(), "size": size, "epochs": epochs, "seeds": seeds}
+        write_table(work / "generalisation_table", text, figure, content, list(map(flat, found.rows)), FIELDS)
         print(text)
-    print(f"{len(runs)} of {len(trainings)} runs are finished: {work}")
-    tell_failures(failures)
+    print(f"{len(found.runs)} of {found.planned} runs are finished: {work}")
+    tell_failures(found.failures)

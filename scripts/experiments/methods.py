@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -51,8 +50,8 @@ METHODS: dict[str, dict[str, Method]] = {
         "euclidean": Method(("euclidean",), f"{PAPER}, M2", FUSESTYLE),
         "kl": Method(("kl",), f"{PAPER}, M3", FUSESTYLE),
         "group_dro": Method(("group_dro",), "Sagawa et al., arXiv 1911.08731"),
-        "vrex": Method(("vrex",), "Krueger et al., arXiv 2003.00688; values of DomainBed"),
-        "ib_irm": Method(("ib_irm",), "Ahuja et al., arXiv 2106.06607; values of DomainBed"),
+        "vrex": Method(("vrex",), "Krueger et al., arXiv 2003.00688; values of DomainBed", ("warm_up",)),
+        "ib_irm": Method(("ib_irm",), "Ahuja et al., arXiv 2106.06607; values of DomainBed", ("warm_up",)),
         "fish": Method(("fish",), "Shi et al., arXiv 2104.09937"),
         "lisa": Method(("lisa",), "Yao et al., arXiv 2201.00299"),
         "domain_mix": Method(("domain_mix",), "Xu et al., AAAI 2020, as Yao et al. use it"),
@@ -115,4 +114,8 @@ def list_methods(bundle: str, methods: Mapping[str, Method]) -> str:
 
 
 def _short(value: Any) -> str:
-    return re.sub(r'["{}]', "", json.dumps(value, ensure_ascii=False))
+    """A value as JSON; of a part its name, and of what it is given the values, not what it refers to."""
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        return json.dumps(value, ensure_ascii=False).replace('"', "")
+    given = {key: v for key, v in value.items() if not key.startswith("_") and not str(v).startswith(("$", "@"))}
+    return f"{value['_target_'].rpartition('.')[2]}({', '.join(f'{key} {_short(v)}' for key, v in given.items())})"

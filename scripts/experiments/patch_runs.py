@@ -15,17 +15,18 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from shared.data import check_leakage, domain_names, load_patches, write_datalist
+from shared.data import check_leakage, dataset_info, domain_names, load_patches, write_datalist
 from shared.data.histology_datalist import PatchDatalist
 from shared.datasets.splits import split_patches
 from shared.metrics.bootstrap import draw, number_groups, score_draws
 from shared.metrics.classification import scores_of_draws
+from shared.reports.provenance import MADE_UP_SLIDES
 from shared.utils import DataError, read_csv, read_json_object
-from shared.utils.values import Choice, Several, Text
+from shared.utils.values import Choice, Several, Text, Whole
 
 from .methods import CLASSIFIER, METHODS, PLAIN, Method
-from .runs import Training, file_digest
-from .tables import INTERVALS_FROM, RESAMPLES, SEEDS_FIELDS, Score, differences, mean_score, over_seeds
+from .runs import Training, file_digest, run_trainings
+from .tables import INTERVALS_FROM, RESAMPLES, SEEDS_FIELDS, SPREAD, Score, differences, mean_score, over_seeds
 
 SIZES: dict[str, tuple[str, ...]] = {"full": (), "demo": ("demo", "demo_schedule")}
 SIZE_NOTES = {"full": "Network and schedule as in train.json.", "demo": "ResNet18 from scratch, the demo's schedule."}
@@ -37,6 +38,7 @@ FIELDS = ("method", "left_out", "domain", "batch_norm", "score", *SEEDS_FIELDS)
 # options of the tables
 Size = Annotated[str, Choice(tuple(SIZES))]
 Methods = Annotated[Sequence[str], Several(Choice(tuple(METHODS[CLASSIFIER])), distinct=True)]
+CropSize = Annotated[int, Whole(0)]
 Names = Annotated[Sequence[str], Several(Text(), distinct=True, empty=True)]
 
 Run = Mapping[str, Any]
@@ -122,6 +124,68 @@ def plan_trainings(
         for domain in left_out
         for name, method in methods.items()
     ]
+
+
+class LeftOut(NamedTuple):
+    """What came of leaving out domains.
+
+    Attributes:
+        info: of the data set, see `dataset_info`.
+        domains: those of labelled patches.
+        left_out: those of them that are left out in turn.
+        planned: how many runs there are to be.
+        runs: those that are finished.
+        rows: what `summarise` makes of them.
+        failures: messages of those that failed.
+    """
+
+    info: Mapping[str, Any]
+    domains: list[str]
+    left_out: list[str]
+    planned: int
+    runs: list[Run]
+    rows: list[dict[str, Any]]
+    failures: list[str]
+
+    def content(self) -> dict[str, Any]:
+        """For the table as JSON."""
+        known = {"dataset": self.info, "left_out": self.left_out, "planned_runs": self.planned}
+        return {**known, "runs": len(self.runs), "rows": self.rows}
+
+
+def leave_out(
+    methods: Mapping[str, Method],
+    source: Path,
+    work: Path,
+    scanners: Sequence[str],
+    seeds: int,
+    size: str,
+    epochs: int,
+    crop_size: int,
+    minutes: float,
+    jobs: int,
+    threads: int,
+) -> LeftOut:
+    """Train by each method without each of the scanners, and score, see `plan_trainings` and `run_trainings`."""
+    domains, left_out = domains_left_out(source, scanners)
+    trainings = plan_trainings(methods, left_out, domains, seeds, source, work, size, epochs, crop_size)
+    runs, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads, DROPPED)
+    keys = [(r["method"], r["left_out"], r["seed"], norm) for r in runs for norm in NORMS]
+    reports = {key: run_folder(work, *key[:3]) / key[3] / "evaluation" for key in keys}
+    rows = summarise(add_means(collect(runs, reports), left_out, domains))
+    return LeftOut(dataset_info(source), domains, left_out, len(trainings), runs, rows, failures)
+
+
+def left_out_caption(found: LeftOut, size: str, epochs: int) -> str:
+    """What a reader must know of the scores."""
+    length = f" {epochs} epochs." if epochs else ""
+    made_up = f" {MADE_UP_SLIDES}" if found.info["synthetic"] else ""
+    return (
+        f"{found.info['name']}, {len(found.runs)} of {found.planned} runs. Each seed deals the slides out anew; "
+        "trained on all domains but the one left out, which is scored on all its patches, the others on their test "
+        "slides; epoch and threshold are chosen on validation slides of those trained on. "
+        f"{SPREAD} {SIZE_NOTES[size]}{length}{made_up}\n\n"
+    )
 
 
 def run_folder(work: Path, method: str, left_out: str, seed: int) -> Path:

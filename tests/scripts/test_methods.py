@@ -9,11 +9,10 @@ from shared.utils import DataError, write_json
 
 
 def test_own_overlays_stand_behind_the_methods(tmp_path: Path) -> None:
-    own = tmp_path / "mine.json"
-    write_json(own, {"fusestyle_p": 0.9, "loss": {"_target_": "mine.Loss", "weight": 2}, "+imports": ["$import mine"]})
+    own, loss = tmp_path / "mine.json", {"_target_": "mine.Loss", "weight": 2, "network": "@network"}
+    write_json(own, {"fusestyle_p": 0.9, "loss": loss, "+imports": ["$import mine"]})
     chosen = chosen_methods(CLASSIFIER, ["mixstyle", "erm"], [str(own)])
     assert [*chosen] == ["erm", "mixstyle", "mine"]
-    loss = {"_target_": "mine.Loss", "weight": 2}
     assert method_values(CLASSIFIER, chosen["mine"]) == {"fusestyle_p": 0.9, "loss": loss}
     assert method_values(CLASSIFIER, chosen["mixstyle"]) == {
         "fusestyle_places": [1, 4],
@@ -21,9 +20,7 @@ def test_own_overlays_stand_behind_the_methods(tmp_path: Path) -> None:
         "fusestyle_alpha": 0.3,
         "fusestyle_reference": "random",
     }
-    assert "| mine | fusestyle_p 0.9; loss _target_: mine.Loss, weight: 2 | an overlay" in list_methods(
-        CLASSIFIER, chosen
-    )
+    assert "| mine | fusestyle_p 0.9; loss Loss(weight 2) | an overlay" in list_methods(CLASSIFIER, chosen)
 
 
 def test_overlays_that_cannot_be_methods(tmp_path: Path) -> None:
@@ -48,3 +45,8 @@ def test_a_method_without_its_overlay_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(METHODS[DETECTOR], "mixstyle", lost)
     with pytest.raises(DataError, match=r"nonesuch\.json: is not there, and mixstyle needs it"):
         chosen_methods(DETECTOR, ["erm", "mixstyle"], [])
+
+
+@pytest.mark.parametrize("bundle", METHODS)
+def test_every_method_has_its_overlays(bundle: str) -> None:
+    assert [*chosen_methods(bundle, [*METHODS[bundle]], [])] == [*METHODS[bundle]]

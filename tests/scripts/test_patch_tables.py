@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from experiments import patch_runs
 from experiments.generalisation_table import generalisation_table
+from experiments.partner_table import partner_table
 from experiments.patch_runs import Predictions, deal_out, resample
 from matplotlib.image import imread
 from patch_evaluations import write_evaluation, write_training
@@ -111,6 +112,25 @@ def test_of_a_few_seeds_the_values_are_told_and_of_five_intervals(tmp_path: Path
     with (tmp_path / "out" / "generalisation_table.csv").open() as file:
         lines = {tuple(line.values())[:5]: line for line in csv.DictReader(file)}
     assert float(lines["fusestyle", "XR", "XR", "plain", "accuracy"]["low"]) == low
+
+
+def test_the_paper_stands_beside_each_partner(tmp_path: Path, data: Path, started: list) -> None:
+    generalisation_table(str(data), str(tmp_path / "out"), seeds=1, methods=("erm", "kl"), scanners=("XR",))
+    started.clear()
+    partner_table(str(data), str(tmp_path / "out"), seeds=1, scanners=("XR",))
+    assert [run for run, step, *_ in started if step == "train"] == [
+        f"{method} XR_seed0" for method in ("fusestyle", "mixstyle", "euclidean")
+    ]
+    content = json.loads((tmp_path / "out" / "partner_table.json").read_text())
+    rows = {(row["method"], row["domain"]): row for row in content["rows"]}
+    assert (rows["kl", "S360"]["reported MIDOG'21"], rows["kl", "S360"]["reported MIDOG'22"]) == (0.8718, 0.8328)
+    assert rows["erm", "XR"]["reported MIDOG'21"] is None
+    assert content["seconds_an_epoch"]["XR"]["kl"]["mean"] == 7.5
+    text = (tmp_path / "out" / "partner_table.md").read_text()
+    values = " | ".join(f"{rows['kl', name]['mean']:.3f}" for name in SCANNERS)
+    assert f"| XR | M3, largest KL divergence | 1, 1, 1 | {values} | 7.5 (7.5 to 7.5) |" in text
+    assert "|  | as reported, MIDOG'22 |  | 0.812 | 0.833 | 0.787 | 331 |" in text
+    assert imread(tmp_path / "out" / "partner_table.png").std() > 0.02
 
 
 def test_slides_are_dealt_out_anew_and_stay_whole(tmp_path: Path, data: Path) -> None:
