@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,24 +12,36 @@ from typing import Annotated, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from shared.data import dataset_info, domain_names, load_regions
+from shared.data import RegionEntry, dataset_info, domain_names, load_regions
+from shared.metrics.bootstrap import draw
+from shared.metrics.detection import scores_of_counts
 from shared.reports.provenance import MADE_UP_SLIDES
+from shared.utils import read_csv, read_json_object
 from shared.utils.values import Choice, Several, Text
 
+from .methods import DETECTOR, METHODS, PLAIN, Method, Overlays, chosen_methods, list_methods
 from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
-from .tables import describe, markdown_grid, mean_and_std, write_table
+from .tables import (
+    INTERVALS_FROM,
+    RESAMPLES,
+    SEEDS_FIELDS,
+    SPREAD,
+    Score,
+    flat,
+    markdown_grid,
+    seeds_cell,
+    table_rows,
+    write_table,
+)
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "none": ("no_fusestyle",),
-    "fusestyle": (),
-    "mixstyle": ("mixstyle",),
-    "domain_adversarial": ("domain_adversarial",),
-    "jitter": ("no_fusestyle", "stain_jitter"),
-    "fusestyle_jitter": ("stain_jitter",),
-}
-PLAIN = "none"
 SIZES: dict[str, tuple[str, ...]] = {"full": ("pretrained",), "demo": ("demo", "demo_schedule")}
 SCORES = ("f1", "precision", "recall", "average_precision")
+FIELDS = ("method", "domain", "score", *SEEDS_FIELDS)
+# F1 on MIDOG'21 after training on XR and CS: table 3 of Khamankar et al., arXiv 2310.20638.
+REPORTED = {
+    "STRAP": {"XR": 0.87, "S360": 0.79, "CS": 0.92},
+    "FuseStyle": {"XR": 0.87, "S360": 0.83, "CS": 0.90},
+}
 Run = Mapping[str, Any]
 
 
@@ -40,47 +53,72 @@ def train_and_score(training: Training) -> dict[str, Any]:
     return {"method": training.facts["method"], "seed": training.facts["seed"], **trained, "scores": scores}
 
 
-def summarise(runs: Sequence[Run], domains: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each method, domain and score: its spread over seeds, and that of the gain over the plain network.
+def count_by_slide(report: Path, regions: Sequence[RegionEntry]) -> dict[str, np.ndarray]:
+    """True and false positives and missed figures on each slide, (slides, 3), by domain, from an evaluation's folder.
 
-    The gain is that of runs with the same seed. Undefined scores (a precision without detections) are left out.
+    Args:
+        report: the folder.
+        regions: those that were searched.
     """
-    found = {(run["method"], run["seed"], name): scores for run in runs for name, scores in run["scores"].items()}
-    rows = []
-    for method in METHODS:
-        for domain in domains:
-            for score in SCORES:
-                own = {s: v[score] for (m, s, d), v in found.items() if (m, d) == (method, domain)}
-                plain = {s: v[score] for (m, s, d), v in found.items() if (m, d) == (PLAIN, domain)}
-                own = {seed: value for seed, value in own.items() if value is not None}
-                gains = [value - plain[seed] for seed, value in own.items() if plain.get(seed) is not None]
-                values = describe(list(own.values()))
-                if values:
-                    gain = describe(gains) if method != PLAIN else None
-                    rows.append({"method": method, "domain": domain, "score": score, **values, "gain": gain})
-    return rows
+    summary = read_json_object(report / "summary.json", "the summary of an evaluation", "Remove the run's result.json.")
+    places = {region["case"]: (region["domain"], region["slide"]) for region in regions}
+    counts = {place: np.zeros(3, int) for place in sorted(set(places.values()))}
+    for region in regions:
+        counts[places[region["case"]]][2] += list(region["label"]).count(1)
+    for row in read_csv(report / "detections.csv"):
+        if row["class"] == summary["class"] and float(row["score"]) >= summary["threshold"]["value"]:
+            right = row["matched"] == "true"
+            counts[places[row["image"]]] += [right, not right, -right]
+    domains = sorted({domain for domain, _ in counts})
+    return {name: np.array([own for (domain, _), own in counts.items() if domain == name]) for name in domains}
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], domains: Sequence[str], train_domains: Sequence[str]) -> str:
+def collect(runs: Sequence[Run], work: Path, regions: Sequence[RegionEntry]) -> dict[tuple[str, ...], dict[int, Score]]:
+    """The scores by method, domain and score, and by seed; resampled where there are seeds enough for intervals.
+
+    Average precision is not resampled. Undefined scores (a precision without detections) are left out.
+    """
+    enough = len({run["seed"] for run in runs}) >= INTERVALS_FROM
+    cells: dict[tuple[str, ...], dict[int, Score]] = defaultdict(dict)
+    for run in runs:
+        report = run_folder(work, run["method"], run["seed"]) / "evaluation"
+        counts = count_by_slide(report, regions) if enough else {}
+        for domain, scores in run["scores"].items():
+            slides = counts.get(domain, np.zeros((0, 3), int))
+            drawn = draw(len(slides), RESAMPLES, 0) @ slides if len(slides) > 1 else None
+            resampled = {} if drawn is None else scores_of_counts(drawn)
+            for score, value in scores.items():
+                if value is not None:
+                    cells[run["method"], domain, score][run["seed"]] = Score(value, resampled.get(score))
+    return cells
+
+
+def markdown(
+    rows: Sequence[Mapping[str, Any]], methods: Sequence[str], domains: Sequence[str], train_domains: Sequence[str]
+) -> str:
     """F1 of each method and scanner, with the gain over the plain network where the scanner was left out."""
-    titles = [f"{name}{'' if name in train_domains else ' (left out)'}" for name in domains]
     found = {(row["method"], row["domain"]): row for row in rows if row["score"] == "f1"}
 
     def cell(row: Mapping[str, Any] | None, with_gain: bool) -> str:
-        gain = f" (gain {mean_and_std(row['gain'], '+')})" if row and with_gain and row["gain"] else ""
-        return mean_and_std(row) + gain
+        return seeds_cell(row) + (f"; gain {seeds_cell(row['gain'], '+')}" if row and with_gain and row["gain"] else "")
 
-    lines = [
-        [method, *(cell(found.get((method, domain)), domain not in train_domains) for domain in domains)]
-        for method in METHODS
-    ]
-    return markdown_grid(["method", *titles], [line for line in lines if any(line[1:])]) + "\n"
+    lines = []
+    for method in methods:
+        own = [found.get((method, domain)) for domain in domains]
+        cells = [cell(row, domain not in train_domains) for row, domain in zip(own, domains, strict=True)]
+        lines.append([method, ", ".join(str(row["n"] if row else 0) for row in own), *cells])
+    for name, figures in REPORTED.items():
+        shown = [f"{figures[domain]:.2f}" if domain in figures else "" for domain in domains]
+        lines.append([f"{name}, as reported for MIDOG'21, trained on XR and CS", "", *shown])
+    titles = [f"{name}{'' if name in train_domains else ' (left out)'}" for name in domains]
+    return markdown_grid(["method", "runs", *titles], lines) + "\n"
 
 
-def picture(runs: Sequence[Run], domains: Sequence[str], train_domains: Sequence[str]) -> Figure:
+def picture(
+    runs: Sequence[Run], methods: Sequence[str], domains: Sequence[str], train_domains: Sequence[str]
+) -> Figure:
     """F1 of each run, a panel for each scanner."""
     figure = Figure(figsize=(2.6 * len(domains) + 1.5, 4), layout="constrained")
-    methods = [method for method in METHODS if any(run["method"] == method for run in runs)]
     for axes, domain in zip(figure.subplots(1, len(domains), sharey=True, squeeze=False)[0], domains, strict=True):
         for i, method in enumerate(methods):
             values = [run["scores"].get(domain, {}).get("f1") for run in runs if run["method"] == method]
@@ -95,16 +133,17 @@ def picture(runs: Sequence[Run], domains: Sequence[str], train_domains: Sequence
     return figure
 
 
-def caption(info: Mapping[str, Any], train_domains: Sequence[str], seeds: int) -> str:
+def caption(info: Mapping[str, Any], train_domains: Sequence[str], runs: int, planned: int) -> str:
     made_up = f" {MADE_UP_SLIDES}" if info["synthetic"] else ""
     return (
-        f"F1 of mitotic figures on the test split of {info['name']}, trained on {', '.join(train_domains)}; mean "
-        f"± standard deviation over {seeds} seed(s), gain over no FuseStyle on the same seeds.{made_up}\n\n"
+        f"F1 of mitotic figures on the test split of {info['name']}, trained on {', '.join(train_domains)}, {runs} of "
+        f"{planned} runs; epoch and threshold are chosen on validation regions of these. {SPREAD} Runs: of each "
+        f"scanner, those whose F1 is defined. Gain: over {PLAIN}, no FuseStyle, on the same seeds.{made_up}\n\n"
     )
 
 
 def plan_trainings(
-    names: Sequence[str],
+    methods: Mapping[str, Method],
     seeds: int,
     datalist: Path,
     train_domains: Sequence[str],
@@ -117,18 +156,21 @@ def plan_trainings(
     digest, length = file_digest(datalist), {"max_epochs": epochs} if epochs else {}
     return [
         Training(
-            bundle="mitosis_retinanet_fusestyle",
-            variants=(*SIZES[size], *METHODS[method]),
-            folder=work / method / f"seed{seed}",
+            bundle=DETECTOR,
+            variants=(*SIZES[size], *method.variants),
+            folder=run_folder(work, name, seed),
             places={"datalist": datalist},
             options={"seed": seed, "train_domains": list(train_domains), **length},
-            facts={"method": method, "seed": seed, "size": size, "data": digest},
+            facts={"method": name, "seed": seed, "size": size, "data": digest},
             ranks=ranks,
         )
         for seed in range(seeds)
-        for method in METHODS
-        if method in names
+        for name, method in methods.items()
     ]
+
+
+def run_folder(work: Path, method: str, seed: int) -> Path:
+    return work / method / f"seed{seed}"
 
 
 def detection_table(
@@ -143,9 +185,12 @@ def detection_table(
     threads: AtLeastOne = 1,
     nproc_per_node: AtLeastOne = 1,
     epochs: Epochs = 0,
-    methods: Annotated[Sequence[str], Several(Choice(tuple(METHODS)), distinct=True)] = tuple(METHODS),
+    methods: Annotated[Sequence[str], Several(Choice(tuple(METHODS[DETECTOR])), distinct=True)] = tuple(
+        METHODS[DETECTOR]
+    ),
+    overlays: Overlays = (),
 ) -> None:
-    """F1 of the detector on each scanner, with and without FuseStyle and other methods, over seeds.
+    """F1 of the detector on each scanner, by FuseStyle and other methods, over seeds.
 
     Run the same command again to go on: a training resumes from its last checkpoint, and what is finished is kept in
     OUTPUT_DIR/METHOD/seedN/result.json. All methods of a seed come before the next seed. Results:
@@ -166,22 +211,24 @@ def detection_table(
         nproc_per_node: processes of each training, as for torchrun.
         epochs: length of a training; 0 leaves it as configured.
         methods: some of them, separated by commas.
+        overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
     """
     scanners = list(train_domains)
     path, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     load_regions(path, "training", scanners)
-    domains = domain_names(load_regions(path, "test"))
-    trainings = plan_trainings(methods, seeds, path, scanners, work, size, epochs, nproc_per_node)
+    regions = load_regions(path, "test")
+    domains, chosen = domain_names(regions), chosen_methods(DETECTOR, methods, overlays)
+    trainings = plan_trainings(chosen, seeds, path, scanners, work, size, epochs, nproc_per_node)
     finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
         info = dataset_info(path, "test")
-        rows = summarise(finished, domains)
+        rows = table_rows(collect(finished, work, regions), FIELDS, PLAIN)
         content = {"dataset": info, "train_domains": scanners, "size": size, "epochs": epochs, "seeds": seeds}
-        content |= {"planned_runs": len(trainings), "runs": len(finished), "rows": rows}
-        text = caption(info, scanners, seeds) + markdown(rows, domains, scanners)
-        flat = [{**row, **{f"gain_{key}": value for key, value in (row["gain"] or {}).items()}} for row in rows]
-        fields = ("method", "domain", "score", "mean", "std", "min", "max", "n", "gain_mean", "gain_std", "gain_n")
-        write_table(work / "detection_table", text, picture(finished, domains, scanners), content, flat, fields)
+        content |= {"planned_runs": len(trainings), "runs": len(finished), "rows": rows, "reported": REPORTED}
+        text = caption(info, scanners, len(finished), len(trainings))
+        text += markdown(rows, list(chosen), domains, scanners) + f"\n{list_methods(DETECTOR, chosen)}"
+        figure = picture(finished, list(chosen), domains, scanners)
+        write_table(work / "detection_table", text, figure, content, list(map(flat, rows)), FIELDS)
         print(text)
     print(f"{len(finished)} of {len(trainings)} runs are finished: {work}")
     tell_failures(failures)

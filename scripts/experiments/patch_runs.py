@@ -26,7 +26,15 @@ from shared.utils.values import Choice, Several, Text, Whole
 
 from .methods import CLASSIFIER, METHODS, PLAIN, Method
 from .runs import Training, file_digest, run_trainings
-from .tables import INTERVALS_FROM, RESAMPLES, SEEDS_FIELDS, SPREAD, Score, differences, mean_score, over_seeds
+from .tables import (
+    INTERVALS_FROM,
+    RESAMPLES,
+    SEEDS_FIELDS,
+    SPREAD,
+    Score,
+    mean_score,
+    table_rows,
+)
 
 SIZES: dict[str, tuple[str, ...]] = {"full": (), "demo": ("demo", "demo_schedule")}
 SIZE_NOTES = {"full": "Network and schedule as in train.json.", "demo": "ResNet18 from scratch, the demo's schedule."}
@@ -135,7 +143,7 @@ class LeftOut(NamedTuple):
         left_out: those of them that are left out in turn.
         planned: how many runs there are to be.
         runs: those that are finished.
-        rows: what `summarise` makes of them.
+        rows: what `table_rows` makes of them.
         failures: messages of those that failed.
     """
 
@@ -172,7 +180,7 @@ def leave_out(
     runs, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads, DROPPED)
     keys = [(r["method"], r["left_out"], r["seed"], norm) for r in runs for norm in NORMS]
     reports = {key: run_folder(work, *key[:3]) / key[3] / "evaluation" for key in keys}
-    rows = summarise(add_means(collect(runs, reports), left_out, domains))
+    rows = table_rows(add_means(collect(runs, reports), left_out, domains), FIELDS, PLAIN)
     return LeftOut(dataset_info(source), domains, left_out, len(trainings), runs, rows, failures)
 
 
@@ -307,14 +315,3 @@ def add_means(cells: Cells, left_out: Sequence[str], domains: Sequence[str]) -> 
             seeds = sorted(set.intersection(*map(set, parts)))
             means[method, ALL, kind, norm, score] = {s: mean_score([part[s] for part in parts]) for s in seeds}
     return cells | means
-
-
-def summarise(cells: Cells) -> list[dict[str, Any]]:
-    """A row for each cell that has a run: see `over_seeds`, with the `gain` over plain training on the same seeds."""
-    rows = []
-    for (method, left_out, domain, norm, score), own in cells.items():
-        base = cells.get((PLAIN, left_out, domain, norm, score), {}) if method != PLAIN else {}
-        if found := over_seeds(own):
-            key = dict(zip(FIELDS, (method, left_out, domain, norm, score), strict=False))
-            rows.append({**key, **found, "gain": over_seeds(differences(own, base))})
-    return rows

@@ -115,6 +115,24 @@ def seeds_cell(entry: Mapping[str, Any] | None, sign: str = "") -> str:
 SEEDS_FIELDS = ("mean", "std", "min", "max", "n", "values", "low", "high", "gain", "gain_low", "gain_high", "better")
 
 
+def table_rows(
+    cells: Mapping[tuple[str, ...], Mapping[int, Score]], fields: Sequence[str], plain: str
+) -> list[dict[str, Any]]:
+    """A row for each cell that has a run: see `over_seeds`, with the `gain` over plain training on the same seeds.
+
+    Args:
+        cells: the scores by seed, by the method and what else tells a cell from others.
+        fields: the names of these.
+        plain: the method that the others are compared with.
+    """
+    rows = []
+    for key, own in cells.items():
+        base = cells.get((plain, *key[1:]), {}) if key[0] != plain else {}
+        if found := over_seeds(own):
+            rows.append({**dict(zip(fields, key, strict=False)), **found, "gain": over_seeds(differences(own, base))})
+    return rows
+
+
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with what `over_seeds` has found, and `gain`, that of the differences or None, as a row of a CSV table."""
     gain = row["gain"] or {}

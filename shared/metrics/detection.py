@@ -212,7 +212,7 @@ def _counts(own: Findings, threshold: float, matching: str) -> np.ndarray:
     return np.stack([np.bincount(image, minlength=own.count) for image in cells], axis=1)
 
 
-def _scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
+def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Precision, recall and F1, each (R,), from counts (R, 3)."""
     tp, fp, fn = counts.T.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -227,7 +227,7 @@ def _scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
 def _row(counts: np.ndarray) -> dict[str, Any]:
     """Counts (I, 3) of some images, pooled, and their scores."""
     total = counts.sum(axis=0)
-    scores = {name: float(value[0]) for name, value in _scores_of_counts(total[None]).items()}
+    scores = {name: float(value[0]) for name, value in scores_of_counts(total[None]).items()}
     return dict(zip(("tp", "fp", "fn"), total.tolist(), strict=True)) | scores
 
 
@@ -422,7 +422,7 @@ def bootstrap_detection(
 
     def score(draws: np.ndarray) -> dict[str, np.ndarray]:
         weights = draws[:, group]
-        return _scores_of_counts(weights @ counts) | {"average_precision": _average_precision(own, weights)}
+        return scores_of_counts(weights @ counts) | {"average_precision": _average_precision(own, weights)}
 
     too_few = "there are not two images, or groups of them, to draw from"
     return bootstrap_intervals(score, n, len(own.scores), resamples, seed, too_few)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from command_line.parser import read_words
-from experiments.detection_table import METHODS, SCORES, detection_table
+from experiments.detection_table import SCORES, detection_table
+from experiments.methods import DETECTOR, METHODS
 from matplotlib.image import imread
 from PIL import Image
 
@@ -58,18 +59,22 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Mapping[str
 def test_a_gain_is_that_of_the_same_seed(tmp_path: Path, data: Path, started: list) -> None:
     detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), seeds=2, size="demo")
     assert [(run, step) for run, step, *_ in started] == [
-        (f"{name} seed{seed}", step) for seed in (0, 1) for name in METHODS for step in ("train", "evaluate")
+        (f"{name} seed{seed}", step) for seed in (0, 1) for name in METHODS[DETECTOR] for step in ("train", "evaluate")
     ]
     assert all(options["train_domains"] == ["XR", "CS"] for _, step, options, _ in started if step == "train")
     content = json.loads((tmp_path / "out" / "detection_table.json").read_text())
-    assert content["runs"] == content["planned_runs"] == 2 * len(METHODS)
+    assert content["runs"] == content["planned_runs"] == 2 * len(METHODS[DETECTOR])
     rows = {(r["method"], r["domain"]): r for r in content["rows"] if r["score"] == "f1"}
-    assert (rows["none", "S360"]["mean"], rows["none", "S360"]["gain"]) == (0.51, None)
+    assert (rows["erm", "S360"]["mean"], rows["erm", "S360"]["gain"]) == (0.51, None)
     gain = rows["fusestyle", "S360"]["gain"]
     assert (gain["mean"], gain["std"], gain["n"]) == (-0.1, 0.2828, 2)
     assert ("mixstyle", "CS") not in rows  # undefined in both runs
     text = (tmp_path / "out" / "detection_table.md").read_text()
-    assert "| fusestyle | 0.700 ± 0.000 | 0.410 ± 0.269 (gain -0.100 ± 0.283) | 0.800 ± 0.000 |" in text
+    left_out = "0.410 (0.220 to 0.600: 0.600, 0.220); gain -0.100 (-0.300 to +0.100: +0.100, -0.300)"
+    cell = "0.{0}00 (0.{0}00 to 0.{0}00: 0.{0}00, 0.{0}00)".format
+    assert f"| fusestyle | 2, 2, 2 | {cell(7)} | {left_out} | {cell(8)} |" in text
+    assert "| FuseStyle, as reported for MIDOG'21, trained on XR and CS |  | 0.90 | 0.83 | 0.87 |" in text
+    assert "| erm | fusestyle_places [] |" in text
     assert "Made-up data" in text
     assert imread(tmp_path / "out" / "detection_table.png").std() > 0.02
 
@@ -90,7 +95,7 @@ def test_a_run_is_trained_as_its_method_says(tmp_path: Path, data: Path, started
 def test_what_is_finished_is_kept_and_a_failure_is_told(
     tmp_path: Path, data: Path, started: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"seeds": 1, "size": "demo", "methods": ("none", "fusestyle")}
+    options = {"seeds": 1, "size": "demo", "methods": ("erm", "fusestyle")}
     monkeypatch.setenv("FAIL", "fusestyle")
     with pytest.raises(DataError, match="1 run"):
         detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), **options)
@@ -104,7 +109,7 @@ def test_what_is_finished_is_kept_and_a_failure_is_told(
 
 
 def test_wrong_options(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(DataError, match=r"--methods is \['magic'\], expected a list, each none, fusestyle"):
+    with pytest.raises(DataError, match=r"--methods is \['magic'\], expected a list, each erm, fusestyle"):
         read_words(detection_table, ["data", "out", "XR,CS", "--methods", "magic"], "")
     assert read_words(detection_table, ["data", "out", "XR, CS"], "").arguments["train_domains"] == ["XR", "CS"]
     with pytest.raises(DataError, match="there is no domain Leica"):
