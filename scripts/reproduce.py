@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from command_line import run_command
+from experiments.camelyon_table import camelyon_table
 from experiments.detection_table import detection_table
 from experiments.generalisation_table import generalisation_table
 from experiments.organ_table import organ_table
@@ -15,6 +16,7 @@ if __name__ == "__main__":
         run_command(
             {
                 "organ_table": organ_table,
+                "camelyon_table": camelyon_table,
                 "detection_table": detection_table,
                 "generalisation_table": generalisation_table,
                 "partner_table": partner_table,

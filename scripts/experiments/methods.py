@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from shared.utils import DataError, read_json_object
@@ -52,7 +55,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "group_dro": Method(("group_dro",), "Sagawa et al., arXiv 1911.08731"),
         "vrex": Method(("vrex",), "Krueger et al., arXiv 2003.00688; values of DomainBed", ("warm_up",)),
         "ib_irm": Method(("ib_irm",), "Ahuja et al., arXiv 2106.06607; values of DomainBed", ("warm_up",)),
-        "fish": Method(("fish",), "Shi et al., arXiv 2104.09937"),
+        "fish": Method(("fish",), "Shi et al., arXiv 2104.09937", ("warm_up",)),
         "lisa": Method(("lisa",), "Yao et al., arXiv 2201.00299"),
         "domain_mix": Method(("domain_mix",), "Xu et al., AAAI 2020, as Yao et al. use it"),
         **_ADVERSARIAL,
@@ -91,22 +94,33 @@ def chosen_methods(bundle: str, names: Sequence[str], overlays: Sequence[str]) -
     return chosen
 
 
-def method_values(bundle: str, method: Method) -> dict[str, Any]:
-    """What the overlays set, and the other settings that the method rests on."""
+def method_values(bundle: str, method: Method, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What the overlays set, and the other settings that the method rests on, with options in their place."""
     configs = BUNDLES / bundle / "configs"
     files = [path if path.endswith(".json") else configs / "variants" / f"{path}.json" for path in method.variants]
     contents = [json.loads((configs / "train.json").read_bytes()), *(json.loads(Path(f).read_bytes()) for f in files)]
     keys = dict.fromkeys([*method.keys, *(key for content in contents[1:] for key in content)])
     found = {key: next(c[key] for c in reversed(contents) if key in c) for key in keys}
+    for path, value in options.items():
+        *parents, name = path.split("#")
+        reduce(getitem, parents, found)[name] = value
     return {key: value for key, value in found.items() if not key.endswith("imports")}
 
 
-def list_methods(bundle: str, methods: Mapping[str, Method]) -> str:
-    """A table of the methods, their values and sources, and how they came to them."""
+def list_methods(
+    bundle: str, methods: Mapping[str, Method], options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> str:
+    """A table of the methods, their values and sources, and how they came to them.
+
+    Args:
+        bundle: its name.
+        methods: by name.
+        options: with which a method is run, beside its overlays.
+    """
     rows = []
     for name, method in methods.items():
-        values = "; ".join(f"{key} {_short(value)}" for key, value in method_values(bundle, method).items())
-        rows.append([name, values.replace("|", "\\|"), method.source])
+        values = method_values(bundle, method, options.get(name, {})).items()
+        rows.append([name, "; ".join(f"{key} {_short(v)}" for key, v in values).replace("|", "\\|"), method.source])
     return (
         "Values of the methods, those of their sources. None was tuned, neither on the domain left out nor elsewhere; "
         "those of overlays of your own are yours.\n\n" + markdown_grid(["method", "settings", "source"], rows) + "\n"

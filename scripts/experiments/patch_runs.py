@@ -50,7 +50,7 @@ CropSize = Annotated[int, Whole(0)]
 Names = Annotated[Sequence[str], Several(Text(), distinct=True, empty=True)]
 
 Run = Mapping[str, Any]
-Key = tuple[str, str, str, str, str]  # method, domain left out, domain, batch norm, score
+Key = tuple[str, str, str, str, str]  # method, domain left out, domain, batch norm or other treatment, score
 Cells = dict[Key, dict[int, Score]]  # by seed
 
 
@@ -276,7 +276,7 @@ def collect(runs: Sequence[Run], reports: Mapping[tuple[str, str, int, str], Pat
 
     Args:
         runs: in any order.
-        reports: the folder of the evaluation, by method, domain left out, seed and treatment of batch norm.
+        reports: the folder of the evaluation, by method, domain left out, seed and treatment.
     """
     resampled: dict[Any, dict[str, np.ndarray]] = {}
     if len({run["seed"] for run in runs}) >= INTERVALS_FROM:

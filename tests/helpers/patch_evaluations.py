@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ def write_training(folder: Path, seconds: float = 7.5) -> None:
             writer.add_scalar("val_auc", 0.5, epoch, walltime=time)
 
 
-def write_evaluation(options: Mapping[str, Any], right: Mapping[str, float]) -> None:
-    """The files of an evaluation with these options; `right` is about which share of a domain's patches is."""
+def write_evaluation(options: Mapping[str, Any], right: Callable[[str], float]) -> None:
+    """The files of an evaluation with these options; `right` gives about which share of a domain's patches is."""
     rng = np.random.default_rng(zlib.crc32("/".join(Path(options["output_dir"]).parts[-3:]).encode()))
     datalist = options.get("datalist") or Path(options["dataset_dir"]) / "dataset.json"
     split = options.get("evaluate_split", "test")
-    trained = options["train_domains"]
+    trained = options.get("train_domains", [])
     loaded = load_patches(datalist, split, options.get("test_domains"), options.get("whole_unseen", False), trained)
-    shares = [right[patch["domain"]] for patch in loaded]
+    shares = [right(patch["domain"]) for patch in loaded]
     chances = [
         abs(p["label"] - (rng.uniform() > share) * rng.uniform(0.6, 1)) for p, share in zip(loaded, shares, strict=True)
     ]
