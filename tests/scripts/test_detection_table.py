@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import prepare_midog
 import pytest
 from command_line.parser import read_words
-from experiments.detection_table import SCORES, detection_table
+from experiments.detection_table import SCORES, SIZES, collect, count_by_slide, detection_table
 from experiments.methods import DETECTOR, METHODS
+from experiments.tables import RESAMPLES
 from matplotlib.image import imread
+from midog_tree import write_tree
 from PIL import Image
 
-from shared.utils import DataError, write_json
+from shared.data import load_regions
+from shared.utils import DataError, write_csv, write_json
 
 
 @pytest.fixture
@@ -106,6 +110,57 @@ def test_what_is_finished_is_kept_and_a_failure_is_told(
     assert started[0][2]["resume"] == "true"
     with pytest.raises(DataError, match="differs from this one in max_epochs"):
         detection_table(str(data), str(tmp_path / "out"), ("XR", "CS"), epochs=3, **options)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.slow
+def test_a_run_on_midog_is_counted_slide_by_slide_as_its_report_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    annotated, images = write_tree(tmp_path / "midog")
+    prepare_midog.tiles(str(annotated), str(images), str(tmp_path / "data"), workers=1)
+    small = tmp_path / "small.json"
+    write_json(small, {"tiles_per_epoch": 24, "batch_size": 6, "learning_rate": 0.003})
+    monkeypatch.setitem(SIZES, "demo", (*SIZES["demo"], str(small)))
+    options = {"seeds": 1, "size": "demo", "methods": ("erm",), "epochs": 2}
+    detection_table(str(tmp_path / "data"), str(tmp_path / "out"), ("XR", "S360"), **options)
+    report = tmp_path / "out" / "erm" / "seed0" / "evaluation"
+    counts = count_by_slide(report, load_regions(tmp_path / "data" / "dataset.json", "test"))
+    domains = json.loads((report / "summary.json").read_text())["domains"]
+    assert [*counts] == ["CS", "S360", "XR"]
+    for name, found in counts.items():
+        assert found.shape == (domains[name]["slides"], 3)
+        assert found.sum(axis=0).tolist() == [domains[name][count] for count in ("tp", "fp", "fn")]
+    assert sum(int(found[:, :2].sum()) for found in counts.values()) > 0, "nothing was detected"
+
+
+def test_of_five_seeds_there_are_intervals(tmp_path: Path, data: Path) -> None:
+    """Two slides of each scanner with a figure each; with each seed fewer are found, with seed 3 false alarms alone."""
+    regions, runs = load_regions(data / "dataset.json", "test"), []
+    regions += [{**region, "case": f"{region['case']}_2", "slide": "other"} for region in regions]
+    for seed in range(5):
+        report = tmp_path / "erm" / f"seed{seed}" / "evaluation"
+        write_json(report / "summary.json", {"class": "mitotic", "threshold": {"value": 0.5}})
+        found = [(r, "mitotic", 0.4 + 0.2 * (i > seed), seed != 3) for i, r in enumerate(regions)]
+        found.append((regions[0], "non_mitotic", 0.9, True))
+        keys = ("image", "domain", "class", "score", "matched")
+        rows = [
+            dict(zip(keys, (r["case"], r["domain"], *rest, str(ok).lower()), strict=True)) for r, *rest, ok in found
+        ]
+        write_csv(report / "detections.csv", rows, keys)
+        runs.append({"method": "erm", "seed": seed, "scores": {"CS": {"f1": 0.5, "average_precision": 0.6}}})
+    counts = count_by_slide(tmp_path / "erm" / "seed0" / "evaluation", regions)
+    assert counts["CS"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert counts["XR"].tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert count_by_slide(tmp_path / "erm" / "seed3" / "evaluation", regions)["S360"].tolist() == [[0, 0, 1], [0, 1, 1]]
+    cells = collect(runs, tmp_path, regions)
+    resampled = cells["erm", "CS", "f1"][0].resampled
+    assert resampled.shape == (RESAMPLES,)
+    assert set(resampled) == {1.0}
+    assert cells["erm", "CS", "average_precision"][0].resampled is None
+    assert cells["erm", "CS", "f1"][1].resampled.mean() < 1
+    assert collect(runs[:4], tmp_path, regions)["erm", "CS", "f1"][0].resampled is None
 
 
 def test_wrong_options(tmp_path: Path, data: Path) -> None:
