@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, domain_names, load_patches
@@ -16,7 +15,7 @@ from shared.reports.provenance import MADE_UP_SLIDES
 from .methods import CLASSIFIER, PLAIN, Method, Overlays, chosen_methods, list_methods
 from .patch_runs import Methods, Run, Size, collect, read_scores
 from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
-from .tables import SEEDS_FIELDS, SPREAD, flat, markdown_grid, seeds_cell, table_rows, write_table
+from .tables import SEEDS_FIELDS, SPREAD, draw_runs, flat, markdown_grid, seeds_cell, table_rows, write_table
 
 # Accuracy of Khamankar et al., arXiv 2310.20638, table 1.
 REPORTED = {
@@ -119,14 +118,12 @@ def picture(runs: Sequence[Run], methods: Sequence[str], title: str) -> Figure:
     """Accuracy on the test hospital: a dot a run, and the paper's."""
     figure = Figure(figsize=(2.5 + 0.9 * len(methods), 4.5), layout="constrained")
     axes = figure.subplots()
-    for x, method in enumerate(methods):
-        values = [v["accuracy"] for run in runs if run["method"] == method for v in run["scores"][TEST].values()]
-        axes.plot([x] * len(values), values, "o", color="tab:blue", alpha=0.6)
-        axes.hlines(np.mean(values) if values else math.nan, x - 0.3, x + 0.3, colors="black")
-        axes.plot(x, REPORTED.get(method, math.nan), "^", color="tab:red", label="as reported" if x == 0 else None)
-    axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
+    values = {
+        method: [v["accuracy"] for run in runs if run["method"] == method for v in run["scores"][TEST].values()]
+        for method in methods
+    }
+    draw_runs(axes, values, {"as reported": REPORTED})
     axes.set(ylabel="accuracy on the test hospital", title=title)
-    axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
     return figure
 

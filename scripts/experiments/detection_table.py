@@ -27,6 +27,7 @@ from .tables import (
     SEEDS_FIELDS,
     SPREAD,
     Score,
+    draw_runs,
     flat,
     markdown_grid,
     seeds_cell,
@@ -120,15 +121,10 @@ def picture(
     """F1 of each run, a panel for each scanner."""
     figure = Figure(figsize=(2.6 * len(domains) + 1.5, 4), layout="constrained")
     for axes, domain in zip(figure.subplots(1, len(domains), sharey=True, squeeze=False)[0], domains, strict=True):
-        for i, method in enumerate(methods):
-            values = [run["scores"].get(domain, {}).get("f1") for run in runs if run["method"] == method]
-            values = [value for value in values if value is not None]
-            axes.plot([i] * len(values), values, "o", alpha=0.6)
-            axes.hlines(np.mean(values) if values else math.nan, i - 0.3, i + 0.3, colors="black")
-        axes.set_xticks(range(len(methods)), methods, rotation=60, ha="right")
+        found = {m: [run["scores"].get(domain, {}).get("f1") for run in runs if run["method"] == m] for m in methods}
+        draw_runs(axes, {m: [v for v in values if v is not None] for m, values in found.items()})
         axes.set_title(domain if domain in train_domains else f"{domain} (left out)")
         axes.set_ylim(-0.02, 1.02)
-        axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("F1 of mitotic figures")
     return figure
 

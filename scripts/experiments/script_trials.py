@@ -251,6 +251,14 @@ SCRIPT_TRIALS = [
         },
     ),
     *script(
+        "reproduce.py camelyon_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        {"--methods erm": r"ood_validation", "--seed 3": unknown("--seed", "reproduce.py camelyon_table", "--seeds")},
+    ),
+    *script(
+        "reproduce.py partner_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        {"--scanners Leica": r"no domain Leica", "--crop_size -1": rf"^--crop_size is -1, {WHOLE} of 0 or above"},
+    ),
+    *script(
         "demo.py --output_dir $FOLDER/out",
         {
             "--name nonesuch": r"nonesuch.*abdominal_unetr_cbs",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shared.metrics.bootstrap import draw, percentiles
@@ -150,6 +152,27 @@ def better(gain: Mapping[str, Any]) -> int | None:
 
 def markdown_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def draw_runs(
+    axes: Axes,
+    values: Mapping[str, Sequence[float]],
+    reported: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> None:
+    """A dot for each run, by method, with a line at the mean; triangles at what papers report of the method.
+
+    Args:
+        axes: to draw into.
+        values: of the runs, by method.
+        reported: by paper, or table of one, and by method; two of them at most.
+    """
+    for x, own in enumerate(values.values()):
+        axes.plot([x] * len(own), own, "o", color="tab:blue", alpha=0.6)
+        axes.hlines(np.mean(own) if len(own) else np.nan, x - 0.3, x + 0.3, colors="black")
+    for (label, figures), marker in zip(reported.items(), "^v", strict=False):
+        axes.plot(range(len(values)), [figures.get(m, np.nan) for m in values], marker, color="tab:red", label=label)
+    axes.set_xticks(range(len(values)), values, rotation=60, ha="right")
+    axes.grid(axis="y", alpha=0.3)
 
 
 def write_table(
