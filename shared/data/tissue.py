@@ -28,7 +28,7 @@ def tissue_mask(region: Region, max_size: int = MASK_SIZE) -> tuple[np.ndarray, 
         the mask, bool, (height, width), and how many pixels of the file one of its pixels is wide.
     """
     colours = uniform_filter(region.thumbnail(max_size).astype(np.float32), (3, 3, 1), mode="nearest")
-    return binary_dilation(_has_colour(colours), np.ones((3, 3))), thumbnail_scale(region, max_size)
+    return binary_dilation(has_colour(colours), np.ones((3, 3))), thumbnail_scale(region, max_size)
 
 
 def near_tissue(points: np.ndarray, mask: np.ndarray, scale: float, reach: float = 0.0) -> np.ndarray:
@@ -47,9 +47,10 @@ def near_tissue(points: np.ndarray, mask: np.ndarray, scale: float, reach: float
 
 def tissue_share(pixels: np.ndarray) -> float:
     """The share of an image (height, width, 3), uint8, that is tissue as in `tissue_mask`, seen at an eighth."""
-    return float(_has_colour(np.asarray(Image.fromarray(pixels).reduce(8), np.float32)).mean())
+    return float(has_colour(np.asarray(Image.fromarray(pixels).reduce(8), np.float32)).mean())
 
 
-def _has_colour(colours: np.ndarray) -> np.ndarray:
+def has_colour(colours: np.ndarray) -> np.ndarray:
+    """Which pixels of an image (..., 3), float32 from 0 to 255, have the colour of tissue, see `tissue_mask`."""
     brightest, least = colours.max(-1), colours.min(-1)
     return (brightest - least >= _SATURATION * brightest) & (brightest >= _DARKEST)

@@ -12,4 +12,5 @@ from .pretrained import CLASSIFICATION_HEADS, DETECTION_HEADS, load_pretrained, 
 from .record import ModelRecord, check_record, known_domains, read_model_record, record_with_history
 from .resnet import fusestyle_resnet
 from .retinanet import RetinaNet, fusestyle_retinanet
+from .stainnet import StainNet
 from .weights import load_weights

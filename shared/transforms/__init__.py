@@ -8,5 +8,6 @@ from .patch import LoadPatchd, OpenRegiond
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
+from .stain_norm import NormalizeStain, NormalizeStaind
 from .tile import RandFlipRotateBoxd, RandTiled
 from .volume import CropBodyd, CropCentresd, RandRotateVolumesd, ResampleVolumed
