@@ -45,7 +45,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], left_out
 
 def picture(runs: Sequence[Run], methods: Sequence[str], title: str) -> Figure:
     """Accuracy and AUC on the domain left out, a dot a run."""
-    figure = Figure(figsize=(2.5 + 1.1 * len(methods), 7), layout="constrained")
+    figure = Figure(figsize=(3 + 0.7 * len(methods), 7), layout="constrained")
     for axes, (score, name) in zip(figure.subplots(2, 1, sharex=True), TITLES.items(), strict=True):
         for offset, norm, colour in ((-0.15, "plain", "tab:blue"), (0.15, "adapted", "tab:orange")):
             for x, method in enumerate(methods):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from commands import PYTHON
 from experiments import runs as bundle_runs
-from experiments.runs import bundle_run, kept_run, run_all
+from experiments.runs import bundle_run, forking, kept_run, run_all
 
 from shared.utils import DataError, write_json
 
@@ -119,3 +120,16 @@ run_all({{work / name: partial(bundle_run, work, [], work / name / "log", {{}}) 
     (child,) = (tmp_path / "started").read_text().split()
     with pytest.raises(ProcessLookupError):
         os.kill(int(child), 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="commands are forked on Linux alone")
+def test_commands_are_forked_meanwhile_and_by_one_server_alone() -> None:
+    real = sys.executable
+    with forking() as python:
+        assert sys.executable == python != real
+        with forking() as inner:
+            assert inner == sys.executable == python
+        assert sys.executable == python
+        assert Path(python).is_file()
+    assert sys.executable == real
+    assert not Path(python).exists()
