@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import logging
 import re
 import sys
 import textwrap
@@ -61,13 +62,16 @@ class Option:
 def run_command(target: Function | Commands, program: str = "") -> None:
     """Run what `sys.argv` asks for: a function, or one of several by their names, which may be nested.
 
-    What is wrong is said in a line, and the exit status is 1; `--help` explains the command and runs nothing.
+    What is wrong is said in a line, and the exit status is 1; `--help` explains the command and runs nothing. What this
+    project logs is printed as lines of text on stderr.
 
     Args:
         target: the function, or name → function or such a mapping.
         program: what people start, by default the file that runs.
     """
     show_errors_briefly()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("shared").setLevel(logging.INFO)  # what is counted and passed over; of other packages, warnings
     words, program = sys.argv[1:], program or Path(sys.argv[0]).name
     while not callable(target):
         if words and words[0] in ("-h", "--help"):

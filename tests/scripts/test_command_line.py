@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -229,3 +230,25 @@ def test_a_wrong_command_line_ends_with_a_line_and_status_1(tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"\nError: --slidez: no such option of make_synthetic.py histology; {hint}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+CODE = """
+import logging
+from command_line import run_command
+def main(name: str):
+    '''Say it.
+
+    Args:
+        name: what.
+    '''
+    for package in ("shared.data.label_maps", "monai"):
+        logging.getLogger(package).info("%s counts", package)
+        logging.getLogger(package).warning("%s warns of %s", package, name)
+run_command(main)
+"""
+
+
+def test_what_is_counted_is_printed_and_not_warnings_alone() -> None:
+    done = run("-c", CODE, "--name", "a", env={**os.environ, "PYTHONPATH": f"{SCRIPTS.parent}:{SCRIPTS}"})
+    lines = ["shared.data.label_maps counts", "shared.data.label_maps warns of a", "monai warns of a"]
+    assert done.stderr.splitlines() == lines
