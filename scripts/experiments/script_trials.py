@@ -198,6 +198,21 @@ SCRIPT_TRIALS = [
         },
     ),
     *script(
+        "make_stylized.py --datalist $DATA/histology/dataset.json --output $FOLDER/new.json",
+        {
+            "--alpha 2": r"^--alpha is 2, expected a number from 0 to 1",
+            "--style /nowhere": unknown("--style", "make_stylized.py", "--styles"),
+            "--styles /nowhere": r"/nowhere: there is no such file or folder",
+            "--styles $FOLDER": r"holds no image",
+            "--encoder $DATA/histology/dataset.json": r"needs both --encoder and --decoder",
+            f"--encoder $DATA/weights/{LAMBDA}/model.pt --decoder $DATA/weights/{LAMBDA}/model.pt": r"pytorch-AdaIN",
+            "--lists test": r"^--lists is 'test', expected training or all",
+            "--style_size 8": rf"^--style_size is 8, {WHOLE} of 64 or above",
+            "--output $FOLDER/new.txt": r"new\.txt: expected another \.json file",
+        },
+        a_file,
+    ),
+    *script(
         "package_bundles.py --output_dir $FOLDER/out",
         {
             "nonesuch": r"nonesuch.*abdominal_unetr_cbs",

@@ -20,6 +20,7 @@ class PatchEntry(TypedDict):
         slide: name of the slide that it was cut from.
         label: 0 or 1.
         labelled: False where nobody has looked at it; then it has no label.
+        stylized: path of its copy in another style.
     """
 
     image: str
@@ -28,6 +29,7 @@ class PatchEntry(TypedDict):
     slide: str
     label: NotRequired[int]
     labelled: NotRequired[bool]
+    stylized: NotRequired[str]
 
 
 class RegionEntry(TypedDict):
@@ -42,6 +44,7 @@ class RegionEntry(TypedDict):
         labelled: whether somebody annotated it: then it has `box` and `label`.
         box: n of [x1, y1, x2, y2] in pixels of the file.
         label: n classes.
+        stylized: path of its copy in another style.
     """
 
     image: str | os.PathLike | Region
@@ -52,6 +55,7 @@ class RegionEntry(TypedDict):
     labelled: NotRequired[bool]
     box: NotRequired[Sequence[Sequence[float]]]
     label: NotRequired[Sequence[int]]
+    stylized: NotRequired[str]
 
 
 def positive_weight(patches: Sequence[PatchEntry]) -> float:

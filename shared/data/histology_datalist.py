@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from ..utils import DataError, read_json_object
 from ..utils.values import MPP, Number, OrNone, check_value
-from .datalist import DATALIST_REMEDY, check_files_exist, check_names, get_list
+from .datalist import DATALIST_REMEDY, FILE, check_files_exist, check_names, get_list
 from .entries import PatchEntry, RegionEntry, domain_names, scanner_name
 from .regions import open_region
 
@@ -88,6 +88,7 @@ class HistologyDatalist(ABC):
         domains: Sequence[str] | None = None,
         whole_unseen: bool = False,
         seen_domains: Sequence[str] | None = None,
+        stylized: bool = False,
     ) -> list[dict[str, Any]]:
         """What a run reads of a split. Arguments, result and errors are those of `load_patches`."""
         domains = self.resolve_domains(domains)
@@ -100,7 +101,8 @@ class HistologyDatalist(ABC):
                 f"of {_count_names(e['domain'] for e in entries)}."
             )
         self._check_classes(split, chosen, domains)
-        return self._with_full_paths(split, chosen)
+        items = self._with_full_paths(split, chosen)
+        return self._with_copies(split, items, chosen) if stylized else items
 
     def resolve_domains(self, domains: Sequence[str] | None) -> list[str] | None:
         """The domains as the datalist calls them; scanners may be given by any of their names. None stays None.
@@ -170,6 +172,20 @@ class HistologyDatalist(ABC):
             )
         check_files_exist(self.path, items, ["image"], f"'{split}'")
         return items
+
+    def _with_copies(
+        self, split: str, items: Sequence[dict[str, Any]], entries: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The items with the full paths of their copies in other styles, which the entries name."""
+        if lacking := [entry["image"] for entry in entries if not FILE.accepts(entry.get("stylized"))]:
+            raise DataError(
+                f"{self.path}: {len(lacking)} of the {len(entries)} {self.nouns[1]} of '{split}' name no copy in "
+                f"another style under 'stylized', such as {lacking[0]}. Make the copies with scripts/make_stylized.py, "
+                "and give the datalist that it writes; or train without strap.json."
+            )
+        found = [i | {"stylized": str(self.path.parent / e["stylized"])} for i, e in zip(items, entries, strict=True)]
+        check_files_exist(self.path, found, ["stylized"], f"'{split}' as copies in other styles")
+        return found
 
 
 class PatchDatalist(HistologyDatalist):
@@ -286,6 +302,19 @@ class RegionDatalist(HistologyDatalist):
             return f"its label is {json.dumps(label)}, which is no known category. Expected {known}."
         return None
 
+    def _with_copies(
+        self, split: str, items: Sequence[dict[str, Any]], entries: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        found = super()._with_copies(split, items, entries)
+        for item in found:
+            sizes = [open_region(item[key]).size for key in ("image", "stylized")]
+            if sizes[0] != sizes[1]:
+                raise DataError(
+                    "{}: has {} × {} pixels, and {}, of which it is the copy, {} × {}: its boxes would not hold. Make "
+                    "it again.".format(item["stylized"], *sizes[1], item["image"], *sizes[0])
+                )
+        return found
+
     def lack(self, entries: Sequence[Mapping[str, Any]]) -> str | None:
         return None if any(1 in e["label"] for e in entries) else "has a mitotic figure"
 
@@ -296,6 +325,7 @@ def load_patches(
     domains: Sequence[str] | None = None,
     whole_unseen: bool = False,
     seen_domains: Sequence[str] | None = None,
+    stylized: bool = False,
 ) -> list[PatchEntry]:
     """The labelled patches of one split of a datalist, checked, in the order of the list.
 
@@ -306,18 +336,20 @@ def load_patches(
         whole_unseen: with `seen_domains`: take the patches of other domains that `split` has not from `split` alone
             but from all lists. Nothing was trained on them, and more patches make their scores steadier.
         seen_domains: what the network was trained on, or its epoch chosen by.
+        stylized: with their copies in other styles, which scripts/make_stylized.py makes.
 
     Returns:
-        For each labelled entry all of `PatchEntry` but `labelled`, `image` as a full path, and nothing else.
+        For each labelled entry all of `PatchEntry` but `labelled`, `image` as a full path, and nothing else; with
+        `stylized` the full path of the copy, too.
 
     Raises:
         DataError: the file is missing or not JSON, the split is missing or empty, an entry lacks a field or has
             another label than 0 and 1, a listed file does not exist or is listed twice, a domain is not known (the
             known ones are listed), in training a domain has no patch or patches of one class alone, in a validation
             (a split of that name, or such as "ood_validation") all patches are of one class, `whole_unseen` without
-            `seen_domains`.
+            `seen_domains`, `stylized` where an entry has no copy.
     """
-    return PatchDatalist(path).choose(split, domains, whole_unseen, seen_domains)
+    return PatchDatalist(path).choose(split, domains, whole_unseen, seen_domains, stylized)
 
 
 def load_regions(
@@ -328,6 +360,7 @@ def load_regions(
     seen_domains: Sequence[str] | None = None,
     optional: bool = False,
     mpp: float | None = None,
+    stylized: bool = False,
 ) -> list[RegionEntry]:
     """The regions of one split of a datalist, checked, in the order of the list.
 
@@ -339,24 +372,26 @@ def load_regions(
         optional: a list that is missing or empty gives no regions, and no error.
         mpp: µm a pixel that the network is for; pixels are taken as they are, and regions that state a size that
             differs by more than 15 % are refused. None: any will do.
+        stylized: with their copies in other styles, see `load_patches`.
 
     Returns:
         For each entry all of `RegionEntry`: `image` as a full path, `case`, its path in the datalist, `mpp` of the
         entry or else of the datalist; `box` and `label`, both empty for an image without a figure, where it is
-        labelled.
+        labelled; `stylized`, the full path of the copy, where it is asked for.
 
     Raises:
         DataError: as `load_patches`, where regions lack a mitotic figure; also when the file states no or another
             `box_mode` than "xyxy"; a box is no box or lies outside of an image of known size; labels are not as many
             as boxes or not classes; a labelled split has an entry that is not labelled, or "unlabelled" one that is;
-            an unlabelled image is in another list; a region states pixels of another size than `mpp`.
+            an unlabelled image is in another list; a region states pixels of another size than `mpp`; a copy
+            has another size than its image.
     """
     datalist = RegionDatalist(path)
     datalist.labels()
     if optional and not datalist.content.get(split):
         datalist.resolve_domains(domains)
         return []
-    regions = datalist.choose(split, domains, whole_unseen, seen_domains)
+    regions = datalist.choose(split, domains, whole_unseen, seen_domains, stylized)
     for region in regions:
         region["labelled"] = "box" in region
         region["mpp"] = stated = region.get("mpp") or datalist.content.get("mpp")

@@ -13,4 +13,5 @@ from .record import ModelRecord, check_record, known_domains, read_model_record,
 from .resnet import fusestyle_resnet
 from .retinanet import RetinaNet, fusestyle_retinanet
 from .stainnet import StainNet
+from .style_transfer import AdaINNetwork, PyramidTransfer
 from .weights import load_weights

@@ -9,5 +9,6 @@ from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 from .stain_norm import NormalizeStain, NormalizeStaind
+from .stylized import RandStylizedd
 from .tile import RandFlipRotateBoxd, RandTiled
 from .volume import CropBodyd, CropCentresd, RandRotateVolumesd, ResampleVolumed

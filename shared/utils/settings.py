@@ -158,6 +158,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "rotate_prob": (SHARE, "probability of a rotation"),
     # the network
     "network_overlay": (Text("a path", empty=True), "the overlay that sets the network; set by overlays"),
+    "stylized_p": (SHARE, "probability that training takes an image's copy in another style"),
     "freeze": (OrNone(Text("a regular expression"), "nothing"), "names of parameters that stay as they are"),
     "sw_batch_size": (Whole(1), "windows at a time"),
     "sw_overlap": (Number(0, 0.99), "share of a window that it has in common with the next"),

@@ -54,7 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image, boxes, labels = region(rng, colour)
                 where = {"image": f"{scanner}_{slide}.png", "domain": scanner, "slide": f"{scanner}_{slide}"}
                 image.save(folder / where["image"])
-                lists[split].append({**where, "box": boxes, "label": labels})
+                lists[split].append({**where, "box": boxes, "label": labels, "stylized": "copy.png"})
+    Image.fromarray(rng.integers(0, 256, (*SIZE[::-1], 3), np.uint8)).save(folder / "copy.png")
     for slide in range(2):
         name = f"GT450_{slide}.png"
         region(rng, (210, 180, 220))[0].save(folder / name)
@@ -126,7 +127,9 @@ def test_the_held_out_scanner_steers_nothing(tmp_path: Path, data: Path) -> None
     assert first["report"] == second["report"]
 
 
-@pytest.mark.parametrize("variant", ["no_fusestyle", "mixstyle", "stain_jitter", "domain_adversarial", "pretrained"])
+@pytest.mark.parametrize(
+    "variant", ["no_fusestyle", "mixstyle", "stain_jitter", "domain_adversarial", "pretrained", "strap"]
+)
 def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant: str) -> None:
     options: dict[str, Any] = {"pretrained": str(trained / "model.pt")} if variant == "pretrained" else {}
     content = train(tmp_path, data, (variant,), max_epochs=1, **options)
@@ -134,6 +137,7 @@ def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant
     record = json.loads((tmp_path / "model.json").read_text())
     assert record["unlabelled_domains"] == (["GT450"] if variant == "domain_adversarial" else [])
     assert bool(content["loss"]) == (variant == "domain_adversarial")
+    assert record["stylized_p"] == float(variant == "strap")
     if variant == "pretrained":
         before = torch.load(trained / "model.pt", weights_only=True)
         frozen = [key for key in before if key.startswith("backbone.body") and ("running" in key or ".bn" in key)]

@@ -47,7 +47,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     (folder / scanner).mkdir(exist_ok=True)
                     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name)
                     entry = {"image": name, "label": label, "domain": scanner, "slide": f"{scanner}_{slide}"}
-                    splits[split].append(entry)
+                    splits[split].append(entry | ({"stylized": "copy.png"} if split == "training" else {}))
+    Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)).save(folder / "copy.png")
     labels = {"0": "non_mitotic", "1": "mitotic"}
     splits["ood_validation"] = [entry for entry in splits["validation"] if entry["domain"] == "S360"]
     write_json(folder / "dataset.json", {"name": "bars", "synthetic": True, "labels": labels, **splits})
@@ -183,8 +184,33 @@ def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant
     chosen = ours if variant == "wilds" else ("validation", ["CS", "XR"], "val_auc", "Adam")
     assert tuple(record[key] for key in ("val_split", "val_domains", "key_metric", "optimizer")) == chosen
     assert chosen[2] in record
-    places = {"shallow": [1, 2], "no_fusestyle": []}.get(variant, [1, 4])
+    places = {"shallow": [1, 2], "no_fusestyle": [], "strap": []}.get(variant, [1, 4])
     assert record["fusestyle_places"] == places
+
+
+def test_copies_in_other_styles_are_drawn_alike_in_a_run_that_is_resumed(tmp_path: Path, data: Path) -> None:
+    options = {"max_epochs": 2, "stylized_p": 0.5}
+    whole = train(tmp_path / "whole", data, ("strap",), **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", data, ("strap",), stop=3, **options)
+    resumed = train(tmp_path / "parts", data, ("strap",), resume=True, **options)
+    torch.testing.assert_close(resumed["model"], whole["model"], rtol=0, atol=0)
+    assert json.loads((tmp_path / "whole" / "model.json").read_text())["stylized_p"] == 0.5
+    never = train(tmp_path / "never", data, ("strap",), **options | {"stylized_p": 0.0})
+    assert never["report"]["rows"] != whole["report"]["rows"]
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path / "parts", data, ("strap",), resume=True, **options | {"stylized_p": 1.0})
+    assert "stylized_p was 0.5, now it is 1.0" in message(error.value)
+
+
+def test_an_image_without_a_copy_is_told_before_the_run(tmp_path: Path, data: Path) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    del content["training"][5]["stylized"]
+    write_json(data / "lacking.json", content)
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path, data, ("strap",), datalist=str(data / "lacking.json"))
+    assert "1 of the 24 patches of 'training' name no copy in another style" in message(error.value)
+    assert not (tmp_path / "model.pt").exists()
 
 
 def test_balanced_batches(tmp_path: Path, data: Path) -> None:

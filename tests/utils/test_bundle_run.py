@@ -228,9 +228,12 @@ NO_SETTINGS = {
     "handlers",
     "imports",
     "initialize",
+    "key_metric",
+    "mixing",
     "postprocessing",
     "run",
     "stain_jitter",
+    "stylized",
     "train_metrics",
 }
 
