@@ -15,7 +15,7 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from ..utils import DataError
-from .domain_trainer import DomainTrainer, apply_loss, name_images
+from .domain_trainer import DomainTrainer, apply_loss, labelled_names
 
 
 def prepare_detection_batch(
@@ -199,7 +199,7 @@ class DetectionEvaluator(SupervisedEvaluator):
             try:
                 return self.loss_function.image_losses(output, *(targets[k] for k in ("boxes", "labels", "image_size")))
             except DataError as error:
-                raise name_images(error, targets) from error
+                raise DataError(f"{error}{labelled_names(targets)}") from error
         losses = output.new_full((len(output),), torch.nan)
         for i, known in enumerate(labelled):
             if known:

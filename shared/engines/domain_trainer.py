@@ -56,15 +56,15 @@ def apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, A
     try:
         return loss_function(output, **given) if takes_domains else labelled_loss(loss_function, output, **given)
     except DataError as error:
-        raise name_images(error, targets) from error
+        raise DataError(f"{error}{labelled_names(targets)}") from error
 
 
-def name_images(error: DataError, targets: Mapping[str, Any]) -> DataError:
-    """An error of a loss, which knows its images by their numbers from 0, with their names."""
+def labelled_names(targets: Mapping[str, Any]) -> str:
+    """What an error of a loss, which knows its images by their numbers from 0, has to add: their names, if known."""
     if not (names := targets.get("cases")):
-        return error
+        return ""
     labelled = [name for name, known in zip(names, targets.get("labelled", [True] * len(names)), strict=True) if known]
-    return DataError(f"{error} The labelled images of the batch: {', '.join(labelled)}.") if labelled else error
+    return f" The labelled images of the batch: {', '.join(labelled)}." if labelled else ""
 
 
 class DomainTrainer(SupervisedTrainer):

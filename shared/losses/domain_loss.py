@@ -3,7 +3,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import ignite.distributed as idist
 import torch
@@ -183,20 +182,16 @@ def mean_losses(parts: Sequence[DomainPart]) -> Tensor:
 def _of_all_ranks(rows: Tensor, ids: list[int]) -> tuple[Tensor, list[int]]:
     """The samples of all ranks, (world size × B, ...), their gradients times the number of ranks; alone, as they are.
 
-    Within a domain they come in the order of a sampler that deals them out to the ranks in turn.
+    They come in the order of a sampler that deals them out to the ranks in turn.
     """
-    ranks, rank, batch = idist.get_world_size(), idist.get_rank(), len(rows)
+    ranks, batch = idist.get_world_size(), len(rows)
     if ranks == 1:
         return rows, ids
     scaled = rows * 1
     if scaled.requires_grad:
         scaled.register_hook(lambda gradient: gradient * ranks)  # of each rank's loss a rank sees its own samples alone
     gathered = list(idist.all_gather(rows.detach()).split(batch))
-    gathered[rank] = scaled
+    gathered[idist.get_rank()] = scaled
     all_ids = idist.all_gather(torch.tensor(ids, device=rows.device)).tolist()
-    places = []
-    for start in range(0, ranks * batch, batch):
-        numbers = [count() for _ in range(max(all_ids) + 1)]
-        places += [next(numbers[i]) for i in all_ids[start : start + batch]]
-    order = sorted(range(len(all_ids)), key=lambda i: (places[i], i // batch))
+    order = [rank * batch + place for place in range(batch) for rank in range(ranks)]
     return torch.cat(gathered)[torch.tensor(order, device=rows.device)], [all_ids[i] for i in order]

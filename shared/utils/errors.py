@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from errno import EDQUOT, ENOMEM, ENOSPC
 from pathlib import Path
 from types import TracebackType
@@ -77,30 +77,38 @@ def data_error_message(error: BaseException | None) -> str | None:
 
     None where there is no `DataError` in the chain.
     """
-    message = None
-    while error is not None:
-        if isinstance(error, DataError):
-            # A DataLoader worker sends its traceback as the message of the exception; the message proper comes last.
-            message = str(error).rpartition("DataError: ")[2].strip()
-        # what `raise ... from None` has put another message in the place of is not looked at
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return message
+    # A DataLoader worker sends its traceback as the message of the exception; the message proper comes last.
+    # What `raise ... from None` has put another message in the place of is not looked at.
+    found = [e for e in _chain(error, suppressed=False) if isinstance(e, DataError)]
+    return str(found[-1]).rpartition("DataError: ")[2].strip() if found else None
 
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk, or a quota that is used up, is what an exception, or one that it stems from, tells of."""
-    while error is not None:
-        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(e, DiskFullError) or (isinstance(e, OSError) and e.errno in (ENOSPC, EDQUOT)) for e in _chain(error)
+    )
 
 
 def innermost(error: BaseException) -> BaseException:
     """The exception from which all others in a chain stem; one that was only being handled is no reason."""
-    while (cause := error.__cause__) is not None:
-        error = cause
-    return error
+    return list(_chain(error, handled=False))[-1]
+
+
+def _chain(error: BaseException | None, handled: bool = True, suppressed: bool = True) -> Iterator[BaseException]:
+    """An exception and those that it stems from, each once: `raise e from e` makes an exception its own cause.
+
+    Args:
+        error: the outermost.
+        handled: also what was only being handled when it was raised,
+        suppressed: even where `raise ... from` says not to look at that.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        context = error.__context__ if handled and (suppressed or not error.__suppress_context__) else None
+        error = error.__cause__ or context
 
 
 def no_memory_message(error: BaseException) -> str | None:
@@ -182,10 +190,9 @@ def lost_rank_message(error: BaseException) -> str | None:
     rank, ranks = os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE", 1))
     if rank is None or ranks == 1:
         return None
-    told = isinstance(error, KeyboardInterrupt)
-    while error is not None and not told:
-        told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
-        error = error.__cause__ or error.__context__
+    told = isinstance(error, KeyboardInterrupt) or any(
+        isinstance(e, RuntimeError) and any(sign in str(e) for sign in LOST) for e in _chain(error)
+    )
     return (
         f"rank {rank} of {ranks} stops, because another process of this run has ended or the run was told to stop; "
         "torchrun reports below which came first. A training goes on from its last checkpoint with --resume true."

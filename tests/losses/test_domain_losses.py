@@ -13,8 +13,10 @@ import torch
 from commands import two_ranks
 from torch import Tensor, nn
 
+from shared.engines import apply_loss
 from shared.losses import CORALLoss, DomainLoss, GroupDROLoss, IBIRMLoss, VRExLoss
 from shared.utils import DataError
+from shared.utils.errors import data_error_message
 
 NAMES = ("CS", "S360", "XR")
 DOMAINS = ["XR", "CS", "XR", "S360", "CS", "XR", "CS", "S360", "XR", "CS", "S360", "XR"]
@@ -243,6 +245,15 @@ def test_bad_calls(name: str) -> None:
 def test_bad_options(loss: type[DomainLoss], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loss(**{"domains": NAMES, **options})
+
+
+def test_an_error_of_a_loss_has_an_end() -> None:
+    """Raised from itself it would be its own cause, and who looks for the reason would never find it."""
+    x, y = batch()
+    loss = VRExLoss(NAMES).double()
+    with pytest.raises(DataError) as caught:
+        apply_loss(loss, Tiny().double()(x), {"target": y, "domains": ["XR"] * 12})
+    assert "has samples of XR alone" in data_error_message(caught.value)
 
 
 # What each rank does: it has every second sample of each domain, as a sampler deals them out.

@@ -9,8 +9,8 @@ import time
 import pytest
 from commands import PYTHON, run
 
-from shared.utils import fault_list
-from shared.utils.errors import no_memory_message
+from shared.utils import DataError, fault_list, is_disk_full
+from shared.utils.errors import data_error_message, innermost, no_memory_message
 
 
 def run_code(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -227,3 +227,14 @@ def test_an_error_of_a_rank_itself_is_named() -> None:
 def test_of_very_many_faults_the_first_are_listed() -> None:
     assert fault_list(["a: bad", "b: worse"]) == "\n  a: bad\n  b: worse"
     assert fault_list([str(i) for i in range(9)], most=2) == "\n  0\n  1\n  (and 7 more)"
+
+
+def test_an_exception_that_is_its_own_cause_has_an_end() -> None:
+    first, second = DataError("here"), ValueError("there")
+    second.__cause__ = first
+    for cause in (second, first):
+        first.__cause__ = cause
+        assert data_error_message(first) == "here"
+        assert innermost(first) in (first, second)
+        assert not is_disk_full(first)
+        assert no_memory_message(first) is None
