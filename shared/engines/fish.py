@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class FishTrainer(DomainTrainer):
 
     Raises:
         ValueError: for another step size or `batch_norm`.
-        DataError: for fewer than two domains; in training, for a batch in which one is missing.
+        DataError: for fewer than two domains, and for a loss, or mixing, that looks across them, or steps that take
+            several batches: it takes each part of a batch by itself; in training, for a batch in which one is missing.
     """
 
     def __init__(
@@ -48,27 +49,47 @@ class FishTrainer(DomainTrainer):
             raise ValueError(f"step_size must be above 0 and at most 1, got {step_size}")
         if batch_norm not in BATCH_NORM:
             raise ValueError(f"batch_norm must be one of {', '.join(BATCH_NORM)}, got {batch_norm!r}")
+        loss, mixing = kwargs["loss_function"], kwargs.get("mixing")
+        if mixing is not None or getattr(loss, "takes_domains", False):
+            across = type(loss if mixing is None else mixing).__name__
+            raise DataError(
+                f"Fish takes each domain of a batch by itself, and {across} looks across domains. Leave one of the two "
+                "overlays out."
+            )
+        if kwargs.get("accumulation_steps", 1) > 1:
+            raise DataError("Fish makes a step for each domain of a batch: accumulation_steps must be 1.")
         super().__init__(**kwargs)
         self.domains, self.step_size = several_domains("Fish", domains), step_size
         self.batch_norm, self.seed, self.warming_up = batch_norm, seed, False
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        self._check(batchdata["domain"])
         if self.warming_up:
             return super()._iteration(engine, batchdata)
         moved = list(self.network.parameters())
         if self.batch_norm == "interpolated":
             moved += [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         start = [value.detach().clone() for value in moved]
-        device, losses = self.state.device, []
+        device, outputs = self.state.device, []
         batchdata = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batchdata.items()}
         for domain in self._order():
-            super()._iteration(engine, self._part(batchdata, domain))
-            losses.append(self.state.output[Keys.LOSS].detach())
+            outputs.append(super()._iteration(engine, self._part(batchdata, domain)))
         with torch.no_grad():
             for value, before in zip(moved, start, strict=True):
                 value.copy_(before.lerp(value, self.step_size))
-        self.state.output[Keys.LOSS] = torch.stack(losses).mean()
-        return self.state.output
+        output = self.state.output
+        output[Keys.LOSS] = torch.stack([part[Keys.LOSS].detach() for part in outputs]).mean()
+        if "loss_value" in output:  # of `shared.handlers.StopOnBadLoss`
+            output["loss_value"] = sum(part["loss_value"] for part in outputs) / len(outputs)
+        return output
+
+    def _check(self, domains: Sequence[str]) -> None:
+        if missing := sorted(set(self.domains).difference(domains)):
+            raise DataError(
+                f"A batch has no sample of the domain {missing[0]}, and Fish takes a step on each domain of a batch. "
+                "Set --balance_domains true, and --batch_size to at least the number of domains, or twice that for "
+                "batch norm."
+            )
 
     def _order(self) -> list[str]:
         """The same on all ranks."""
@@ -77,12 +98,6 @@ class FishTrainer(DomainTrainer):
 
     def _part(self, batch: Mapping[str, Any], domain: str) -> dict[str, Any]:
         own = [i for i, name in enumerate(batch["domain"]) if name == domain]
-        if not own:
-            raise DataError(
-                f"A batch has no sample of the domain {domain}, and Fish takes a step on each domain of a batch. Set "
-                "--balance_domains true, and --batch_size to at least the number of domains, or twice that for batch "
-                "norm."
-            )
         index = torch.tensor(own).to(self.state.device, non_blocking=True)
         lists = {key: [value[i] for i in own] for key, value in batch.items() if isinstance(value, list)}
         return {**lists, **{key: value[index] for key, value in batch.items() if isinstance(value, Tensor)}}

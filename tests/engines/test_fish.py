@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.engines import DomainTrainer, FishTrainer
+from shared.engines import LISA, DomainTrainer, FishTrainer
+from shared.handlers import StopOnBadLoss
+from shared.losses import VRExLoss
 from shared.utils import DataError
 
 DOMAINS = ["CS", "XR", "XR", "S360", "CS", "S360", "XR", "CS"]
@@ -41,8 +43,7 @@ def train(
         train_data_loader=data,
         network=model,
         optimizer=optimizer,
-        loss_function=nn.BCEWithLogitsLoss(),
-        **options,
+        **{"loss_function": nn.BCEWithLogitsLoss(), **options},
     )
     trainer.run()
     return trainer
@@ -100,11 +101,18 @@ def test_running_statistics_are_copied_or_interpolated() -> None:
     assert torch.equal(states["copied"]["0.weight"], states["interpolated"]["0.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:.*Engine run is terminating.*")
+def test_a_missing_domain_is_told_of_in_the_warm_up() -> None:
+    class Warm(FishTrainer):
+        warming_up = property(lambda self: True, lambda self, value: None)
+
+    with pytest.raises(DataError, match="no sample of the domain GT450"):
+        train(Warm, network(), batches(1), domains=["XR", "CS", "S360", "GT450"])
+
+
 def test_in_the_warm_up_it_is_plain_training() -> None:
     class Warm(FishTrainer):
-        def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-            self.warming_up = True
-            return super()._iteration(engine, batchdata)
+        warming_up = property(lambda self: True, lambda self, value: None)
 
     models = [network(), network()]
     train(Warm, models[0], batches(2), domains=["XR", "CS", "S360"])
@@ -114,12 +122,15 @@ def test_in_the_warm_up_it_is_plain_training() -> None:
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_domains() -> None:
-    trainer = train(FishTrainer, network(), batches(1), lr=0.0, domains=["XR", "CS", "S360"], step_size=1.0)
+    trainer = train(
+        FishTrainer, network(), batches(1), lr=0.0, domains=["XR", "CS", "S360"], train_handlers=[StopOnBadLoss()]
+    )
     model, batch, losses = network(), batches(1)[0], []
     for domain in ("XR", "CS", "S360"):
         own = [i for i, name in enumerate(DOMAINS) if name == domain]
         losses.append(nn.functional.binary_cross_entropy_with_logits(model(batch["image"][own]), batch["label"][own]))
     torch.testing.assert_close(trainer.state.output["loss"], sum(losses) / 3)
+    assert trainer.state.output["loss_value"] == pytest.approx(sum(losses).item() / 3)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,9 @@ def test_the_loss_of_a_step_is_the_mean_of_its_domains() -> None:
         ({"step_size": 0.0}, "step_size must be above 0 and at most 1, got 0"),
         ({"batch_norm": "kept"}, "batch_norm must be one of copied, interpolated, got 'kept'"),
         ({"domains": ["XR"]}, r"Fish needs two or more domains to train on, found \['XR'\]"),
+        ({"accumulation_steps": 2}, "accumulation_steps must be 1"),
+        ({"mixing": LISA(["XR", "CS"])}, "Fish takes each domain of a batch by itself, and LISA looks across domains"),
+        ({"loss_function": VRExLoss(["XR", "CS"])}, "by itself, and VRExLoss looks across domains"),
         ({"domains": ["XR", "CS", "S360", "GT450"]}, "no sample of the domain GT450.*Set --balance_domains true"),
     ],
 )
