@@ -60,7 +60,7 @@ def main(
         content_size: of AdaIN, pixels to which the shorter side of a patch is scaled on the way (1024 in STRAP, for
             tiles of 256); 0 leaves it. Regions are redrawn as they are.
         style_size: side in pixels to which pictures are scaled.
-        lists: training, or all lists that are labelled, for tables that deal the slides out anew.
+        lists: training, or all lists that are labelled; only what is trained on is read.
         seed: another one draws other pictures.
         device: where it is done, such as cuda.
         batch_size: patches at a time, in each process.

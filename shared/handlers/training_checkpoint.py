@@ -203,7 +203,8 @@ class TrainingCheckpoint:
                 continue
             if name not in content:
                 raise DataError(
-                    f"{source}: holds no state of {name}. Resume with the overlays the run was started with."
+                    f"{source}: holds no state of {name}. Resume with the overlays, and the version, that it was "
+                    "started with."
                 )
             try:
                 if isinstance(value, torch.optim.Optimizer):

@@ -13,7 +13,9 @@ class Loss:
     warming_up = False
 
 
-def run(warm_up: float, loss: object, start: int = 0, seen: list[bool] | None = None) -> torch.optim.Adam:
+def run(
+    warm_up: float, loss: object, start: int = 0, seen: list[bool] | None = None, saved: int | None = None
+) -> torch.optim.Adam:
     """Four epochs of five steps, from one on; `seen`: what the loss found in each. The optimizer is one of Adam."""
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([parameter], lr=0.1)
@@ -25,8 +27,9 @@ def run(warm_up: float, loss: object, start: int = 0, seen: list[bool] | None = 
         parameter.grad = torch.ones(2)
         optimizer.step()
 
-    engine = Engine(step)
-    WarmUp(loss, optimizer, warm_up).attach(engine)
+    engine, handler = Engine(step), WarmUp(loss, optimizer, warm_up)
+    handler.load_state_dict({"steps": saved})
+    handler.attach(engine)
     engine.load_state_dict({"epoch": start, "max_epochs": 4, "epoch_length": 5})
     engine.run(range(5), max_epochs=4)
     return optimizer
@@ -51,6 +54,16 @@ def test_a_resumed_run_goes_on_behind_its_warm_up() -> None:
     optimizer = run(0.4, Loss(), start=2, seen=seen)
     assert seen == [False] * 10
     assert next(iter(optimizer.state.values()))["step"] == 10
+
+
+def test_a_longer_run_does_not_warm_up_again() -> None:
+    """Two epochs have been done, with a warm-up of a tenth of theirs; there are four now."""
+    seen: list[bool] = []
+    optimizer = run(0.6, Loss(), start=2, seen=seen, saved=1)
+    assert seen == [False] * 10
+    assert next(iter(optimizer.state.values()))["step"] == 10
+    handler = WarmUp(Loss(), optimizer)
+    assert handler.state_dict() == {"steps": None}
 
 
 def test_a_run_that_never_leaves_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
