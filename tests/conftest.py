@@ -30,6 +30,8 @@ def no_workers_left() -> Iterator[None]:
     yield
     if multiprocessing.active_children():
         gc.collect()
+        left = [process.name for process in multiprocessing.active_children()]
+        assert not left, f"{left} are alive: a collection after each test that follows would take half a second"
 
 
 @pytest.fixture

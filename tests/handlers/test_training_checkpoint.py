@@ -49,7 +49,7 @@ class StopAfter:
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self)
 
     def __call__(self, engine: Engine) -> None:
-        raise self.error
+        raise copy.copy(self.error)  # with its traceback one that is kept would keep the loader's workers, too
 
 
 def data(n: int) -> list[dict[str, Any]]:
