@@ -21,6 +21,7 @@ from web_folder import served
 
 from shared.datasets.ct_cases import BTCV_LABELS
 from shared.datasets.synthetic_histology import make_synthetic_histology
+from shared.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json"))
@@ -85,6 +86,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_sample(folder / "ct", "segmentation", BTCV_LABELS)
     make_synthetic_histology(folder / "histology", slides=3, patches_per_slide=4, tiles_per_slide=1, processes=1)
+    for name in ("dataset.json", "tiles.json"):  # copies, and a list of another hospital, for variants that need them
+        content = json.loads((folder / "histology" / name).read_text())
+        for entry in content["training"]:
+            entry["stylized"] = entry["image"]
+        content["ood_validation"] = content["validation"]
+        write_json(folder / "histology" / name, content)
     return folder
 
 
