@@ -116,7 +116,8 @@ def check_overlays(bundle: Bundle) -> list[str]:
 TRAINING_ONLY = {"fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyle_reference"}
 # Where results go and how much is done at once, which training and inference may each have their own way.
 RUN_ONLY = {"bundle_root", "output_dir", "ckpt_path", "device", "batch_size", "num_workers", "record"}
-LABELS_ONLY = ("keys", "label_key", "hu_key", "labels", "label_ids")  # arguments that do not change the image
+# Arguments of steps that do not change the image, or say what other images there are.
+LABELS_ONLY = ("keys", "label_key", "hu_key", "labels", "label_ids", "entries")
 
 
 def check_drift(bundle: Bundle) -> list[str]:

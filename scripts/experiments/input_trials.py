@@ -339,6 +339,7 @@ WEIGHTS = [
     weights(UNETR, "a spacing of two", record(spacing=[1, 2]), RECORD),
     weights(PATCHES, "a mean that is text", record(image_mean="abc"), RECORD),
     weights(PATCHES, "a negative crop", record(crop_size=-4), RECORD),
+    weights(PATCHES, "an unknown stain_norm", record(stain_norm="vahadane"), RECORD),
     weights(PATCHES, "a threshold that is no JSON", lambda f: (f / "threshold.json").write_text("{"), THRESHOLD),
     weights(PATCHES, "a threshold of 2", lambda f: (f / "threshold.json").write_text('{"threshold": 2}'), THRESHOLD),
     weights(PATCHES, "no threshold", lambda f: (f / "threshold.json").unlink(), THRESHOLD, refused=False),

@@ -40,13 +40,15 @@ def collate_detections(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def collate_readable(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of what a `FaultTolerantDataset` could load, and `failures`: (case, reason) of what it could not.
 
-    Where nothing could be loaded, `case` is an empty list and `image` one black image (1, 3, 64, 64), of no case:
-    MONAI's ResNet cannot take an empty batch.
+    `stain_fit`, where the items have it, is a list. Where nothing could be loaded, `case` is an empty list and `image`
+    one black image (1, 3, 64, 64), of no case: MONAI's ResNet cannot take an empty batch.
     """
     failures = [(item["case"], item["failure"]) for item in items if "failure" in item]
     loaded = [item for item in items if "failure" not in item]
+    fits = [item["stain_fit"] for item in loaded if "stain_fit" in item]
+    loaded = [{key: value for key, value in item.items() if key != "stain_fit"} for item in loaded]
     batch = list_data_collate(loaded) if loaded else {CommonKeys.IMAGE: torch.zeros(1, 3, 64, 64), "case": []}
-    return {**batch, "failures": failures}
+    return {**batch, "failures": failures} | ({"stain_fit": fits} if fits else {})
 
 
 def collate_regions(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

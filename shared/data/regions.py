@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ..utils import DataError
 from ..utils.values import MPP, OrNone, check_value
@@ -42,6 +44,7 @@ class Region:
             no more, and its pixels begin there.
         roi: to what search and count are restricted, see `within`.
         corner: where a window begins in its file, in pixels; (0, 0) of a file.
+        recolour: what tiles of it go through before a network sees them; what is read is as the file has it.
         guessed: whether `mpp` is worked out from the objective.
         notes: sentences on what a user should know of how the file is read.
 
@@ -53,8 +56,10 @@ class Region:
     bounds: tuple[int, int, int, int] | None = None
     corner: tuple[int, int] = (0, 0)
     roi: Roi | None = None
+    recolour: Callable[[Tensor], Tensor] | None = None
     guessed: bool = False
     notes: tuple[str, ...] = ()
+    _plain: Region | None = None  # the same without `recolour`
 
     def __init__(self, path: str | os.PathLike, mpp: float | None = None) -> None:
         self.path = os.fspath(path)
@@ -110,7 +115,7 @@ class Region:
 
     def thumbnail(self, max_size: int) -> np.ndarray:
         """The whole image, made smaller where its longer side is above `max_size`. Uint8, (height, width, 3)."""
-        return _thumbnail(self, max_size)
+        return _thumbnail(self._plain or self, max_size)
 
     def window(self, x: int, y: int, width: int, height: int) -> Region:
         """A rectangle of the image as a region of its own, of which nothing is read; coordinates begin at its corner.
@@ -138,6 +143,7 @@ class Region:
         part = self.bounds or (0, 0, *self.size)
         found = copy.copy(self)
         found.roi = roi.moved(*part[:2]).clipped(part)
+        found._plain = self._plain and self._plain.within(roi)
         if min(found.roi.box[2:]) < 1:
             raise DataError(
                 f"{self.path}: its region of interest lies at {roi.box[:2]}, outside of the {part[2]} × {part[3]} "
@@ -145,12 +151,25 @@ class Region:
             )
         return found
 
+    def recoloured(self, change: Callable[[Tensor], Tensor]) -> Region:
+        """The same region, of which a network is to see other colours.
+
+        Args:
+            change: of uint8 (3, H, W) or (B, 3, H, W), RGB, to the same.
+        """
+        found = copy.copy(self)
+        found.recolour, found._plain = change, self._plain or self
+        return found
+
     def searched(self) -> Region:
         """What is to be searched, as a region of its own: what lies around the regions of interest, else of a slide
         with `bounds` what was scanned, else all of it.
         """
         part = self.bounds if self.roi is None else self.roi.box
-        return self if part is None else _searched(self, part)
+        if part is None:
+            return self
+        found = _searched(self._plain or self, part)
+        return found if self.recolour is None else found.recoloured(self.recolour)
 
     def coarsest(self) -> float:
         """Pixels of the file that a pixel of the pyramid's last level is wide; 1 where there is no pyramid."""
@@ -187,6 +206,7 @@ class _Window(Region):
         self.size = (width, height)
         self._region, self.corner = region, (x, y)
         self.roi = region.roi and region.roi.moved(-x, -y)
+        self.recolour = region.recolour
 
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
         return self._region.read(x + self.corner[0], y + self.corner[1], width, height, scale)

@@ -16,6 +16,7 @@ from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticC
 from .run_folders import check_evaluation, claim_run
 from .save_detections import SaveDetections
 from .save_predictions import SavePredictions
+from .save_stain_fits import SaveStainFits
 from .scale_gradients import ScaleGradients
 from .seed_epochs import SeedEpochs
 from .segmentation_report import SegmentationReport

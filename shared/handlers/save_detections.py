@@ -142,6 +142,7 @@ class SaveDetections:
             self._remove(engine)
             raise
         stated = {"stated_mpp": batch["mpp"][0]} if "mpp" in batch else {}
+        stated |= {"stain_fit": batch["stain_fit"][0]} if "stain_fit" in batch else {}
         row = {"case": case, "file": file, "status": "done", **row, **stated}
         self.rows.append(row)
         self.table.add([row])

@@ -110,10 +110,12 @@ class SavePredictions:
         if not batch["case"]:
             return
         probabilities = checked_probabilities(engine.state.output["pred"], batch["case"])
+        fits = dict(zip(batch["case"], batch.get("stain_fit", ()), strict=False))
         found: list[Prediction] = []
         for case, file, probability in zip(batch["case"], batch["file"], probabilities, strict=True):
             called = self.class_names[probability >= self.threshold]
             row = {"case": case, "file": file, "probability": probability, "class": called}
+            row |= {"stain_fit": fits[case]} if case in fits else {}
             try:
                 found.append({**row, "source_digest": source_digest(file)})
             except DataError as e:

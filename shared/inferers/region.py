@@ -35,6 +35,8 @@ class RegionInferer(Inferer):
     filled up with white; what is found there is left out (but for the strip of a few pixels that `DetectionMerger`
     allows for).
 
+    What a region's `recolour` changes, the network sees; where its tissue is, is told by the colours in the file.
+
     It takes `Region`s, and images at hand: uint8 tensors (3, H, W) or (1, 3, H, W). The network has to be in eval mode,
     as the engines see to; mixed precision is that of the caller's `torch.autocast`.
 
@@ -167,7 +169,8 @@ class RegionInferer(Inferer):
         try:
             for count, batch in loader:
                 if batch:
-                    images = self._normalized(batch["image"].to(device, non_blocking=True))
+                    images = batch["image"].to(device, non_blocking=True)
+                    images = self._normalized(images if region.recolour is None else region.recolour(images))
                     output = network(images, *args, **kwargs)
                     places = zip(batch["origin"], batch["core"], strict=True)
                     merger.add(output, images.shape[2:], [TilePlace(name, *at, scale, region.size) for at in places])

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # What a configuration takes from a record, and so has to be able to use.
 TAKEN = ("labels", "label_ids", "network_overlay", "spacing", "intensity_range", "roi_size", "image_mean", "image_std")
 TAKEN += ("crop_size", "patch_size", "tile_size", "tile_overlap", "suppress_radius", "mpp", "train_domains")
-TAKEN += ("val_split", "val_domains")
+TAKEN += ("val_split", "val_domains", "stain_norm", "stain_reference")
 ABOUT = {"bundle", "network_overlay"}  # of a record, what a configuration knows of itself
 MAY_DIFFER = ("label_ids",)  # those of other data
 BASES = ("train.json", "evaluate.json", "inference.json")

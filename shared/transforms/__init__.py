@@ -8,7 +8,7 @@ from .patch import LoadPatchd, OpenRegiond
 from .restore import RestoreLabelMapd
 from .save import SaveSegmentationd
 from .stain import RandStainJitter, RandStainJitterd, stain_jitter
-from .stain_norm import NormalizeStain, NormalizeStaind
+from .stain_norm import NormalizeByStainNet, NormalizeStain, NormalizeStaind, stain_normalizer
 from .stylized import RandStylizedd
 from .tile import RandFlipRotateBoxd, RandTiled
 from .volume import CropBodyd, CropCentresd, RandRotateVolumesd, ResampleVolumed

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,12 +22,14 @@ from monai.transforms import MapTransform
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import Region, open_region
-from ..data.tissue import has_colour
-from ..utils import DataError
+from ..data import Region, open_region, source_digest
+from ..data.tissue import MASK_SIZE, has_colour
+from ..networks import StainNet
+from ..utils import DataError, fault_list
 
 METHODS = ("macenko", "reinhard")
 OVERVIEW = 1024  # pixels of the longer side of what a slide is fitted on
+MOST = 1000  # images of a slide that it is fitted on
 FEWEST = 500  # pixels of tissue that are needed
 LIGHT = 240.0  # what comes through without tissue, of 255
 # Red, green and blue to the responses of the eye's cones, and those, as logarithms, to l, α and β (Reinhard et al.).
@@ -114,17 +116,20 @@ class ColourMap:
     def __call__(self, image: Tensor) -> Tensor:
         """
         Args:
-            image: uint8 (3, ...), RGB.
+            image: uint8 (3, ...) or (B, 3, H, W), RGB.
 
         Returns:
-            uint8 of the same shape.
+            uint8 of the same shape, where the image is.
         """
+        if image.ndim == 4:
+            channels = image.transpose(0, 1)
+            return self(channels.flatten(1)).view(channels.shape).transpose(0, 1)
         before, mix, shift, after = (
             torch.from_numpy(x).to(image.device, torch.float32) for x in (self.before, self.mix, self.shift, self.after)
         )
         seen = torch.log(before @ (image.flatten(1).float() + 1))
         changed = after @ torch.exp(torch.addmm(shift[:, None], mix, seen)) - 1
-        return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
+        return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 
 _KINDS: dict[str, type[Macenko | Reinhard]] = {"macenko": Macenko, "reinhard": Reinhard}
@@ -136,30 +141,42 @@ class NormalizeStain:
 
     Args:
         method: `"macenko"` or `"reinhard"`.
-        reference: an image, of any size, whose tissue is the reference; None: a published one.
+        reference: an image, of any size, whose tissue is the reference; or its fit, as `content` has it; None: a
+            published one.
 
     Attributes:
+        method: as given.
         reference: its fit.
 
     Raises:
         ValueError: for another method.
-        DataError: when the reference cannot be read, or has no tissue.
+        DataError: when the reference cannot be read, has no tissue, or is the fit of another method.
     """
 
-    def __init__(self, method: str = "macenko", reference: str | os.PathLike | None = None) -> None:
+    def __init__(self, method: str = "macenko", reference: str | os.PathLike | Mapping[str, Any] | None = None) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         self.method = method
-        self.reference = _KINDS[method]() if reference is None else self.fit([reference])
+        if isinstance(reference, Mapping):
+            self.reference = _read_fit(method, reference)
+        else:
+            self.reference = _KINDS[method]() if reference is None else self.fit([reference])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The fit of the reference, as it stands in JSON."""
+        return asdict(self.reference)
 
     def fit(self, images: Sequence[str | os.PathLike | Region]) -> Fit:
-        """The fit of images of one slide, by their tissue, seen at most 1024 pixels wide and high.
+        """The fit of images of one slide, by their tissue, of each at most 1024 pixels wide and high.
+
+        Of more than 1000 images as many are taken, evenly spread. Of a whole slide it is what is searched.
 
         Raises:
             DataError: when one cannot be read, or all together have too little tissue.
         """
-        overviews = [open_region(image).thumbnail(OVERVIEW).reshape(-1, 3) for image in images]
         more = f" and {len(images) - 1} more of its slide" if len(images) > 1 else ""
+        overviews = [_overview(image) for image in images[:: math.ceil(len(images) / MOST)]]
         return self.fit_pixels(np.concatenate(overviews), f"{open_region(images[0]).path}{more}")
 
     def fit_pixels(self, pixels: np.ndarray, name: str) -> Fit:
@@ -178,16 +195,85 @@ class NormalizeStain:
             raise DataError(f"{name}: its stains cannot be told apart: its tissue is of one colour. Is it H&E?")
         return found
 
+    def change(self, fit: Fit) -> ColourMap:
+        """What makes the colours of a slide with this fit those of the reference."""
+        return _change(fit, self.reference)
+
+
+class NormalizeByStainNet:
+    """The change of colours that a StainNet has learned: the same for all slides, which need no fit.
+
+    Args:
+        weights: a file of weights, see `shared.networks.StainNet`.
+
+    Raises:
+        DataError: when it is missing or holds another network.
+    """
+
+    method = "stainnet"
+
+    def __init__(self, weights: str | os.PathLike) -> None:
+        self.network = StainNet(pretrained=weights).eval().requires_grad_(False)
+        self.content = {"weights": source_digest(weights)}
+
+    def fit(self, images: Sequence[str | os.PathLike | Region]) -> None:
+        """Nothing."""
+
+    def change(self, fit: None = None) -> Callable[[Tensor], Tensor]:
+        """That of the network, which goes where the image is."""
+        return self
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """See `StainNet.normalize`."""
+        return self.network.to(image.device).normalize(image)
+
+
+Normalizer = NormalizeStain | NormalizeByStainNet
+
+
+def stain_normalizer(
+    method: str | None,
+    reference: str | os.PathLike | Mapping[str, Any] | None = None,
+    weights: str | os.PathLike | None = None,
+) -> Normalizer | None:
+    """The normaliser of a configuration.
+
+    Args:
+        method: `"macenko"`, `"reinhard"`, `"stainnet"`, or None, which gives None.
+        reference: of the first two, see `NormalizeStain`.
+        weights: of StainNet.
+
+    Raises:
+        DataError: see `NormalizeStain` and `NormalizeByStainNet`; when StainNet's weights are none, or are not those
+            whose digest `reference` has, as a record says it.
+    """
+    if method != "stainnet":
+        return None if method is None else NormalizeStain(method, reference)
+    if weights is None or not os.path.isfile(weights):
+        raise DataError(
+            f"{weights or 'stain_weights'}: there are no weights of StainNet. Give a file with --stain_weights; "
+            "scripts/train_stainnet.py makes one."
+        )
+    found = NormalizeByStainNet(weights)
+    if isinstance(reference, Mapping) and found.content != dict(reference):
+        raise DataError(
+            f"{weights}: these are other weights of StainNet than those that the network was trained with, whose "
+            f"SHA-256 is {reference.get('weights')}. Give those with --stain_weights."
+        )
+    return found
+
 
 class NormalizeStaind(MapTransform):
     """Normalise the stains of images, each by the fit of its slide: all images of the slide together.
 
-    An image whose slide is not among the fitted ones is fitted by itself, by the pixels that it is given: of small
-    patches the fit is unsteady.
+    An image whose slide is not among the fitted ones is fitted by itself, by an overview of its `file` where the
+    dictionary has one, else by the pixels that it is given: of small patches the fit is unsteady. Its fit goes into
+    `stain_fit`, as it stands in JSON. A path or `Region` becomes a
+    `Region` whose `recolour` says what is to be changed of the parts that are read.
 
     Args:
-        keys: of uint8 (3, H, W), RGB.
-        method, reference: see `NormalizeStain`.
+        keys: of uint8 (3, H, W), RGB, or of paths or `Region`s.
+        normalizer: see `stain_normalizer`; None changes nothing.
         entries: what is fitted at once, each with `image`, a path or `Region`, and where known `domain` and `slide`.
         progress: show a bar over the slides.
 
@@ -195,34 +281,102 @@ class NormalizeStaind(MapTransform):
         fits: by (domain, slide), or, of images without these, by `case`.
 
     Raises:
-        ValueError, DataError: see `NormalizeStain`.
+        DataError: for the slides, all of them, that cannot be fitted, see `NormalizeStain`.
     """
 
     def __init__(
         self,
         keys: KeysCollection = "image",
-        method: str = "macenko",
-        reference: str | os.PathLike | None = None,
+        normalizer: Normalizer | None = None,
         entries: Sequence[Mapping[str, Any]] = (),
         progress: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.normalizer = NormalizeStain(method, reference)
-        slides = defaultdict(list)
-        for entry in entries:
-            slides[_slide(entry)].append(entry["image"])
-        bar = tqdm(slides.items(), desc="fitting stains", unit="slide", delay=2, disable=not progress)
-        self.fits = {slide: self.normalizer.fit(images) for slide, images in bar}
+        self.normalizer = normalizer
+        self.fits: dict[Hashable, Fit] = {}
+        if isinstance(normalizer, NormalizeStain):
+            self.fits = _fit_slides(normalizer, entries, progress)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        if self.normalizer is None:
+            return d
         for key in self.key_iterator(d):
             fit = self.fits.get(_slide(d))
-            if fit is None:
-                fit = self.normalizer.fit_pixels(np.asarray(d[key]).reshape(3, -1).T, str(d.get("case", key)))
-            d[key] = _change(fit, self.normalizer.reference)(d[key])
+            if fit is None and isinstance(self.normalizer, NormalizeStain):
+                fit = self._by_itself(d, key)
+                d["stain_fit"] = asdict(fit)
+            change = self.normalizer.change(fit)
+            if isinstance(d[key], Tensor):
+                d[key] = change(d[key])
+            else:
+                d[key] = open_region(d[key], d.get("mpp")).recoloured(change)
         return d
+
+    def _by_itself(self, d: Mapping[Hashable, Any], key: Hashable) -> Fit:
+        if not isinstance(d[key], Tensor) or "file" in d:
+            return self.normalizer.fit([d["file"] if isinstance(d[key], Tensor) else d[key]])
+        return self.normalizer.fit_pixels(np.asarray(d[key]).reshape(3, -1).T, str(d.get("case", key)))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Method, reference and fits, as they stand in JSON; the fits each with its `domain` and `slide`, or `case`."""
+        if self.normalizer is None:
+            return {"method": None, "reference": None, "fits": []}
+        fits = [
+            {**(dict(zip(("domain", "slide"), slide, strict=True)) if isinstance(slide, tuple) else {"case": slide})}
+            | asdict(fit)
+            for slide, fit in self.fits.items()
+        ]
+        return {"method": self.normalizer.method, "reference": self.normalizer.content, "fits": fits}
+
+
+def _fit_slides(
+    normalizer: NormalizeStain, entries: Sequence[Mapping[str, Any]], progress: bool
+) -> dict[Hashable, Fit]:
+    slides, fits, faults = defaultdict(list), {}, []
+    for entry in entries:
+        slides[_slide(entry)].append(entry["image"])
+    for slide, images in tqdm(slides.items(), desc="fitting stains", unit="slide", delay=2, disable=not progress):
+        try:
+            fits[slide] = normalizer.fit(images)
+        except DataError as e:
+            faults.append(str(e))
+    if len(faults) > 1:
+        raise DataError(f"{len(faults)} of {len(slides)} slides cannot be fitted:{fault_list(faults)}")
+    if faults:
+        raise DataError(faults[0])
+    return fits
+
+
+def _overview(image: str | os.PathLike | Region) -> np.ndarray:
+    """Pixels (n, 3). They come from what a tissue mask is made of, which is kept: a large file is decoded once."""
+    pixels = open_region(image).searched().thumbnail(MASK_SIZE)
+    step = math.ceil(max(pixels.shape) / OVERVIEW)
+    return pixels[::step, ::step].reshape(-1, 3)
+
+
+def _read_fit(method: str, content: Mapping[str, Any]) -> Fit:
+    kind = _KINDS[method]
+    try:
+        default, found = kind(), kind(**{key: _tuples(value) for key, value in content.items()})
+        if all(np.shape(value) == np.shape(getattr(default, key)) for key, value in asdict(found).items()):
+            return found
+    except (TypeError, ValueError) as e:
+        raise DataError(_no_fit(method, content)) from e
+    raise DataError(_no_fit(method, content))
+
+
+def _no_fit(method: str, content: Mapping[str, Any]) -> str:
+    return (
+        f"stain_reference is {dict(content)}, which is no fit of {method}, such as {asdict(_KINDS[method]())}. "
+        "Weights that were trained with another method need that: leave --stain_norm and its overlay out."
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else float(value)
 
 
 def _slide(entry: Mapping[Hashable, Any]) -> Hashable:

@@ -28,7 +28,8 @@ class RandTiled(MapTransform, Randomizable):
     and the region's edges. `origin` is the tile's corner (x, y) in the region; `center` goes.
 
     Args:
-        keys: of the path of the region; the first of them that an item has.
+        keys: of the path of the region, or of a `Region`, whose `recolour` the tile goes through; the first of them
+            that an item has.
         box_key: of its boxes, (N, 4), x1, y1, x2, y2; without any for an item whose `labelled` is false.
         label_key: of their classes, 1 for mitotic figures.
         tile_size: side of the tile in pixels.
@@ -88,7 +89,8 @@ class RandTiled(MapTransform, Randomizable):
         held = self._holds((x, y), boxes, region.size)
         edges = np.maximum((x, y), 0), np.minimum(np.add((x, y), self.tile_size), region.size)
         shown = np.clip(boxes[held].reshape(-1, 2, 2), *edges) - (x, y)
-        d[key] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        tile = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        d[key] = tile if region.recolour is None else region.recolour(tile)
         d[self.box_key] = torch.from_numpy(shown.reshape(-1, 4)).float()
         d[self.label_key] = torch.from_numpy(labels[held])
         d["origin"] = (x, y)

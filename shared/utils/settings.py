@@ -68,6 +68,16 @@ class AxisCodes:
         return isinstance(value, str) and len(value) == 3 and all(len(side & set(value)) == 1 for side in sides)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A path, or what a record holds of it."""
+
+    expected: str = "a path"
+
+    def accepts(self, value: Any) -> bool:
+        return PATH.accepts(value) or isinstance(value, dict)
+
+
 TILES = ("mitotic", "non_mitotic", "empty", "unlabelled")
 PATH, FLAG, SHARE = Text("a path"), Flag(), Number(0, 1)
 PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
@@ -142,6 +152,9 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "network_mpp": (MPP, "size of a pixel for the network, µm"),
     "image_mean": (RGB, "taken off red, green and blue in [0, 1]"),
     "image_std": (Several(Number(above=0), 3), "by which they are then divided"),
+    "stain_norm": (OrNone(Choice(("macenko", "reinhard", "stainnet")), "not at all"), "how stains are normalised"),
+    "stain_reference": (OrNone(Reference(), "a published one"), "image whose stains they become"),
+    "stain_weights": (OrNone(PATH, "no StainNet"), "weights of StainNet"),
     # the schedule
     "max_epochs": (Whole(1), "epochs"),
     "val_interval": (Whole(1), "epochs from one validation to the next"),

@@ -18,6 +18,7 @@ from PIL import Image
 from workflows import BUNDLES, check_histology_training, command, config_files, message, rows, scalars, torchrun
 
 from shared.data import load_regions
+from shared.networks import StainNet
 from shared.utils import write_json
 
 BUNDLE = BUNDLES / "mitosis_retinanet_fusestyle"
@@ -201,6 +202,50 @@ def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained
     assert "synthetic" in summary["warning"]
     assert len(summary["images"]) == 6
     assert len(list((tmp_path / "out").glob("*.geojson"))) == 6
+
+
+@pytest.mark.parametrize("method", ["reinhard", "stainnet"])
+def test_stains_are_normalised_all_the_way(tmp_path: Path, data: Path, method: str) -> None:
+    """Each slide here is one region: by itself it has the fit that it has in a datalist."""
+    reference, stainnet = str(data / "XR_0.png"), StainNet()
+    torch.save(stainnet.state_dict(), tmp_path / "stainnet.pt")
+    options = {"stain_weights": str(tmp_path / "stainnet.pt"), "score_threshold": 0.0, "top_k": 10}
+    variant, chosen = ("stainnet", {}) if method == "stainnet" else ("stain_norm", {"stain_norm": "reinhard"})
+    train(tmp_path, data, (variant,), max_epochs=1, **options, **chosen, stain_reference=reference)
+    record = json.loads((tmp_path / "model.json").read_text())
+    fits = {path: json.loads((tmp_path / path).read_text()) for path in ("stain_fits.json",)}
+    workflow(["train", "evaluate"], tmp_path, data, bootstrap=1, **options).run()
+    fits["test"] = json.loads((tmp_path / "evaluation" / "stain_fits.json").read_text())
+    for kept, domains, count in ((fits["stain_fits.json"], ["CS", "XR"], 10), (fits["test"], sorted(COLOURS), 6)):
+        assert (kept["method"], kept["reference"]) == (method, record["stain_reference"])
+        assert len(kept["fits"]) == (count if method == "reinhard" else 0)
+        assert sorted({fit["domain"] for fit in kept["fits"]}) == (domains if method == "reinhard" else [])
+
+    inputs, weights = tmp_path / "inputs", str(tmp_path / "model.pt")
+    inputs.mkdir()
+    for name in ("XR_5.png", "CS_6.png"):
+        shutil.copy(data / name, inputs)
+    Image.new("RGB", SIZE, (90, 90, 90)).save(inputs / "grey.png")
+    flow = workflow(["inference"], tmp_path / "out", data, input=str(inputs), ckpt_path=weights, mpp=MPP, **options)
+    if method == "reinhard":
+        with pytest.raises(RuntimeError) as error:
+            flow.run()
+        assert "1 of 3 cases failed:" in message(error.value)
+        assert "grey.png: 0 pixels have the colour of tissue" in message(error.value)
+    else:
+        flow.run()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["stain_reference"] == record["stain_reference"]
+    done = {row["case"]: row for row in summary["images"] if row["status"] == "done"}
+    for name in ("XR_5", "CS_6"):
+        alone = [fit for fit in fits["test"]["fits"] if fit["slide"] == name]
+        found = [{"domain": name[:2], "slide": name, **done[name]["stain_fit"]}] if method == "reinhard" else []
+        assert found == alone
+        expected = [row for row in rows(tmp_path / "evaluation" / "detections.csv") if row["image"] == f"{name}.png"]
+        detected = rows(tmp_path / "out" / f"{name}.csv")
+        assert len(detected) == len(expected) > 0
+        for key in ("x", "y", "score"):
+            np.testing.assert_allclose(*([float(r[key]) for r in part] for part in (detected, expected)), atol=0.02)
 
 
 def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, data: Path, trained: Path) -> None:

@@ -19,6 +19,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from workflows import BUNDLES, check_histology_training, command, config_files, message, rows, scalars, torchrun
 
+from shared.data import source_digest
+from shared.networks import StainNet
+from shared.transforms import NormalizeStain
 from shared.utils import write_json
 
 BUNDLE = BUNDLES / "mitosis_fusestyle_cls"
@@ -172,12 +175,16 @@ def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant
         weights = torch.load(trained / "model.pt", weights_only=True)
         save_file({f"backbone.{k}": v for k, v in weights.items()}, tmp_path / "pretrained.safetensors")
         options |= {"pretrained": str(tmp_path / "pretrained.safetensors"), "learning_rate": 0.0}
+    if variant == "stainnet":
+        torch.save(StainNet().state_dict(), tmp_path / "stainnet.pt")
+        options |= {"stain_weights": str(tmp_path / "stainnet.pt")}
     state = train(tmp_path, data, variants=(variant,) if variant != "demo" else (), **options)
     assert state["trainer"]["epoch"] == 1
     if variant == "pretrained":
         torch.testing.assert_close(state["model"]["layer3.0.conv1.weight"], weights["layer3.0.conv1.weight"])
     record = json.loads((tmp_path / "model.json").read_text())
     assert record["stain_jitter"] == (variant == "stain_jitter")
+    assert record["stain_norm"] == {"stain_norm": "macenko", "stainnet": "stainnet"}.get(variant)
     assert (record["pretrained"] is not None) == (variant == "pretrained")
     assert record["network_overlay"] == "configs/variants/demo.json"
     ours = ("ood_validation", ["S360"], "val_accuracy", "SGD")
@@ -259,6 +266,72 @@ def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert "not for real" in content["warning"]
     assert content["failed"][0]["case"] == "grey.png"
+
+
+def test_stains_are_normalised_all_the_way(tmp_path: Path, data: Path) -> None:
+    """By the slide where it is known, else by the image; evaluation and inference go by the record of the weights."""
+    reference = str(data / "XR" / "0_0.png")
+    train(tmp_path, data, ("stain_norm",), max_epochs=1, stain_norm="reinhard", stain_reference=reference)
+    record = json.loads((tmp_path / "model.json").read_text())
+    kept = json.loads((tmp_path / "stain_fits.json").read_text())
+    assert (kept["method"], kept["reference"]) == (record["stain_norm"], record["stain_reference"])
+    slides = sorted((domain, f"{domain}_{slide}") for domain in ("CS", "XR") for slide in range(5))
+    assert sorted((fit["domain"], fit["slide"]) for fit in kept["fits"]) == slides
+    own = next(fit for fit in kept["fits"] if fit["slide"] == "CS_1")
+    slide = [data / "CS" / f"1_{i}.png" for i in range(4)]
+    fit = NormalizeStain("reinhard", reference).fit(slide)
+    assert (tuple(own["mean"]), tuple(own["std"])) == (fit.mean, fit.std)
+    weights = {"ckpt_path": str(tmp_path / "model.pt")}
+
+    workflow(["train", "evaluate"], tmp_path, data, bootstrap=1, **weights).run()
+    kept = json.loads((tmp_path / "evaluation" / "stain_fits.json").read_text())
+    assert kept["reference"] == record["stain_reference"]
+    assert sorted({fit["domain"] for fit in kept["fits"]}) == sorted(COLOURS)
+    assert sorted({fit["slide"][-1] for fit in kept["fits"]}) == ["5", "6"]
+
+    inputs = tmp_path / "inputs"
+    shutil.copytree(data / "XR", inputs)
+    Image.new("RGB", (SIZE, SIZE), (90, 90, 90)).save(inputs / "grey.png")
+    with pytest.raises(RuntimeError) as error:
+        workflow(["inference"], tmp_path / "out", data, input=str(inputs), **weights).run()
+    assert message(error.value).startswith("1 of 29 images failed:")
+    assert "grey.png: 0 pixels have the colour of tissue" in message(error.value)
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    row = next(row for row in content["predictions"] if row["case"] == "1_2.png")
+    alone = NormalizeStain("reinhard").fit([inputs / "1_2.png"])
+    assert (tuple(row["stain_fit"]["mean"]), tuple(row["stain_fit"]["std"])) == (alone.mean, alone.std)
+    assert content["settings"]["stain_norm"] == "reinhard"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"stain_norm": "macenko"}, "stain_norm is macenko, these weights were trained with None"),
+        ({"stain_norm": "stainnet", "stain_weights": "none.pt"}, "none.pt: .*--stain_weights"),
+        ({"stain_norm": "reinhard", "stain_reference": {"mean": [1, 2]}}, "is no fit of reinhard"),
+    ],
+)
+def test_stains_other_than_those_of_the_training_are_refused(
+    tmp_path: Path, data: Path, trained: Path, options: dict[str, Any], expected: str
+) -> None:
+    flow = workflow(["inference"], tmp_path, data, ckpt_path=str(trained / "model.pt"), input=str(data), **options)
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert re.search(expected, message(error.value))
+
+
+def test_other_weights_of_stainnet_are_refused(tmp_path: Path, data: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt")]
+    for path in paths:
+        torch.save(StainNet().state_dict(), path)
+    train(tmp_path, data, ("stainnet",), max_epochs=1, stain_weights=paths[0])
+    options = {"ckpt_path": str(tmp_path / "model.pt"), "input": str(data / "XR")}
+    workflow(["inference"], tmp_path / "out", data, stain_weights=paths[0], **options).run()
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert content["settings"]["stain_reference"] == {"weights": source_digest(paths[0])}
+    with pytest.raises(RuntimeError) as error:
+        workflow(["inference"], tmp_path / "other", data, stain_weights=paths[1], **options).run()
+    assert "b.pt: these are other weights of StainNet" in message(error.value)
 
 
 def test_inference_leaves_out_what_is_done(tmp_path: Path, data: Path, trained: Path) -> None:

@@ -143,6 +143,28 @@ def test_a_figure_on_a_seam_is_found_once(where: int) -> None:
     assert found["label"].tolist() == [1, 0]
 
 
+def test_the_network_sees_the_colours_that_a_region_is_to_have(figures: list[Figure], tmp_path: Path) -> None:
+    """Glass is told by those in the file; without overlap, in shifted tiles, all is changed once."""
+    image = picture(200, 130, [])
+    image[:, 128:] = 250
+    seen: list[np.ndarray] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.extend(x.numpy())
+        return torch.full((len(x), 6, len(ANCHORS(x.shape[2:]))), -20.0)
+
+    region = Region(save(tmp_path / "a.png", image), 0.25).recoloured(lambda batch: 255 - batch)
+    for x, width in ((0, 200), (13, 187)):
+        seen.clear()
+        part = region.window(x, 0, width, 130)
+        RegionInferer(ANCHORS, tile_size=64, overlap=0, suppress_radius=10.0, progress=False)(part, network)
+        assert len(seen) == 6  # without those of glass
+        columns = set(np.unique(np.concatenate([tile.reshape(3, -1) for tile in seen], axis=1), axis=1)[1].tolist())
+        assert columns <= {255 - PINK[1], 255 - 250, 0}
+    np.testing.assert_array_equal(region.thumbnail(500), image)
+    assert region.searched().recolour is region.recolour
+
+
 def test_batches_and_worker_processes_change_nothing(figures: list[Figure], tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", picture(230, 170, figures))
     expected = infer(path)

@@ -113,7 +113,7 @@ def test_slides_are_fitted_together_and_tiles_fit(tmp_path: Path, method: str) -
         for i, part in enumerate(parts)
     ]
     other = {"image": save(tissue(7, 1.5), tmp_path / "2.png"), "domain": "CS", "slide": "a", "case": "2.png"}
-    transform = pickle.loads(pickle.dumps(NormalizeStaind("image", method, entries=[*entries, other])))
+    transform = pickle.loads(pickle.dumps(NormalizeStaind("image", NormalizeStain(method), [*entries, other])))
     pooled = transform.normalizer.fit_pixels(np.concatenate(parts).reshape(-1, 3), "both")
     assert transform.fits.keys() == {("XR", "a"), ("CS", "a")}
     assert transform.fits["XR", "a"] == pooled
@@ -121,6 +121,9 @@ def test_slides_are_fitted_together_and_tiles_fit(tmp_path: Path, method: str) -
     for x, y in ((0, 0), (13, 5), (31, 40)):  # tiles from a shifted grid
         tile = transform({**entries[0], "image": tensor(parts[0])[:, y : y + 32, x : x + 32]})["image"]
         assert torch.equal(tile, whole[:, y : y + 32, x : x + 32])
+    change = transform.normalizer.change(pooled)
+    for batch in (tensor(parts[0])[None], torch.stack([tensor(part) for part in parts])):
+        assert torch.equal(change(batch), torch.stack([change(image) for image in batch]))
     alone = transform({"case": "new.png", "image": tensor(parts[1])})["image"]
     by_itself = transform.normalizer.fit_pixels(parts[1].reshape(-1, 3), "")
     assert torch.equal(alone, by_itself.towards(transform.normalizer.reference)(tensor(parts[1])))
