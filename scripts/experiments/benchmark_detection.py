@@ -23,8 +23,10 @@ from shared.data import Region, RegionTiles, read_rgb
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.inferers import RegionInferer, suppress_within_radius
 from shared.losses import RetinaNetLoss
-from shared.networks import PyramidAnchors, fusestyle_retinanet
+from shared.networks import PyramidAnchors, StainNet, fusestyle_retinanet
 from shared.networks.resnet import NAMES
+from shared.transforms import NormalizeByStainNet, NormalizeStain, NormalizeStaind
+from shared.transforms.stain_norm import METHODS, Normalizer
 from shared.utils import write_json
 from shared.utils.values import Choice, Number, Several, Whole
 
@@ -237,6 +239,26 @@ def share_outside(region: Region, backbone: str, device: str, rounds: int, num_w
     return {"device": device, "backbone": backbone, name: show_quartiles(name, shares)}
 
 
+def cost_of_stains(path: str, backbone: str, device: str, rounds: int, num_workers: int | None) -> dict[str, Any]:
+    """The time of a region whose stains are normalised, the fit included, against that of the region as it is."""
+    network, inferer = fusestyle_retinanet(backbone).to(device).eval(), bundle_inferer(num_workers)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(StainNet().state_dict(), Path(folder) / "stainnet.pt")
+        normalizers = {method: NormalizeStain(method) for method in METHODS}
+        normalizers["stainnet"] = NormalizeByStainNet(Path(folder) / "stainnet.pt")
+
+    def infer(normalizer: Normalizer | None) -> float:
+        transform = NormalizeStaind("image", normalizer)
+        with torch.autocast(device, enabled=device == "cuda"):
+            return seconds_of(lambda: inferer(transform({"image": Region(path)})["image"], network))
+
+    steps = {name: lambda by=by: infer(by) for name, by in {"plain": None, **normalizers}.items()}
+    found = in_turns(steps, rounds, uncounted=1)
+    names = {method: f"time with stains normalised by {method} / without" for method in normalizers}
+    ratios = {name: show_quartiles(name, found[method] / found["plain"], 1.1) for method, name in names.items()}
+    return {"device": device, "backbone": backbone, "seconds_plain": float(np.median(found["plain"])), **ratios}
+
+
 def memory_of_region(path: str, num_workers: int) -> tuple[int, int]:
     """The peak memory in bytes of this process and of the largest of its workers, for a region and a stub."""
     inferer = bundle_inferer(num_workers)
@@ -281,8 +303,8 @@ def benchmark_detection(
         milliseconds: that the stub takes for a tile.
         rounds: measurements of each.
         num_workers: processes that read tiles; by default the bundle's.
-        backbone: with its name, the share of the time outside of a real network is measured too; by default where
-            there is a GPU, with resnet50.
+        backbone: with its name, the share of the time outside of a real network is measured too, and what it costs to
+            normalise stains; by default where there is a GPU, with resnet50.
         device: cpu or cuda; cuda where there is one.
     """
     device = chosen_device(device)
@@ -295,6 +317,7 @@ def benchmark_detection(
         result["region"] = outside_the_network(region, milliseconds, rounds, num_workers)
         if backbone:
             result["network"] = share_outside(region, backbone, device, rounds, num_workers)
+            result["stains"] = cost_of_stains(region.path, backbone, device, rounds, num_workers)
         squares = [make_region(folder / f"{side}.tif", side, side, tissue) for side in sides]
         result["memory"] = memory(squares, result["region"]["num_workers"])
     if output:

@@ -21,6 +21,7 @@ from web_folder import served
 
 from shared.datasets.ct_cases import BTCV_LABELS
 from shared.datasets.synthetic_histology import make_synthetic_histology
+from shared.networks import StainNet
 from shared.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,6 +184,8 @@ def test_every_variant_trains(packed: Packed, environment: dict[str, str], tmp_p
     if "pretrained" in variants:
         weights = torch.load(folder / "models" / "model.pt", weights_only=True)
         save_file(weights, folder / "models" / "pretrained.safetensors")
+    if "stainnet" in variants:
+        torch.save(StainNet().state_dict(), folder / "models" / "stainnet.pt")
     for name, text in variants.items():
         places = {"output_dir": str(tmp_path / name), "ckpt_dir": str(tmp_path / name)}
         overlays = ["variants/demo", f"variants/{name}"] if name != "demo" else ["variants/demo"]
