@@ -100,7 +100,7 @@ def test_shared_imports_at_module_level() -> None:
 FLOORS = (
     ("layers", "utils"),
     ("data", "metrics", "networks"),
-    ("datasets", "inferers", "reports"),
+    ("datasets", "dicom", "inferers", "reports"),
     ("transforms",),
     ("losses",),
     ("engines", "handlers"),
@@ -154,6 +154,19 @@ def test_shared_has_no_circle_of_imports() -> None:
     assert sorted(str(path.relative_to(ROOT)) for path in waiting) == []
 
 
+def test_no_other_room_needs_the_packages_of_dicom() -> None:
+    """They are an extra: whatever a room hands on can be imported without."""
+    rooms = [ROOT / "shared" / room / "__init__.py" for room in ROOMS if room != "dicom"]
+    reached, waiting = set(), rooms
+    while waiting:
+        path = waiting.pop()
+        found = {t if t.suffix else t / "__init__.py" for _, t in relative_imports(path)} - reached
+        reached |= found
+        waiting.extend(found)
+    assert ROOT / "shared" / "utils" / "errors.py" in reached
+    assert [path for path in reached if path.is_relative_to(ROOT / "shared" / "dicom")] == []
+
+
 def test_configs_name_no_data_set_that_people_prepare() -> None:
     assert [path for path in ROOT.glob("bundles/*/configs/**/*.json") if "shared.datasets" in path.read_text()] == []
 
@@ -200,12 +213,13 @@ def test_what_is_imported_is_pinned() -> None:
 
 
 def test_the_server_runs_with_the_tested_versions() -> None:
-    """Of what its environment shares with the project's, all but NumPy and pydicom, which MONAI Label holds back."""
+    """Of what its environment shares with the project's, all but what MONAI Label holds back."""
     pins, server_pins = (
         dict(re.findall(r"^([\w.-]+==)([\w.]+)", (ROOT / name).read_text(), flags=re.MULTILINE))
         for name in ("requirements.txt", "requirements-monailabel.txt")
     )
     assert {name for name in pins.keys() & server_pins.keys() if pins[name] != server_pins[name]} == {
+        "dicomweb-client==",
         "numpy==",
         "pydicom==",
     }
@@ -214,5 +228,6 @@ def test_the_server_runs_with_the_tested_versions() -> None:
 def test_pins_lie_in_the_ranges_of_the_package() -> None:
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]]
+    lists = (project["dependencies"], *project["optional-dependencies"].values())
+    ranges = [Requirement(line) for lines in lists for line in lines]
     assert [str(each) for each in ranges if not each.specifier.contains(pins.get(each.name, "0"))] == []

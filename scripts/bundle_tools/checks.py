@@ -108,7 +108,8 @@ def named_versions(bundle: Bundle) -> dict[str, str]:
     metadata = bundle.metadata
     keys = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
     named = {name: metadata.get(key, "") for name, key in keys.items()}
-    return named | (metadata.get("required_packages_version") or {})
+    lists = ("required_packages_version", "extra_packages_version")  # the second: what a part alone needs
+    return named | {name: version for key in lists for name, version in (metadata.get(key) or {}).items()}
 
 
 def check_requirements(bundle: Bundle) -> list[str]:

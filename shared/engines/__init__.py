@@ -1,6 +1,6 @@
 """Engines that run a network over cases, those of a detector, and those that train over several domains.
 
-May import: data, inferers, layers, losses, metrics, networks, reports, transforms, utils.
+May import: data, dicom, inferers, layers, losses, metrics, networks, reports, transforms, utils.
 """
 
 from .batch_mixing import LISA, BatchMixing, DomainMix

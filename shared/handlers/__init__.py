@@ -1,6 +1,6 @@
 """Ignite handlers: class re-weighting, what keeps a training safe, and those that collect what `reports` writes.
 
-May import: data, inferers, layers, losses, metrics, networks, reports, transforms, utils.
+May import: data, dicom, inferers, layers, losses, metrics, networks, reports, transforms, utils.
 """
 
 from .adapt_batch_norm import AdaptBatchNorm

@@ -1,6 +1,6 @@
 """Losses with a weight for each class, static weights by prevalence, of a detector, and over several domains.
 
-May import: data, inferers, layers, metrics, networks, reports, transforms, utils.
+May import: data, dicom, inferers, layers, metrics, networks, reports, transforms, utils.
 """
 
 from .class_weighted import ClassWeightedLoss, DicePlainCELoss, check_class_weight_buffers, class_weight_buffers
