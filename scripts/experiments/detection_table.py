@@ -19,7 +19,18 @@ from shared.reports.provenance import MADE_UP_SLIDES
 from shared.utils import read_csv, read_json_object
 from shared.utils.values import Choice, Several, Text
 
-from .methods import DETECTOR, METHODS, PLAIN, Method, Overlays, chosen_methods, list_methods
+from .methods import (
+    DETECTOR,
+    METHODS,
+    PLAIN,
+    UNLESS_TOLD,
+    Method,
+    Overlays,
+    chosen_methods,
+    list_methods,
+    method_datalists,
+    trained_by,
+)
 from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
 from .tables import (
     INTERVALS_FROM,
@@ -40,8 +51,8 @@ SCORES = ("f1", "precision", "recall", "average_precision")
 FIELDS = ("method", "domain", "score", *SEEDS_FIELDS)
 # F1 on MIDOG'21 after training on XR and CS: table 3 of Khamankar et al., arXiv 2310.20638.
 REPORTED = {
-    "STRAP": {"XR": 0.87, "S360": 0.79, "CS": 0.92},
-    "FuseStyle": {"XR": 0.87, "S360": 0.83, "CS": 0.90},
+    "strap": {"XR": 0.87, "S360": 0.79, "CS": 0.92},
+    "fusestyle": {"XR": 0.87, "S360": 0.83, "CS": 0.90},
 }
 Run = Mapping[str, Any]
 
@@ -147,18 +158,24 @@ def plan_trainings(
     size: str,
     epochs: int,
     ranks: int,
+    jobs: int,
 ) -> list[Training]:
     """All methods of a seed before the next seed."""
     digest, length = file_digest(datalist), {"max_epochs": epochs} if epochs else {}
+    read = method_datalists(methods, datalist, work, "training", jobs)
     return [
-        Training(
-            bundle=DETECTOR,
-            variants=(*SIZES[size], *method.variants),
-            folder=run_folder(work, name, seed),
-            places={"datalist": datalist},
-            options={"seed": seed, "train_domains": list(train_domains), **length},
-            facts={"method": name, "seed": seed, "size": size, "data": digest},
-            ranks=ranks,
+        trained_by(
+            name,
+            method,
+            Training(
+                bundle=DETECTOR,
+                variants=SIZES[size],
+                folder=run_folder(work, name, seed),
+                places={"datalist": read[name]},
+                options={"seed": seed, "train_domains": list(train_domains), **length},
+                facts={"seed": seed, "size": size, "data": digest},
+                ranks=ranks,
+            ),
         )
         for seed in range(seeds)
         for name, method in methods.items()
@@ -181,9 +198,7 @@ def detection_table(
     threads: AtLeastOne = 1,
     nproc_per_node: AtLeastOne = 1,
     epochs: Epochs = 0,
-    methods: Annotated[Sequence[str], Several(Choice(tuple(METHODS[DETECTOR])), distinct=True)] = tuple(
-        METHODS[DETECTOR]
-    ),
+    methods: Annotated[Sequence[str], Several(Choice(tuple(METHODS[DETECTOR])), distinct=True)] = UNLESS_TOLD[DETECTOR],
     overlays: Overlays = (),
 ) -> None:
     """F1 of the detector on each scanner, by FuseStyle and other methods, over seeds.
@@ -206,7 +221,8 @@ def detection_table(
         threads: of each process.
         nproc_per_node: processes of each training, as for torchrun.
         epochs: length of a training; 0 leaves it as configured.
-        methods: some of them, separated by commas.
+        methods: some of them, separated by commas; strap, which trains on copies of the images that are made
+            first, into OUTPUT_DIR/data, only if it is named.
         overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
     """
     scanners = list(train_domains)
@@ -214,7 +230,7 @@ def detection_table(
     load_regions(path, "training", scanners)
     regions = load_regions(path, "test")
     domains, chosen = domain_names(regions), chosen_methods(DETECTOR, methods, overlays)
-    trainings = plan_trainings(chosen, seeds, path, scanners, work, size, epochs, nproc_per_node)
+    trainings = plan_trainings(chosen, seeds, path, scanners, work, size, epochs, nproc_per_node, jobs)
     finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
         info = dataset_info(path, "test")

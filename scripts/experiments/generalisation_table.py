@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .methods import CLASSIFIER, METHODS, PLAIN, Overlays, chosen_methods, list_methods
+from .methods import CLASSIFIER, PLAIN, UNLESS_TOLD, Overlays, chosen_methods, list_methods
 from .patch_runs import ALL, FIELDS, IN, OUT, CropSize, Methods, Names, Run, Size, leave_out, left_out_caption
 from .runs import AtLeastOne, Epochs, Minutes, tell_failures
 from .tables import better, flat, markdown_grid, seeds_cell, write_table
@@ -69,7 +69,7 @@ def generalisation_table(
     datalist: str = "dataset.json",
     seeds: AtLeastOne = 5,
     size: Size = "full",
-    methods: Methods = tuple(METHODS[CLASSIFIER]),
+    methods: Methods = UNLESS_TOLD[CLASSIFIER],
     overlays: Overlays = (),
     scanners: Names = (),
     crop_size: CropSize = 0,
@@ -92,7 +92,8 @@ def generalisation_table(
         datalist: its name. Its own split is of no account.
         seeds: runs of each method and domain left out.
         size: `full` as configured, or `demo`: a small network and a short schedule.
-        methods: some of them, separated by commas.
+        methods: some of them, separated by commas; strap, which trains on copies of the images that are made
+            first, into OUTPUT_DIR/data, only if it is named.
         overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
         scanners: the domains to leave out in turn, separated by commas; by default all that have labels.
         crop_size: the middle of each patch that is used, in pixels; 0 leaves it as configured.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Annotated, Any, NamedTuple
 from shared.utils import DataError, read_json_object
 from shared.utils.values import Several, Text
 
-from .runs import BUNDLES
+from .runs import BUNDLES, Training
+from .stains import with_copies
 from .tables import markdown_grid
 
 CLASSIFIER, DETECTOR = "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
@@ -30,11 +32,13 @@ class Method(NamedTuple):
         variants: the overlays of its bundle, or paths of others.
         source: where it and its values come from.
         keys: settings of the bundle that it rests on, beside those that its overlays set.
+        copies: whether it is trained on copies of the images in other styles.
     """
 
     variants: tuple[str, ...]
     source: str
     keys: tuple[str, ...] = ()
+    copies: bool = False
 
 
 _COMMON = {
@@ -46,6 +50,13 @@ _ADVERSARIAL = {"domain_adversarial": Method(("domain_adversarial",), "Ganin et 
 _JITTERED = {
     "jitter": Method(("no_fusestyle", "stain_jitter"), "amounts of haematoxylin and eosin varied"),
     "fusestyle_jitter": Method(("stain_jitter",), f"{PAPER}, and stain jitter", FUSESTYLE),
+}
+_STAIN = {
+    "strap": Method(
+        ("strap",),
+        "Yamashita et al., arXiv 2102.01678; copies that the datalist has, or else of our pyramids and textures",
+        copies=True,
+    ),
 }
 METHODS: dict[str, dict[str, Method]] = {
     CLASSIFIER: {
@@ -63,9 +74,12 @@ METHODS: dict[str, dict[str, Method]] = {
         **_JITTERED,
         "fusestyle_shallow": Method(("shallow",), f"{PAPER}, at places 1 and 2", FUSESTYLE),
         "mixstyle_shallow": Method(("mixstyle", "shallow"), "MixStyle at places 1 and 2", FUSESTYLE),
+        **_STAIN,
     },
-    DETECTOR: {**_COMMON, **_ADVERSARIAL, **_JITTERED},
+    DETECTOR: {**_COMMON, **_ADVERSARIAL, **_JITTERED, **_STAIN},
 }
+# What a table runs unless told otherwise: those that take the images as they are.
+UNLESS_TOLD = {bundle: tuple(name for name in methods if name not in _STAIN) for bundle, methods in METHODS.items()}
 
 
 def chosen_methods(bundle: str, names: Sequence[str], overlays: Sequence[str]) -> dict[str, Method]:
@@ -94,6 +108,20 @@ def chosen_methods(bundle: str, names: Sequence[str], overlays: Sequence[str]) -
     return chosen
 
 
+def method_datalists(
+    methods: Mapping[str, Method], datalist: Path, work: Path, lists: str, jobs: int
+) -> dict[str, Path]:
+    """What each method reads: the datalist, or that with copies, see `with_copies`, which then are made first."""
+    copied = with_copies(datalist, work, lists, jobs) if any(method.copies for method in methods.values()) else datalist
+    return {name: copied if method.copies else datalist for name, method in methods.items()}
+
+
+def trained_by(name: str, method: Method, training: Training) -> Training:
+    """A training as the method has it: its overlays come last."""
+    variants, facts = (*training.variants, *method.variants), {"method": name, **training.facts}
+    return replace(training, variants=variants, facts=facts)
+
+
 def method_values(bundle: str, method: Method, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """What the overlays set, and the other settings that the method rests on, with options in their place."""
     configs = BUNDLES / bundle / "configs"
@@ -120,7 +148,8 @@ def list_methods(
     rows = []
     for name, method in methods.items():
         values = method_values(bundle, method, options.get(name, {})).items()
-        rows.append([name, "; ".join(f"{key} {_short(v)}" for key, v in values).replace("|", "\\|"), method.source])
+        shown = [f"{key} {_short(v)}" for key, v in values if not str(v).startswith("$")]
+        rows.append([name, "; ".join(shown).replace("|", "\\|"), method.source])
     return (
         "Values of the methods, those of their sources. None was tuned, neither on the domain left out nor elsewhere; "
         "those of overlays of your own are yours.\n\n" + markdown_grid(["method", "settings", "source"], rows) + "\n"
@@ -129,6 +158,8 @@ def list_methods(
 
 def _short(value: Any) -> str:
     """A value as JSON; of a part its name, and of what it is given the values, not what it refers to."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
     if not isinstance(value, Mapping) or "_target_" not in value:
         return json.dumps(value, ensure_ascii=False).replace('"', "")
     given = {key: v for key, v in value.items() if not key.startswith("_") and not str(v).startswith(("$", "@"))}

@@ -24,7 +24,7 @@ from shared.reports.provenance import MADE_UP_SLIDES
 from shared.utils import DataError, read_csv, read_json_object
 from shared.utils.values import Choice, Several, Text, Whole
 
-from .methods import CLASSIFIER, METHODS, PLAIN, Method
+from .methods import CLASSIFIER, METHODS, PLAIN, Method, method_datalists, trained_by
 from .runs import Training, file_digest, run_trainings
 from .tables import (
     INTERVALS_FROM,
@@ -87,10 +87,27 @@ def deal_out(source: Path, seed: int, target: Path) -> None:
     facts = {key: value for key, value in content.items() if not isinstance(value, list)}
     splits = split_patches(labelled_patches(source), seed=seed)
     for patch in (patch for patches in splits.values() for patch in patches):
-        patch["image"] = os.path.relpath(source.parent / patch["image"], target.parent)
+        for key in {"image", "stylized"} & patch.keys():
+            patch[key] = os.path.relpath(source.parent / patch[key], target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_datalist(target, {**facts, "split_unit": "slide", "split_seed": seed, **splits}, overwrite=True)
     check_leakage(target)
+
+
+def deal_out_all(
+    source: Path, domains: Sequence[str], seeds: int, work: Path, name: str = "dataset"
+) -> dict[int, Path]:
+    """By seed, the datalist with the slides dealt out by it, in `work`; see `deal_out`.
+
+    Raises:
+        DataError: when a domain has nothing to learn from.
+    """
+    found = {seed: work / "data" / f"seed{seed}" / f"{name}.json" for seed in range(seeds)}
+    for seed, target in found.items():
+        deal_out(source, seed, target)
+        for split in ("training", "validation"):
+            load_patches(target, split, domains if split == "training" else None)
+    return found
 
 
 def plan_trainings(
@@ -103,30 +120,29 @@ def plan_trainings(
     size: str,
     epochs: int,
     crop_size: int,
+    jobs: int,
 ) -> list[Training]:
     """All methods and domains of a seed before the next seed, so that the cells hold equally many runs at any time.
 
     Raises:
-        DataError: when a domain has nothing to learn from.
+        DataError: when a domain has nothing to learn from, or copies cannot be made.
     """
-    digest, lists = file_digest(source), {seed: work / "data" / f"seed{seed}" / "dataset.json" for seed in range(seeds)}
-    lengths = {"max_epochs": epochs, "crop_size": crop_size}
-    for seed, target in lists.items():
-        deal_out(source, seed, target)
-        for split in ("training", "validation"):
-            load_patches(target, split, domains if split == "training" else None)
+    lengths = {key: value for key, value in {"max_epochs": epochs, "crop_size": crop_size}.items() if value}
+    lists, digest = {source: deal_out_all(source, domains, seeds, work)}, file_digest(source)  # refused before copies
+    read = method_datalists(methods, source, work, "all", jobs)
+    lists |= {path: deal_out_all(path, domains, seeds, work, "stylized") for path in {*read.values()} - {source}}
     return [
-        Training(
-            bundle=CLASSIFIER,
-            variants=(*SIZES[size], *method.variants),
-            folder=run_folder(work, name, domain, seed),
-            places={"dataset_dir": lists[seed].parent},
-            options={
-                "seed": seed,
-                "train_domains": [other for other in domains if other != domain],
-                **{key: value for key, value in lengths.items() if value},
-            },
-            facts={"method": name, "left_out": domain, "seed": seed, "size": size, "data": digest},
+        trained_by(
+            name,
+            method,
+            Training(
+                bundle=CLASSIFIER,
+                variants=SIZES[size],
+                folder=run_folder(work, name, domain, seed),
+                places={"datalist": lists[read[name]][seed]},
+                options={"seed": seed, "train_domains": [d for d in domains if d != domain], **lengths},
+                facts={"left_out": domain, "seed": seed, "size": size, "data": digest},
+            ),
         )
         for seed in range(seeds)
         for domain in left_out
@@ -176,7 +192,7 @@ def leave_out(
 ) -> LeftOut:
     """Train by each method without each of the scanners, and score, see `plan_trainings` and `run_trainings`."""
     domains, left_out = domains_left_out(source, scanners)
-    trainings = plan_trainings(methods, left_out, domains, seeds, source, work, size, epochs, crop_size)
+    trainings = plan_trainings(methods, left_out, domains, seeds, source, work, size, epochs, crop_size, jobs)
     runs, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads, DROPPED)
     keys = [(r["method"], r["left_out"], r["seed"], norm) for r in runs for norm in NORMS]
     reports = {key: run_folder(work, *key[:3]) / key[3] / "evaluation" for key in keys}

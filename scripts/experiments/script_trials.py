@@ -274,6 +274,10 @@ SCRIPT_TRIALS = [
         {"--scanners Leica": r"no domain Leica", "--crop_size -1": rf"^--crop_size is -1, {WHOLE} of 0 or above"},
     ),
     *script(
+        "reproduce.py strap_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        {"--datalist nonesuch.json": r"nonesuch\.json", "--epochs -1": rf"^--epochs is -1, {WHOLE} of 0 or above"},
+    ),
+    *script(
         "demo.py --output_dir $FOLDER/out",
         {
             "--name nonesuch": r"nonesuch.*abdominal_unetr_cbs",

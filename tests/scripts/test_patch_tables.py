@@ -14,13 +14,14 @@ from camelyon17_tree import make_tree
 from experiments import patch_runs
 from experiments.camelyon_table import camelyon_table
 from experiments.generalisation_table import generalisation_table
-from experiments.partner_table import partner_table
+from experiments.midog_tables import partner_table, strap_table
 from experiments.patch_runs import Predictions, deal_out, resample
 from matplotlib.image import imread
 from midog_tree import write_tree
 from patch_evaluations import write_evaluation, write_training
 from PIL import Image
 
+from shared.data import load_patches
 from shared.metrics import classification_scores
 from shared.metrics.bootstrap import draw
 from shared.utils import DataError, write_json
@@ -137,6 +138,37 @@ def test_the_paper_stands_beside_each_partner(tmp_path: Path, data: Path, starte
     assert imread(tmp_path / "out" / "partner_table.png").std() > 0.02
 
 
+def test_strap_is_trained_on_copies_that_are_made_once(tmp_path: Path, data: Path, started: list) -> None:
+    strap_table(str(data), str(tmp_path / "out"), seeds=2, scanners=("XR",))
+    lists = {run: Path(options["datalist"]) for run, step, options, _ in started if step == "train"}
+    assert [*lists] == [f"{method} XR_seed{seed}" for seed in (0, 1) for method in ("erm", "fusestyle", "strap")]
+    for seed in (0, 1):
+        copied = load_patches(lists[f"strap XR_seed{seed}"], "training", stylized=True)
+        assert all((tmp_path / "out/data/stylized") in Path(patch["stylized"]).resolve().parents for patch in copied)
+        plain = load_patches(lists[f"erm XR_seed{seed}"], "training")
+        assert [Path(patch["image"]) for patch in plain] == [Path(patch["image"]) for patch in copied]
+        assert "stylized" not in lists[f"erm XR_seed{seed}"].read_text()
+    rows = json.loads((tmp_path / "out" / "strap_table.json").read_text())["rows"]
+    reported = {(row["method"], row["domain"]): row["reported MIDOG'21"] for row in rows}
+    assert reported["strap", "S360"] == 0.8528
+    assert reported["fusestyle", "S360"] == pytest.approx(0.8528 + 0.0579)
+    text = (tmp_path / "out" / "strap_table.md").read_text()
+    assert "|  | as reported, MIDOG'21 |  | 0.874 | 0.853 | 0.673 |  |" in text
+    assert "| strap | fusestyle_places []; stylized_p 1.0; stylized [LoadPatchd(keys stylized), RandStyl" in text
+
+
+def test_copies_that_the_datalist_has_are_taken(tmp_path: Path, data: Path, started: list) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    for patch in [*content["training"], *content["validation"], *content["test"]]:
+        patch["stylized"] = f"copies/{patch['image']}"
+    write_json(data / "dataset.json", content)
+    (data / "copies").symlink_to(data)
+    generalisation_table(str(data), str(tmp_path / "out"), seeds=1, scanners=("XR",), methods=("strap",))
+    (copy, *_) = load_patches(started[0][2]["datalist"], "training", stylized=True)
+    assert Path(copy["stylized"]).parent.samefile(data / "copies")
+    assert not (tmp_path / "out" / "data" / "stylized.json").exists()
+
+
 def test_slides_are_dealt_out_anew_and_stay_whole(tmp_path: Path, data: Path) -> None:
     tests = []
     for seed in (0, 1):
@@ -221,7 +253,7 @@ def test_camelyon_is_scored_by_the_protocol_of_wilds(tmp_path: Path, hospitals: 
     assert (test["reported"], rows["fusestyle", "centre 1"]["list"]) == (0.9049, "ood_validation")
     text = (tmp_path / "out" / "camelyon_table.md").read_text()
     assert f"| fusestyle | 5 | {test['mean']:.3f} [{low:.3f}, {high:.3f}] |" in text
-    assert "| STRAP |  |  |  |  | 0.937 |" in text
+    assert "| strap |  |  |  |  | 0.937 |" in text
     assert "mixing LISA(p_sel 1.0, alpha 2.0)" in text
     assert "threshold of 0.5" in text
     assert "test hospital (centre 2)" in text
