@@ -15,7 +15,13 @@ from shared.utils import text_table
 from shared.utils.values import Whole
 
 
-def ct(output_dir: str, cases: Annotated[int, Whole(3)] = 12, seed: Seed = 0, processes: AtATime = None) -> None:
+def ct(
+    output_dir: str,
+    cases: Annotated[int, Whole(3)] = 12,
+    seed: Seed = 0,
+    dicom: bool = False,
+    processes: AtATime = None,
+) -> None:
     """Write made-up abdominal CTs with 13 labelled organs as a decathlon data set.
 
     OUTPUT_DIR then holds dataset.json (training, validation and test split), imagesTr, labelsTr, imagesTs and labelsTs.
@@ -25,9 +31,10 @@ def ct(output_dir: str, cases: Annotated[int, Whole(3)] = 12, seed: Seed = 0, pr
         output_dir: a new or empty folder.
         cases: how many volumes.
         seed: another one gives other bodies.
+        dicom: True writes each image as a DICOM series, a folder of axial slices.
         processes: how many work at the same time; by default one for each core.
     """
-    path = make_synthetic_ct(output_dir, cases, seed, processes)
+    path = make_synthetic_ct(output_dir, cases, seed, processes, dicom)
     print(f"{cases} synthetic CTs: {path}")
 
 

@@ -149,14 +149,15 @@ def make_data_set(
 
     `write`, a function of a module, is called with each of the `items` (one is a `unit` of the progress), in as many
     processes, by default one for each core. Then the datalists are written (`lists`, name → content), `dataset.json`,
-    whose path is returned, as the last. Beside it the folder may hold these `files` alone.
+    whose path is returned, as the last. Beside it the folder may hold these `files` alone; a folder among them stands
+    for all that is in it.
 
     Raises:
         DataError: when the folder holds anything else, or the number of processes is not a whole one of 1 or above.
     """
     folder = Path(output_dir)
     own = {folder / name for name in ("dataset.json", *files)}
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and own.isdisjoint([path, *path.parents])]
     names = [path.relative_to(folder) for path in found]
     refuse_other_content(folder, [str(n) for n in names if not any(part.startswith(".") for part in n.parts)])
     path = folder / "dataset.json"

@@ -26,6 +26,7 @@ from ..data import SPLITS
 from ..utils import atomic_path
 from ..utils.values import Whole, check_value
 from .ct_cases import BTCV_LABELS
+from .dicom_ct import write_ct_series
 from .preparation import make_data_set
 
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPS", "LPI", "RAI", "ASL")
@@ -547,7 +548,9 @@ def _stored(array: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image
     return image
 
 
-def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, processes: int | None = None) -> Path:
+def make_synthetic_ct(
+    output_dir: str | Path, cases: int = 12, seed: int = 0, processes: int | None = None, dicom: bool = False
+) -> Path:
     """Write made-up abdominal CTs as a data set: `dataset.json` (decathlon layout), images and label maps.
 
     A sixth of the cases (rounded, at least one) is for testing, an eighth for validation. The same `cases` and `seed`
@@ -558,6 +561,7 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
         cases: how many, 3 at least.
         seed: 0 or above.
         processes: how many work at the same time; by default one for each core.
+        dicom: write each image as a DICOM series, a folder of axial slices, and its label map on the same grid.
 
     Returns:
         the path of `dataset.json`.
@@ -567,7 +571,7 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
     """
     check_value("cases", cases, Whole(3))  # one each for training, validation and test
     check_value("seed", seed, Whole(0))
-    datalist = _datalist(cases, seed)
+    datalist = _datalist(cases, seed, "" if dicom else ".nii.gz")
     items = [item for split in SPLITS for item in datalist[split]]
     files = [name for item in items for name in item.values()]
     work = list(zip(items, np.random.SeedSequence(seed).spawn(cases), strict=True))
@@ -575,11 +579,11 @@ def make_synthetic_ct(output_dir: str | Path, cases: int = 12, seed: int = 0, pr
     return make_data_set(output_dir, {"dataset.json": datalist}, files, write, work, processes, "case")
 
 
-def _datalist(cases: int, seed: int) -> dict:
+def _datalist(cases: int, seed: int, ending: str) -> dict:
     tests, validations = max(1, round(cases / 6)), max(1, round(cases / 8))
     first_test = cases - tests
     items = [
-        {"image": f"images{folder}/ct_{k:03d}.nii.gz", "label": f"labels{folder}/ct_{k:03d}.nii.gz"}
+        {"image": f"images{folder}/ct_{k:03d}{ending}", "label": f"labels{folder}/ct_{k:03d}.nii.gz"}
         for k in range(cases)
         for folder in ["Tr" if k < first_test else "Ts"]
     ]
@@ -598,6 +602,19 @@ def _datalist(cases: int, seed: int) -> dict:
 
 def _write_case(output_dir: Path, case: tuple[dict[str, str], np.random.SeedSequence]) -> None:
     item, seed = case
-    for name, image in zip((item["image"], item["label"]), synthetic_ct_case(seed), strict=True):
-        with atomic_path(output_dir / name) as temporary:
-            nib.save(image, temporary)
+    image, label = synthetic_ct_case(seed)
+    if not item["image"].endswith(".nii.gz"):
+        # as scanners store them: axial slices, from the feet to the head
+        image, label = (_stored(*_to_right_front_head(volume), "LPS") for volume in (image, label))
+        folder = output_dir / item["image"]
+        write_ct_series(folder, np.asanyarray(image.dataobj), image.affine, f"SYNTHETIC-{folder.name}")
+    for name, volume in zip((item["image"], item["label"]), (image, label), strict=True):
+        if name.endswith(".nii.gz"):
+            with atomic_path(output_dir / name) as temporary:
+                nib.save(volume, temporary)
+
+
+def _to_right_front_head(volume: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine with the axes to the right, front and head."""
+    canonical = nib.as_closest_canonical(volume)
+    return np.asanyarray(canonical.dataobj), canonical.affine

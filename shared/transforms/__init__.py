@@ -1,6 +1,6 @@
 """Transforms that load volumes, patches and tiles, vary stains, and bring label maps back to the native grid.
 
-May import: data, dicom, inferers, layers, metrics, networks, reports, utils.
+May import: data, inferers, layers, metrics, networks, reports, utils.
 """
 
 from .load import LoadVolumed
