@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -22,7 +22,7 @@ import requests
 from ..utils import DataError
 
 logger = logging.getLogger(__name__)
-for _name in ("dicomweb_client", "urllib3"):
+for _name in ("dicomweb_client", "retrying", "urllib3"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 # Where the log-in and the trusted certificate of a server stand: in the environment, not on a command line, which
@@ -38,6 +38,13 @@ T = TypeVar("T")
 
 class ServerAwayError(DataError):
     """The server cannot be reached, does not answer in time or says that it is busy: later it may be back."""
+
+
+class Session(requests.Session):
+    """Trusts the certificates that it is given also where the environment names others for all programs."""
+
+    def merge_environment_settings(self, url: str, proxies: Any, stream: Any, verify: Any, cert: Any) -> dict:
+        return super().merge_environment_settings(url, proxies, stream, verify or self.verify, cert)
 
 
 class Connection:
@@ -87,7 +94,10 @@ def checked_url(url: str) -> str:
     Raises:
         DataError: when it is none of http or https, or has a log-in or a query in it.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket without its other
+        raise DataError(f"{url}: no address of a server. {PATH_HINT}") from None
     if parts.username or parts.password:
         raise DataError(f"the address of the server has a log-in in it. Set {USER} and {PASSWORD} in the environment.")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -104,7 +114,7 @@ def session_of_environment(url: str) -> requests.Session:
         raise DataError(f"{CA_FILE} is {file}: no such file. Expected certificates to trust, as PEM.")
     if (user or token) and url.startswith("http:") and urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("%s: the log-in goes over the network as it is; https hides it.", url)
-    session = requests.Session()
+    session = Session()
     if token:  # by `auth`, as a .netrc would take the place of a header
         session.auth = lambda request: request.headers.update(Authorization=f"Bearer {token}") or request
     elif user:

@@ -17,6 +17,7 @@ from typing import Any
 import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from ..data.dicom_headers import read_header
@@ -167,8 +168,11 @@ class DicomWeb:
             raise DataError(f"{self.url}: has no series {series} in study {study}.")
 
         def take() -> None:
-            for dataset in self._client.iter_series(study, series, AS_STORED):
-                _keep(dataset, wanted, folder, there)
+            try:
+                for dataset in self._client.iter_series(study, series, AS_STORED):
+                    _keep(dataset, wanted, folder, there)
+            except (ValueError, InvalidDicomError) as e:  # what is left of a file where it breaks off
+                raise requests.ConnectionError from e
 
         def take_one(uid: str) -> None:
             _keep(self._client.retrieve_instance(study, series, uid, AS_STORED), wanted, folder, there)
@@ -321,7 +325,7 @@ def _encoded(each: pydicom.Dataset | str | os.PathLike) -> pydicom.Dataset:
             return pydicom.dcmread(each)
     except OSError as e:
         raise DataError(f"{each}: cannot be opened ({e.strerror}). Expected a DICOM file to store.") from e
-    except pydicom.errors.InvalidDicomError:
+    except InvalidDicomError:
         raise DataError(f"{each}: no DICOM file. Expected one to store.") from None
 
 
