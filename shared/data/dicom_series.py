@@ -99,13 +99,18 @@ class DicomSeries:
         return ""
 
     def matches(self, wanted: str) -> int:
-        """How well a series is meant: 3 by its UID, 2 by its number, 1 by a part of its UID or description, or 0."""
-        if wanted == self.uid:
-            return 3
-        if wanted == self.number:
-            return 2
-        part = wanted in self.uid and not (wanted.isdigit() and len(wanted) < _PART)  # few digits are in any UID
-        return int(part or wanted.casefold() in self.description.casefold())
+        """See `match_series`."""
+        return match_series(wanted, self.uid, self.number, self.description)
+
+
+def match_series(wanted: str, uid: str, number: str, description: str) -> int:
+    """How well a series is meant: 3 by its UID, 2 by its number, 1 by a part of its UID or description, or 0."""
+    if wanted == uid:
+        return 3
+    if wanted == number:
+        return 2
+    part = wanted in uid and not (wanted.isdigit() and len(wanted) < _PART)  # few digits are in any UID
+    return int(part or wanted.casefold() in description.casefold())
 
 
 def _most_common(values: Sequence[str]) -> str:

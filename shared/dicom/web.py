@@ -6,7 +6,7 @@ import datetime
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,6 +31,8 @@ STUDY, SERIES, INSTANCE, MODALITY = "0020000D", "0020000E", "00080018", "0008006
 NUMBER, DESCRIPTION, COUNT, PATIENT = "00200011", "0008103E", "00201209", "00100020"
 AS_STORED = (("application/dicom", "*"),)  # servers cannot make every transfer syntax of every other
 NOT_THIS_ONE = {400, 409, 413, 415, 422}  # answers that concern one object, and not the next
+RESULTS = {"SEG", "SR", "RTSTRUCT", "ANN"}  # modalities of what is made of images
+MAKER = ("Manufacturer", "ManufacturerModelName")
 DUPLICATE = 0x0111
 # Reasons of a failure, PS3.18 table I.2-2 and PS3.4 table B.2-1, by the bits that say them.
 REASONS = {
@@ -243,18 +245,35 @@ class DicomWeb:
     def _remove_earlier(self, dataset: pydicom.Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Series of ours that this object replaces: those that are deleted, and those that the server keeps."""
         study, own = dataset.StudyInstanceUID, dataset.SeriesInstanceUID
+        maker = {keyword: value for keyword in MAKER if (value := _value(dataset, keyword))}
+        if len(maker) < len(MAKER):
+            return (), ()
         others = [e.series for e in self.series(study, dataset.Modality) if e.series != own]
-        earlier = [uid for uid in others if self._is_earlier(dataset, uid)]
+        earlier = [uid for uid in others if self._is_made(study, uid, maker, _sources(dataset))]
         removed = [uid for uid in earlier if self._delete(study, uid)]
         return tuple(removed), tuple(uid for uid in earlier if uid not in removed)
 
-    def _is_earlier(self, dataset: pydicom.Dataset, series: str) -> bool:
-        found = self._server.ask(lambda: self._client.retrieve_series_metadata(dataset.StudyInstanceUID, series))
-        with warnings.catch_warnings():  # of values that are not as the standard has them
-            warnings.simplefilter("ignore")
-            others = [pydicom.Dataset.from_json(entry, lambda *_: None) for entry in found]
-            maker, sources = _maker(dataset), _sources(dataset)
-            return bool(others) and all(_maker(o) == maker and all(maker) and _sources(o) & sources for o in others)
+    def results(self, study: str, images: str, made_by: Mapping[str, str]) -> set[str]:
+        """The modalities of a study's objects that were made of a series of images.
+
+        Args:
+            study: its UID.
+            images: the series' UID.
+            made_by: what these objects have, keyword → value, such as Manufacturer.
+        """
+        found = [entry for entry in self.series(study) if entry.modality in RESULTS]
+        return {entry.modality for entry in found if self._is_made(study, entry.series, made_by, {images})}
+
+    def _is_made(self, study: str, series: str, made_by: Mapping[str, str], images: set[str]) -> bool:
+        """Whether all objects of a series have these values, and refer to one of these series of images."""
+
+        def headers() -> list[pydicom.Dataset]:
+            found = self._client.retrieve_series_metadata(study, series)
+            return [pydicom.Dataset.from_json(entry, lambda *_: None) for entry in found]
+
+        found = self._server.ask(headers)
+        ours = [all(_value(d, keyword) == value for keyword, value in made_by.items()) for d in found]
+        return bool(found) and all(ours) and all(_sources(d) & images for d in found)
 
     def _delete(self, study: str, series: str) -> bool:
         """Whether the server deletes a series, by DICOMweb's extension or by Orthanc's own interface."""
@@ -371,8 +390,8 @@ def _series_entry(study: str, entry: dict[str, Any]) -> SeriesEntry:
     )
 
 
-def _maker(dataset: pydicom.Dataset) -> tuple[str, str]:
-    return str(dataset.get("Manufacturer", "")), str(dataset.get("ManufacturerModelName", ""))
+def _value(dataset: pydicom.Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "")
 
 
 def _sources(dataset: pydicom.Dataset) -> set[str]:

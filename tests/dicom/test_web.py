@@ -280,6 +280,15 @@ def test_a_new_result_replaces_our_earlier_one_of_the_same_images(pacs: Pacs, de
     assert sorted(pacs.files) == [f"1.2.{i}.1" for i in (5, 6, 7, 8)]
 
 
+def test_results_are_those_of_the_same_software_and_images(pacs: Pacs) -> None:
+    other = result("1.2.6", kind=BasicTextSRStorage)
+    other.Modality = "SR"
+    store(pacs.url, [result("1.2.4"), result("1.2.5", images="1.2.9"), other])
+    assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we"}) == {"SEG", "SR"}
+    assert client(pacs).results(STUDY, "1.2.9", {"Manufacturer": "we"}) == {"SEG"}
+    assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we", "DeviceSerialNumber": "7"}) == set()
+
+
 def test_what_the_server_keeps_is_said(pacs: Pacs) -> None:
     store(pacs.url, [result("1.2.4")])
     (outcome,) = store(pacs.url, [result("1.2.8")], replace=True)
