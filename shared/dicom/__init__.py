@@ -15,9 +15,12 @@ if missing := [name for name in ("contourpy", "dicomweb_client", "highdicom", "r
         "or the packages under extra_packages_version in a bundle's metadata.json."
     )
 
+from .annotations import make_annotations, read_slide
 from .codes import StructureCode, read_codes
 from .connection import ServerAwayError
 from .origin import Identity, Origin
+from .report import make_report
 from .segmentation import identify, make_segmentation, read_segmentation
 from .source import SourceSeries, read_source
+from .structure_set import make_structure_set
 from .web import DicomWeb, Outcome, SeriesEntry, store

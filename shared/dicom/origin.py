@@ -68,6 +68,11 @@ class Origin:
         }
 
     @property
+    def device_uid(self) -> UID:
+        """Of the software with these weights, as a device."""
+        return Identity(self, ()).uid("device")
+
+    @property
     def identification(self) -> AlgorithmIdentificationSequence:
         """For SEG and ANN."""
         return AlgorithmIdentificationSequence(

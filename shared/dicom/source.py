@@ -115,7 +115,7 @@ def read_source(path: str | os.PathLike, series: str | None = None) -> SourceSer
             raise DataError(f"{path}: its slices have several {key}s, expected one. Export the series again.")
     if len({image.SOPInstanceUID for image in images}) < len(images):
         raise DataError(f"{path}: several slices have the same SOPInstanceUID. Export the series again.")
-    study = _study(first)
+    study = study_of(first)
     for image in images:
         image.SpecificCharacterSet = study.SpecificCharacterSet
         for key in STUDY:
@@ -135,7 +135,7 @@ def _read_header(file: Path) -> Dataset:
     return image
 
 
-def _study(image: Dataset) -> Dataset:
+def study_of(image: Dataset) -> Dataset:
     """Patient and study of a header, as text in UTF-8; empty where it is missing, or no value of its kind."""
     study = Dataset()
     study.SpecificCharacterSet = "ISO_IR 192"
