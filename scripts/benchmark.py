@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from command_line import run_command
+from experiments.benchmark_ct_inference import benchmark_ct_inference
 from experiments.benchmark_detection import benchmark_detection
 from experiments.benchmark_fusestyle import benchmark_fusestyle
 from experiments.benchmark_lambda3d import benchmark_lambda3d
@@ -13,6 +14,7 @@ from experiments.voxel_classifier import voxel_classifier
 if __name__ == "__main__":
     run_command(
         {
+            "ct_inference": benchmark_ct_inference,
             "detection": benchmark_detection,
             "fusestyle": benchmark_fusestyle,
             "lambda3d": benchmark_lambda3d,

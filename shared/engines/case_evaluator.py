@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -9,7 +11,8 @@ import torch
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
 from monai.data import Dataset
-from monai.engines import SupervisedEvaluator
+from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.engines.utils import engine_apply_transform
 from monai.utils import CommonKeys
 
 from ..utils import DataError, data_error_message, fault_list, flag, gather_list, is_disk_full
@@ -31,6 +34,11 @@ def _reason(error: BaseException, file: str = "") -> str:
             error = error.__cause__
         message = f"{type(error).__name__}: {error}"
     return message
+
+
+def _file_of(batch: Mapping[str, Any]) -> str:
+    names = getattr(batch.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj", "")
+    return names if isinstance(names, str) else names[0]
 
 
 def _all_failures(failures: Sequence[tuple[str, str]], cases: int) -> DataError:
@@ -82,6 +90,25 @@ class InferenceEvaluator(SupervisedEvaluator):
             super().run(global_epoch)
 
 
+class ReadAhead:
+    """What a loader gives, each item read in a thread while the one before it is worked on. Its errors come through.
+
+    (Those of a `monai.data.ThreadBuffer` end the iteration without a word.)
+    """
+
+    def __init__(self, loader: Iterable) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        with ThreadPoolExecutor(1, "read") as pool:
+            items, end = iter(self.loader), object()
+            coming = pool.submit(next, items, end)
+            while (item := coming.result()) is not end:
+                coming = pool.submit(next, items, end)
+                yield item
+                del item
+
+
 class CaseEvaluator(InferenceEvaluator):
     """An evaluator that takes the cases one at a time and, when one fails, goes on with the others.
 
@@ -98,6 +125,9 @@ class CaseEvaluator(InferenceEvaluator):
         network: the network.
         keep_going: False stops at the first failure.
         progress: show a progress bar over the cases, on rank 0.
+        overlap_cases: read the next case and do the postprocessing of the last one, which saves it, in threads while
+            the network has its own. Three cases are then in memory. Metrics and handlers do not get to see what the
+            postprocessing makes.
         kwargs: as for `SupervisedEvaluator`.
 
     Attributes:
@@ -114,11 +144,19 @@ class CaseEvaluator(InferenceEvaluator):
         network: torch.nn.Module,
         keep_going: bool = True,
         progress: bool = True,
+        overlap_cases: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(device, val_data_loader, network, **kwargs)
         self.keep_going = flag("keep_going", keep_going)
         self.failures: list[tuple[str, str]] = []
+        self._saver = ThreadPoolExecutor(1, "save") if flag("overlap_cases", overlap_cases) else None
+        self._saving: tuple[str, str, Future] | None = None  # case, its file, and what becomes of it
+        if self._saver:
+            kwargs["epoch_length"] = len(val_data_loader)
+            val_data_loader = ReadAhead(val_data_loader)
+        super().__init__(device, val_data_loader, network, **kwargs)
+        if self._saver:
+            self.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._saved())
         if progress and idist.get_rank() == 0:
             ProgressBar(persist=True, desc="cases").attach(self)
 
@@ -135,6 +173,37 @@ class CaseEvaluator(InferenceEvaluator):
         if failures:
             raise _all_failures(failures, cases)
 
+    def _register_postprocessing(self, posttrans: Callable) -> None:
+        if self._saver is None:
+            super()._register_postprocessing(posttrans)
+            return
+
+        @self.on(IterationEvents.MODEL_COMPLETED)
+        def _hand_over(engine: CaseEvaluator) -> None:
+            self._saved()
+            ((batch, output),) = zip(engine.state.batch, engine.state.output, strict=True)
+            work = partial(engine_apply_transform, batch, output, posttrans)
+            self._saving = (str(batch["case"]), _file_of(batch), self._saver.submit(work))
+            engine.state.batch, engine.state.output = [], []
+
+    def _saved(self) -> None:
+        """Wait for the case that is being saved."""
+        if self._saving is None:
+            return
+        (case, file, coming), self._saving = self._saving, None
+        try:
+            coming.result()
+        except Exception as error:
+            self._failed(case, error, file)
+
+    def _failed(self, case: str, error: Exception, file: str) -> None:
+        """Keep a failure; raise it where the others are not to go on."""
+        if not self.keep_going or is_disk_full(error):
+            raise error
+        self.failures.append((case, _reason(error, file)))
+        logger.error("%s failed: %s", case, self.failures[-1][1])
+        logger.debug("traceback of %s", case, exc_info=error)
+
     def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> Any:
         case = str(batchdata["case"][0]) if "case" in batchdata else f"case {engine.state.iteration}"
         try:
@@ -143,12 +212,8 @@ class CaseEvaluator(InferenceEvaluator):
             self._note_padding(case, batchdata[CommonKeys.IMAGE])
             return super()._iteration(engine, batchdata)
         except Exception as error:  # whatever it is, the other cases go on
-            if not self.keep_going or is_disk_full(error):
-                raise
-            names = getattr(batchdata.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj", "")
-            self.failures.append((case, _reason(error, names if isinstance(names, str) else names[0])))
-            logger.error("%s failed: %s", case, self.failures[-1][1])
-            logger.debug("traceback of %s", case, exc_info=True)
+            self._saved()  # the failure of the case before comes first
+            self._failed(case, error, _file_of(batchdata))
             # the batch and output of a failed case hold gigabytes that the next one needs
             engine.state.batch = []
             return []

@@ -8,5 +8,6 @@ May import: data, layers, metrics, networks, utils.
 from .detection import DetectionMerger, TilePlace
 from .findings import FindingsCollector
 from .region import RegionInferer
-from .restore import axis_maps, restore_label_map
+from .restore import NativeLabels, axis_maps, restore_label_map
+from .sliding_window import SlidingWindowLabelInferer
 from .suppression import suppress_within_radius

@@ -98,6 +98,82 @@ def _slab_labels(logits: torch.Tensor, taps: Sequence[tuple[torch.Tensor, torch.
     return labels
 
 
+class NativeLabels:
+    """A label map on the native grid that grows as the planes of another grid come in, one after the other.
+
+    It is the argmax over classes of the linearly interpolated softmax of the logits, as `restore_label_map` has it.
+    What lies between two planes needs both: the last of the planes that were given has to be given again.
+
+    Args:
+        affine: 4 × 4, voxel indices (X, Y, Z) of the other grid → mm.
+        native_affine: 4 × 4, voxel indices of the result → mm.
+        native_shape: shape of the result.
+        shape: X, Y, Z of the other grid.
+        axis: of the other grid, along which the planes come.
+        slab: number of native planes that are worked on at a time.
+
+    Attributes:
+        labels: the result, uint8 on the CPU; 0 where nothing has come in yet.
+
+    Raises:
+        ValueError: when the grids are not parallel.
+    """
+
+    def __init__(
+        self,
+        affine: np.ndarray,
+        native_affine: np.ndarray,
+        native_shape: Sequence[int],
+        shape: Sequence[int],
+        axis: int = 0,
+        slab: int = 16,
+    ) -> None:
+        maps = axis_maps(affine, native_affine, native_shape)
+        self.order = [axis, *(other for other in range(3) if other != axis)]  # planes first
+        ranges = [_inside(positions, size) for (_, positions), size in zip(maps, shape, strict=True)]
+        self.positions = [maps[i][1][ranges[i]] for i in self.order]
+        self.sizes = [shape[i] for i in self.order]
+        self.slab = slab
+        self.labels = torch.zeros(tuple(int(n) for n in native_shape), dtype=torch.uint8)
+        self._inside = self.labels.permute([maps[i][0] for i in self.order])[tuple(ranges[i] for i in self.order)]
+        self._last = _taps(self.positions[0], self.sizes[0], torch.device("cpu"))[1].numpy()  # plane that each needs
+        self._given = 0  # planes so far
+
+    def add(self, logits: torch.Tensor, first: int = 0) -> None:
+        """Make what the planes allow for that has not been made yet.
+
+        Args:
+            logits: (C, X, Y, Z), C ≤ 256, class 0 is the background; along `axis` some planes, otherwise the whole
+                grid. On any device, where the work is then done.
+            first: index of the first of them.
+
+        Raises:
+            ValueError: when the logits have another shape, are not finite, or do not go on where the last ones ended.
+        """
+        given = logits.movedim(self.order[0] + 1, 1) if logits.ndim == 4 else logits
+        if given.ndim != 4 or not 1 <= len(given) <= 256 or list(given.shape[2:]) != self.sizes[1:]:
+            raise ValueError(
+                "logits must be (C, X, Y, Z) with 1 to 256 classes on the grid that was announced, got shape "
+                f"{tuple(logits.shape)}."
+            )
+        end = first + given.shape[1]
+        if first > max(self._given - 1, 0) or end > self.sizes[0]:
+            raise ValueError(f"planes {first} to {end - 1} of {self.sizes[0]} do not follow plane {self._given - 1}.")
+        todo = np.flatnonzero((self._last >= self._given) & (self._last < end))
+        self._given = max(end, self._given)
+        if not self._inside.numel() or not todo.size:
+            return
+        others = [_taps(*axis, logits.device) for axis in zip(self.positions[1:], self.sizes[1:], strict=True)]
+        for start in range(int(todo[0]), int(todo[-1]) + 1, self.slab):
+            planes = slice(start, min(start + self.slab, int(todo[-1]) + 1))
+            lower, upper, weight = _taps(self.positions[0][planes], self.sizes[0], logits.device)
+            low, high = int(lower.min()), int(upper.max())
+            labels = _slab_labels(
+                given[:, low - first : high + 1 - first], [(lower - low, upper - low, weight), *others]
+            )
+            self._inside[planes] = labels.cpu()
+
+
 def restore_label_map(
     logits: torch.Tensor,
     affine: np.ndarray,
@@ -127,22 +203,8 @@ def restore_label_map(
     Raises:
         ValueError: when the logits are not (C, X, Y, Z) with C ≤ 256, or not finite, or the grids are not parallel.
     """
-    if logits.ndim != 4 or not 1 <= logits.shape[0] <= 256:
-        raise ValueError(f"logits must be (C, X, Y, Z) with 1 to 256 classes, got shape {tuple(logits.shape)}.")
-    maps = axis_maps(affine, native_affine, native_shape)
-    sizes = logits.shape[1:]
-    ranges = [_inside(positions, size) for (_, positions), size in zip(maps, sizes, strict=True)]
-    positions_x, positions_y, positions_z = (p[r] for (_, p), r in zip(maps, ranges, strict=True))
-    result = torch.zeros(tuple(int(n) for n in native_shape), dtype=torch.uint8)
-    result_xyz = result.permute([axis for axis, _ in maps])[tuple(ranges)]
-    if not result_xyz.numel():
-        return result
-    taps_y = _taps(positions_y, sizes[1], logits.device)
-    taps_z = _taps(positions_z, sizes[2], logits.device)
-    for start in range(0, len(positions_x), slab):
-        lower, upper, weight = _taps(positions_x[start : start + slab], sizes[0], logits.device)
-        first, last = int(lower.min()), int(upper.max())
-        taps_x = (lower - first, upper - first, weight)
-        labels = _slab_labels(logits[:, first : last + 1], (taps_x, taps_y, taps_z))
-        result_xyz[start : start + slab] = labels.cpu()
-    return result
+    native = NativeLabels(
+        affine, native_affine, native_shape, logits.shape[1:] if logits.ndim == 4 else (1,) * 3, 0, slab
+    )
+    native.add(logits)
+    return native.labels

@@ -68,6 +68,7 @@ def save_preview(
         )
         axes.set_title(f"{plane}, {'xyz'[axis]} = {index}", color="white")
         axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])  # the layout would measure them all the same
         for letter, x, y in zip(column_ends + row_ends, (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.97, 0.03), strict=True):
             axes.text(x, y, letter, color="yellow", weight="bold", ha="center", va="center", transform=axes.transAxes)
     found = [name for name, i in sorted(names.items(), key=lambda item: item[1]) if (labels == i).any()]
@@ -85,4 +86,4 @@ def save_preview(
         figure.suptitle("\n".join([title, *lines]), color="red", weight="bold")
     else:
         figure.suptitle(title, color="white")
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, pil_kwargs={"compress_level": 1})  # smaller takes longer

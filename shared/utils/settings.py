@@ -116,6 +116,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "cache": (Choice(("disk", "memory", "none")), "where preprocessed cases or patches are kept"),
     "cache_workers": (Whole(1), "how many fill the cache at a time"),
     "keep_going": (FLAG, "go on with the others where a case fails"),
+    "overlap_cases": (FLAG, "read the next case and save the last one while the network has its own"),
     "skip_existing": (FLAG, "leave out what the same weights and settings have done already"),
     "resume": (Flag(("best",)), "go on after the last epoch that was saved, or after the best one"),
     "overwrite": (FLAG, "replace the checkpoints and results of an earlier run"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -61,10 +62,13 @@ def make_evaluator(
     )
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_goes_on_and_lists_the_failures_at_the_end(num_workers: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("num_workers", "overlap_cases"), [(0, False), (1, False), (0, True), (1, True)])
+def test_goes_on_and_lists_the_failures_at_the_end(
+    num_workers: int, overlap_cases: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     done: list[str] = []
-    evaluator = make_evaluator(["unreadable", "fine", "too dark", "unwritable"], done, num_workers)
+    hows = ["unreadable", "fine", "too dark", "unwritable"]
+    evaluator = make_evaluator(hows, done, num_workers, overlap_cases=overlap_cases)
     sizes: list[int] = []
     completed: list[bool] = []
     evaluator.add_event_handler(
@@ -81,14 +85,60 @@ def test_goes_on_and_lists_the_failures_at_the_end(num_workers: int, caplog: pyt
     ]
     assert evaluator.failures[0] == ("a", "a.nii: cannot be read.")
     assert done == ["b"]
-    assert sizes == [0, 1, 0, 0]
+    assert sizes == [0, 0 if overlap_cases else 1, 0, 0]
     assert completed == [True]
     assert "a failed: a.nii: cannot be read." in [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
 
 
-def test_no_failure() -> None:
+def test_cases_overlap() -> None:
+    """The third is read, and the first saved, while the network has the second; failures come in the order of cases."""
+    now: list[str] = []
+    at_once = threading.Barrier(3, timeout=30)
+
+    def meet(step: str, case: str) -> None:
+        now.append(f"{step} {case}")
+        if f"{step} {case}" in ("read c", "network b", "save a"):
+            at_once.wait()  # one after the other would never get here
+
+    class Slow(Network):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            meet("network", CASES[int(x[0, 0, 0, 0, 1])])
+            return super().forward(x[..., :1])
+
+    def read(d: dict[str, Any]) -> dict[str, Any]:
+        meet("read", d["case"])
+        image = load(d)["image"]
+        image[..., 1] = CASES.index(d["case"])
+        return {**d, "image": image}
+
+    def save(d: dict[str, Any]) -> dict[str, Any]:
+        meet("save", d["case"])
+        if d["case"] == "c":
+            raise OSError("not permitted")
+        return d
+
+    hows = ["fine", "fine", "fine", "too dark"]
+    dataset = FaultTolerantDataset([{"case": c, "how": h} for c, h in zip(CASES, hows, strict=True)], mt.Lambda(read))
+    options = {"postprocessing": mt.Lambda(save), "progress": False, "overlap_cases": True}
+    evaluator = CaseEvaluator(torch.device("cpu"), DataLoader(dataset, batch_size=1), Slow(), **options)
+    with pytest.raises(DataError):
+        evaluator.run()
+    assert [case for case, _ in evaluator.failures] == ["c", "d"]
+    assert [step for step in now if step.startswith("save")] == ["save a", "save b", "save c"]
+
+
+def test_an_error_of_the_loader_comes_through() -> None:
+    evaluator = make_evaluator(["fine"] * 3, done := [], overlap_cases=True)
+    evaluator.data_loader.loader.collate_fn = lambda items: items[0] if items[0]["case"] == "a" else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        evaluator.run()
+    assert len(done) <= 1
+
+
+@pytest.mark.parametrize("overlap_cases", [False, True])
+def test_no_failure(overlap_cases: bool) -> None:
     done: list[str] = []
-    evaluator = make_evaluator(["fine"] * 4, done)
+    evaluator = make_evaluator(["fine"] * 4, done, overlap_cases=overlap_cases)
     evaluator.run()
     assert done == CASES
     assert evaluator.failures == []

@@ -76,8 +76,25 @@ def test_label_map_returns_to_its_own_grid(tmp_path: Path, codes: str, suffix: s
     assert not wrong[inner].any()
 
 
+def test_labels_pass_through_and_logits_may_stay_on_their_grid() -> None:
+    meta = {"original_affine": np.diag([2.0, 1, 1, 1]), "spatial_shape": np.array([3, 4, 5])}
+    image = MetaTensor(torch.zeros(1, 6, 4, 5), affine=torch.eye(4), meta=meta)
+    labels = torch.arange(60, dtype=torch.uint8).view(1, 3, 4, 5)
+    result = RestoreLabelMapd()({"image": image, "pred": labels})["pred"]
+    assert torch.equal(result.as_tensor(), labels)
+    assert torch.equal(result.affine, torch.from_numpy(meta["original_affine"]))
+    logits = torch.randn(7, 6, 4, 5, generator=torch.Generator().manual_seed(0))
+    for kept in (image, image.as_tensor()):
+        stays = RestoreLabelMapd(native=False)({"image": kept, "pred": logits})["pred"]
+        assert torch.equal(stays, logits.argmax(0, keepdim=True).byte())
+        assert torch.equal(RestoreLabelMapd(native=False)({"image": kept, "pred": stays})["pred"], stays)
+    for wrong in (labels[:, :2], labels.expand(2, 3, 4, 5)):
+        with pytest.raises(ValueError, match=r"'pred' has labels of shape .* and one channel"):
+            RestoreLabelMapd()({"image": image, "pred": wrong})
+
+
 def test_prediction_on_another_grid_is_refused(tmp_path: Path) -> None:
     image, label, _ = make_case(tmp_path, "RAS", ".nii")
     d = mt.Compose(PREPROCESSING)({"image": image, "label": label})
-    with pytest.raises(ValueError, match=r"'pred' has the grid \(9, 9, 9\), expected"):
+    with pytest.raises(ValueError, match=r"'pred' has logits of shape \(3, 9, 9, 9\), expected the grid"):
         RestoreLabelMapd()({**d, "pred": torch.zeros(3, 9, 9, 9)})
