@@ -95,13 +95,21 @@ class Bundle:
         found = list(alone)
         for name in names:
             keys = set(self.config(name))
-            if name.startswith("variants/"):
+            if self.is_for_inference(name):
+                found.append(["inference", name])
+            elif name.startswith("variants/"):
                 found += [[*base, name] for base in alone if base == ["train"] or "network_def" in keys or not train]
                 found += [["train", "evaluate", name]] * ("network_def" in keys and {"train", "evaluate"} <= set(names))
             elif name not in ALONE:
                 known = OVERLAID.get(name) or (["inference"] if keys <= set(inference) else ["train"])
                 found += [[*known, name]] if train or known == ["inference"] else [["inference", name]]
         return found
+
+    def is_for_inference(self, name: str) -> bool:
+        """Whether a variant is of inference alone: training has not all of its keys, and inference has."""
+        keys = {key.removeprefix("+") for key in self.config(name)}
+        train, inference = self.config("train").keys(), self.config("inference").keys()
+        return name.startswith("variants/") and bool(train) and not keys <= train and keys <= inference
 
     def merged(self, names: Iterable[str]) -> dict[str, Any]:
         """The configs merged as MONAI merges them, with the metadata where expressions look for it.

@@ -131,7 +131,10 @@ def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
     from training, and so does evaluation, which is run together with training's.
     """
     train, evaluate, inference = (deepcopy(package.bundle.config(name)) for name in ("train", "evaluate", "inference"))
-    for overlay in package.baked.values():
+    for name, overlay in package.baked.items():
+        if package.bundle.is_for_inference(f"variants/{name}"):
+            lay_over(inference, overlay)
+            continue
         whole = overlay if "network_def" in overlay else {}
         lay_over(inference, {**whole, **taken_over(overlay, train, inference)})
         lay_over(evaluate, taken_over(overlay, train, evaluate))

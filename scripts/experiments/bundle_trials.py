@@ -269,6 +269,12 @@ INFERENCE = [
             "--structures liver": r"^structures is 'liver', expected a list",
             "--structures \"['lever']\"": r"^structures has 'lever', expected names of the network's classes",
             "--per_structure maybe": rf"^per_structure is 'maybe', {YES_OR_NO}",
+            "--dicom seg": r"^dicom is 'seg', expected a list",
+            "--dicom \"['seg']\"": r"^--dicom needs the overlay that makes DICOM objects: .*variants/dicom\.json",
+            "--store http://127.0.0.1:1": r"^--store needs the overlay that makes DICOM objects",
+            "--codes liver": r"^codes is 'liver', expected names, each with a table",
+            "--segmentation_type binary": r"^segmentation_type is 'binary', expected BINARY or LABELMAP",
+            "--replace maybe": rf"^replace is 'maybe', {YES_OR_NO}",
         },
     ),
 ]

@@ -18,6 +18,7 @@ if missing := [name for name in ("contourpy", "dicomweb_client", "highdicom", "r
 from .annotations import make_annotations, read_slide
 from .codes import StructureCode, read_codes
 from .connection import ServerAwayError
+from .export import AnnotationExport, SegmentationExport
 from .origin import Identity, Origin
 from .report import make_report
 from .segmentation import identify, make_segmentation, read_segmentation

@@ -39,9 +39,9 @@ def make_report(
         identity: of the result, see `identify`.
         segmentation: see `make_segmentation`; None where nothing was found.
     """
-    numbers = {s.TrackingID: s.SegmentNumber for s in segmentation.SegmentSequence} if segmentation else {}
+    segments = _segments(source, segmentation)
     groups = [
-        _found(structure, measures[structure.name], segmentation, numbers[structure.name[:64]], origin, identity)
+        _found(structure, measures[structure.name], segments[structure.name[:64]], origin, identity)
         if measures[structure.name]["voxels"]
         else _not_found(structure, origin, identity)
         for structure in structures
@@ -91,11 +91,23 @@ def _about(structure: StructureCode, origin: Origin, identity: Identity) -> dict
     }
 
 
+def _segments(source: SourceSeries, segmentation: Segmentation | None) -> dict[str, sr.ReferencedSegment]:
+    """A reference to each segment, by its tracking id, which the background of a LABELMAP lacks."""
+    if segmentation is None:
+        return {}
+    series = sr.SourceSeriesForSegmentation(source.images[0].SeriesInstanceUID)
+    about = (segmentation.SOPClassUID, segmentation.SOPInstanceUID)
+    return {
+        segment.TrackingID: sr.ReferencedSegment(*about, segment.SegmentNumber, source_series=series)
+        for segment in segmentation.SegmentSequence
+        if "TrackingID" in segment
+    }
+
+
 def _found(
     structure: StructureCode,
     measures: Mapping[str, Any],
-    segmentation: Segmentation,
-    number: int,
+    segment: sr.ReferencedSegment,
     origin: Origin,
     identity: Identity,
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
@@ -105,7 +117,7 @@ def _found(
         measured.append(sr.Measurement(*attenuation, derivation=codes.SCT.Mean))
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         **_about(structure, origin, identity),
-        referenced_segment=sr.ReferencedSegment.from_segmentation(segmentation, number),
+        referenced_segment=segment,
         measurements=measured,
     )
 

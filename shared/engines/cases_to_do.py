@@ -31,6 +31,7 @@ def cases_to_do(
     made_with: Mapping[str, Any],
     skip_existing: bool = False,
     table: str | None = None,
+    export: Any = None,
 ) -> list[dict[str, Any]]:
     """The cases of an inference, for a `FaultTolerantDataset`, seen beside what is in its output folder.
 
@@ -43,6 +44,7 @@ def cases_to_do(
         made_with: the weights and settings, see `shared.data.made_with`.
         skip_existing: leave out the cases whose results are there, whole, of the same image, weights and settings.
         table: of a `ResultTable` the name, where the results stand in one; None: each case has a folder.
+        export: what writes DICOM objects, see `shared.dicom.SegmentationExport`, which have to be there too; or None.
 
     Raises:
         DataError: when cases are to be left out, and the others' results depend on them.
@@ -61,7 +63,8 @@ def cases_to_do(
         earlier = find(case["case"])
         try:
             check_source(folder / case["case"], earlier, case["image"], case.get("series"))
-            if skip and _is_done(case, earlier, made_with):
+            exported = export is None or export.is_whole(folder, case["case"])
+            if skip and exported and _is_done(case, earlier, made_with):
                 continue
         except DataError as e:
             case["failure"] = str(e)

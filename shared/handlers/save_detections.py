@@ -15,7 +15,7 @@ from monai.utils import CommonKeys
 
 from ..data import Region, near_tissue, source_digest, tissue_mask
 from ..metrics import Detections, MitoticCount, box_centres, mitotic_count
-from ..reports.detection_files import MITOTIC, WRITERS, DetectedImage, count_text
+from ..reports.detection_files import ANNOTATION_FILES, MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
 from ..reports.provenance import warning_of_results
 from ..reports.result_table import ResultTable
@@ -44,6 +44,7 @@ class SaveDetections:
     * `CASE.json`: the candidates for mitotic figures, as the MIDOG challenge takes them, see `write_midog_json`;
     * `CASE.geojson`: all figures from the threshold on, and the area of the mitotic count, for QuPath;
     * `CASE.csv`: all detections;
+    * `CASE_ann.dcm`, if asked for: those figures as a DICOM object; `CASE_ann.json` says whether there is one;
     * `CASE_overview.png` and `CASE_gallery.png`: to look at.
 
     Files of an earlier inference are removed when the image's turn comes: should it fail, they must not pass for this
@@ -62,6 +63,8 @@ class SaveDetections:
         made_with: the weights' digest and the settings, see `shared.data.made_with`.
         on_glass: whether detections whose middle is more than 10 µm off the tissue, see `shared.data.tissue_mask`, are
             left out ("drop") or taken like others ("keep"). They are counted either way.
+        export: what writes the DICOM objects and stores them, see `shared.dicom.AnnotationExport`; None: there are
+            none. What the PACS refuses is a failure of the case, whose files are there all the same.
 
     Raises:
         ValueError: when the threshold or the class names are out of range, or `on_glass` is neither.
@@ -80,10 +83,12 @@ class SaveDetections:
         min_tissue: float = 0.5,
         made_with: Mapping[str, Any] | None = None,
         on_glass: str = "drop",
+        export: Any = None,
     ) -> None:
         if on_glass not in ("drop", "keep"):
             raise ValueError(f"on_glass is {on_glass!r}, expected drop or keep.")
         self.on_glass = on_glass
+        self.export = export
         self.class_names = check_classes(threshold, class_names)
         self.output_dir = writable_folder(output_dir)
         self.threshold = float(threshold)
@@ -128,7 +133,7 @@ class SaveDetections:
         if case in self.refused:
             return
         self.begun.append(case)
-        for ending in WRITERS:
+        for ending in (*WRITERS, *ANNOTATION_FILES):
             (self.output_dir / f"{case}{ending}").unlink(missing_ok=True)
 
     def _save(self, engine: Engine) -> None:
@@ -137,17 +142,19 @@ class SaveDetections:
         if f"{case}.json" in SUMMARY:
             raise DataError(f"{file}: its results would be called like the summary, {case}.json. Rename the image.")
         try:
-            row = {"source_digest": source_digest(file), **self._write(case, region, found)}
+            row = {"source_digest": source_digest(file), **self._write(case, file, region, found)}
         except BaseException:
             self._remove(engine)
             raise
+        if self.export is not None:
+            self.export.send(self.output_dir, case)
         stated = {"stated_mpp": batch["mpp"][0]} if "mpp" in batch else {}
         stated |= {"stain_fit": batch["stain_fit"][0]} if "stain_fit" in batch else {}
         row = {"case": case, "file": file, "status": "done", **row, **stated}
         self.rows.append(row)
         self.table.add([row])
 
-    def _write(self, case: str, region: Region, found: Detections) -> dict[str, Any]:
+    def _write(self, case: str, file: str, region: Region, found: Detections) -> dict[str, Any]:
         how = {"threshold": self.threshold, "class_names": self.class_names, "warning": warning_of_results(self.record)}
         part = region.searched()
         mask, scale = tissue_mask(part)
@@ -161,6 +168,8 @@ class SaveDetections:
         count = self._count(part, points[mitotic] - part.corner, mask, scale, roi_mm2)
         for ending, write in WRITERS.items():
             write(self.output_dir / f"{case}{ending}", replace(image, count=count))
+        if self.export is not None:
+            self.export.write(self.output_dir, case, file, image)
         logger.info(
             "%s: %d of %d detections are mitotic figures, %d on glass are %s; %s in the densest area; written to %s",
             case,

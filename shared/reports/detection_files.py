@@ -248,3 +248,5 @@ WRITERS = {
     "_gallery.png": write_gallery,
 }
 """What an image's files are called behind its name, and what writes them."""
+ANNOTATION_FILES = ("_ann.dcm", "_ann.json")
+"""What its figures as a DICOM object are called, and what is said of that, see `shared.dicom.AnnotationExport`."""

@@ -9,6 +9,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+DICOM_FILES = {"seg": "seg.dcm", "rtstruct": "rtstruct.dcm", "sr": "sr.dcm"}
+"""What DICOM objects of a segmentation are called: no name of a patient's, whatever the case is called."""
+DICOM_NOTE = "dicom.json"  # which there are, and where they are stored
+
 
 def measure_organs(
     label_map: np.ndarray, names: Mapping[str, int], voxel_mm3: float, hu: np.ndarray | None = None

@@ -26,13 +26,14 @@ from ..data.volumes import NIFTI_SUFFIXES
 from ..inferers import axis_maps
 from ..networks import ModelRecord
 from ..reports import save_preview
-from ..reports.organs import label_name_files, measure_organs, write_label_names
+from ..reports.organs import DICOM_FILES, DICOM_NOTE, label_name_files, measure_organs, write_label_names
 from ..reports.provenance import warning_of_results
 from ..utils import EARLIER, DataError, flag, name_full_disk, temporary_folder, writable_folder
 
 logger = logging.getLogger(__name__)
 
 _MASKS = "structures"  # the folder of a file for each organ
+_OPTIONAL = {_MASKS, DICOM_NOTE, *DICOM_FILES.values()}
 _ITK_SHEAR = 5e-5  # ITK refuses 1e-4
 
 
@@ -48,6 +49,7 @@ class SaveSegmentationd(SaveImaged):
     * `organs.json`: of each organ what `measure_organs` says, the image with its digest and, of a DICOM series, its
       Study and Series UID, the weights' digest and the settings, what the network was trained on, and a `warning`
       where that was synthetic data or is unknown.
+    * `seg.dcm`, `rtstruct.dcm`, `sr.dcm`, if asked for: the DICOM objects; `dicom.json` says which there are.
     * `preview.png`: three planes with the label map over the CT. It shows the image as the network saw it, which is
       at hand and windowed, and the label map as it was written, taken back to that grid.
 
@@ -64,6 +66,8 @@ class SaveSegmentationd(SaveImaged):
         structures: names of the organs that are written; None: all. The others become background.
         per_structure: a file for each of them, too.
         hu_key: where the HU on the native grid are, see `LoadVolumed`; without them mean and deviation are left out.
+        export: what writes the DICOM objects and stores them, see `shared.dicom.SegmentationExport`; None: there are
+            none. What the PACS refuses is a failure of the case, whose files are there all the same.
 
     Raises:
         DataError: when `structures` has other names than `labels`, two names make one file, the folder cannot be
@@ -82,8 +86,10 @@ class SaveSegmentationd(SaveImaged):
         structures: Sequence[str] | None = None,
         per_structure: bool | str = False,
         hu_key: str = "hu",
+        export: Any = None,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        self.export = export
         self.ref_key = ref_key
         self.output_dir = Path(output_dir)
         self.labels = _chosen(dict(labels or {}), structures)
@@ -115,7 +121,7 @@ class SaveSegmentationd(SaveImaged):
         target = writable_folder(self.output_dir) / case
         names = segmentation_files(case)
         check_source(target, read_segmentation(self.output_dir, case) or {}, source, uids.get("series_uid"))
-        others = sorted(p.name for p in target.iterdir() if p.name not in {*names, _MASKS}) if target.is_dir() else []
+        others = sorted(p.name for p in target.iterdir() if p.name not in names | _OPTIONAL) if target.is_dir() else []
         if others or target.is_file():
             raise DataError(
                 f"{target}: holds other things ({', '.join(others[:3]) or 'a file'}) than an earlier segmentation, "
@@ -136,7 +142,12 @@ class SaveSegmentationd(SaveImaged):
                 title=case,
                 warning=organs.get("warning", ""),
             )
+            if self.export is not None:
+                measures = organs["organs"]
+                self.export.write(folder, source, uids.get("series_uid"), label_map, affine, measures)
             _replace(target, folder, earlier)
+        if self.export is not None:
+            self.export.send(target)
         found = sum(organ["voxels"] > 0 for organ in organs["organs"].values())
         logger.info("%s: %d of %d organs found, written to %s", case, found, len(self.labels), target)
 

@@ -149,6 +149,19 @@ def check_names(line: CommandLine, content: Mapping[str, Any]) -> None:
         raise DataError(f"{run_id!r} is no option, and no section of {of} to run. Options begin with --.")
 
 
+def without_export(dicom: Sequence[str], store: str) -> None:
+    """See that no DICOM objects are asked for where the configuration has nothing to make them with.
+
+    Raises:
+        DataError: when they are.
+    """
+    if dicom or store:
+        raise DataError(
+            f"--{'dicom' if dicom else 'store'} needs the overlay that makes DICOM objects: "
+            "--config_file \"['configs/inference.json','configs/variants/dicom.json']\""
+        )
+
+
 def check_values(content: Mapping[str, Any]) -> None:
     """Raise a `DataError` where a setting is a value, and not an expression, that it cannot have."""
     for name, value in content.items():

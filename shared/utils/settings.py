@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,16 @@ class Reference:
         return PATH.accepts(value) or isinstance(value, dict)
 
 
+@dataclass(frozen=True)
+class Codes:
+    """For each class a table, which is looked at where it is read."""
+
+    expected: str = "names, each with a table as {'code': '78961009', 'meaning': 'Spleen'}"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, Mapping) and all(isinstance(entry, Mapping) for entry in value.values())
+
+
 TILES = ("mitotic", "non_mitotic", "empty", "unlabelled")
 PATH, FLAG, SHARE = Text("a path"), Flag(), Number(0, 1)
 PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
@@ -100,6 +111,18 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "pretrained": (OrNone(PATH, "random ones"), "file of weights to start from"),
     "threshold_path": (PATH, "file of the threshold that training chose"),
     "cache_dir": (PATH, "folder for preprocessed cases"),
+    # DICOM objects, with variants/dicom.json
+    "dicom": (
+        Several(Choice(("seg", "sr", "rtstruct", "ann")), distinct=True, empty=True),
+        "objects that are written beside the results",
+    ),
+    "codes": (OrNone(Codes(), "those of metadata.json"), "DICOM code of each class"),
+    "segmentation_type": (Choice(("BINARY", "LABELMAP")), "how the SEG holds its voxels"),
+    "store": (
+        Text("the address of a DICOMweb server", empty=True),
+        "where they are stored; none given: nowhere",
+    ),
+    "replace": (FLAG, "delete there what an earlier run has stored for the same images"),
     # how a run goes
     "device": (Device(), "where the network runs"),
     "stitching_device": (Device(), "where windows are put together"),

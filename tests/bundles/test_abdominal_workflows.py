@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 import workflows
@@ -25,6 +26,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from workflows import BUNDLES, command, config_files, rows, scalars, torchrun
 
+from shared.datasets.dicom_ct import write_ct_series
 from shared.utils import data_error_message, write_json
 
 UNETR, LAMBDA3D = BUNDLES / "abdominal_unetr_cbs", BUNDLES / "abdominal_lambda3d_cbs"
@@ -32,6 +34,7 @@ LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "aorta": 4}
 BOXES = {1: (slice(4, 16), slice(6, 24), slice(8, 24)), 2: (slice(26, 34), slice(6, 14), slice(10, 20))}
 BOXES |= {3: (slice(24, 30), slice(4, 10), slice(22, 28)), 4: (slice(19, 22), slice(8, 11), slice(2, 30))}
 SPACING = (5.0, 5.5, 6.0)
+VARIANTS = sorted({path.stem for path in (UNETR / "configs" / "variants").glob("*.json")} - {"dicom"})
 SPATIAL = {"_target_": "RandSpatialCropSamplesd", "keys": ["image", "label"], "roi_size": "@roi_size"}
 SPATIAL |= {"num_samples": "@num_samples", "random_size": False}
 
@@ -150,7 +153,7 @@ def test_an_epoch_of_some_cases(tmp_path: Path, data: Path) -> None:
     assert "cases_per_epoch was 7, now it is 8" in (data_error_message(error.value) or "")
 
 
-@pytest.mark.parametrize("variant", sorted(p.stem for p in (UNETR / "configs" / "variants").glob("*.json")))
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains(tmp_path: Path, data: Path, variant: str) -> None:
     state = train(tmp_path, data, variants=(variant,), max_epochs=1)
     assert state["trainer"]["epoch"] == 1
@@ -216,6 +219,28 @@ def test_a_series_of_a_study_is_chosen(tmp_path: Path, data: Path, bundle: Path,
     organs = json.loads((tmp_path / "out" / "a_2" / "organs.json").read_text())
     assert (organs["study_uid"], organs["series_uid"]) == ("1.2.0", "1.2.3")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_2", "image_4"]
+
+
+def test_dicom_objects_are_written_and_made_up_for(tmp_path: Path, data: Path, bundle: Path, trained: Path) -> None:
+    image = nib.load(data / "image_4.nii.gz")
+    write_ct_series(tmp_path / "in" / "scan", np.asanyarray(image.dataobj), image.affine, "P1")
+    options = {"ckpt_path": str(trained / "model.pt"), "input": str(tmp_path / "in"), "output_dir": str(tmp_path)}
+    workflow(["inference"], tmp_path, data, bundle, **options).run()
+    case = tmp_path / "scan"
+    assert [*case.glob("*.dcm")] == []
+    options |= {"variants": ("dicom",), "skip_existing": True, "dicom": ["seg", "sr"]}
+    for _ in range(2):  # what is there without objects is done again, and then no more
+        flow = workflow(["inference"], tmp_path, data, bundle, **options)
+        flow.run()
+    assert flow.parser.get_parsed_content("evaluator").state.iteration == 0
+    assert sorted(path.name for path in case.glob("*.dcm")) == ["seg.dcm", "sr.dcm"]
+    made = pydicom.dcmread(case / "seg.dcm")
+    said = json.loads((case / "organs.json").read_text())
+    found = [name for name, organ in said["organs"].items() if organ["voxels"]]
+    assert [segment.SegmentLabel for segment in made.SegmentSequence] == [name.replace("_", " ") for name in found]
+    assert said["weights"] in made.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+    assert "SYNTHETIC" in made.SeriesDescription
+    assert (made.ManufacturerModelName, made.SoftwareVersions) == (bundle.name, "0.1.0")
 
 
 def test_what_is_done_is_left_out_and_another_scan_s_result_kept(
