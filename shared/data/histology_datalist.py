@@ -93,6 +93,21 @@ class HistologyDatalist(ABC):
         """What a run reads of a split. Arguments, result and errors are those of `load_patches`."""
         domains = self.resolve_domains(domains)
         entries = self._with_whole_unseen(split, seen_domains) if whole_unseen else self.entries(split)
+        chosen = self._of_domains(split, entries, domains)
+        self._check_classes(split, chosen, domains)
+        items = self._with_full_paths(split, chosen)
+        return self._with_copies(split, items, chosen) if stylized else items
+
+    def images(self, split: str, domains: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The same for what looks at images alone: whatever their classes, but some of each of the domains."""
+        entries, domains = self.entries(split), self.resolve_domains(domains)
+        for name in domains or ():
+            self._of_domains(split, entries, [name])
+        return self._with_full_paths(split, self._of_domains(split, entries, domains))
+
+    def _of_domains(
+        self, split: str, entries: Sequence[dict[str, Any]], domains: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
         chosen = [e for e in entries if domains is None or e["domain"] in domains]
         if not chosen:
             wanted = f"of the domains {', '.join(domains)}" if domains else "labelled"
@@ -100,9 +115,7 @@ class HistologyDatalist(ABC):
                 f"{self.path}: no {self.nouns[0]} in the list '{split}' is {wanted}. It has labelled {self.nouns[1]} "
                 f"of {_count_names(e['domain'] for e in entries)}."
             )
-        self._check_classes(split, chosen, domains)
-        items = self._with_full_paths(split, chosen)
-        return self._with_copies(split, items, chosen) if stylized else items
+        return chosen
 
     def resolve_domains(self, domains: Sequence[str] | None) -> list[str] | None:
         """The domains as the datalist calls them; scanners may be given by any of their names. None stays None.

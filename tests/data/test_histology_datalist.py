@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from shared.data import domain_names, load_patches, load_regions, patch_labels, region_labels
+from shared.data.histology_datalist import PatchDatalist
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import DataError
 
@@ -158,6 +159,8 @@ def test_a_known_domain_without_a_patch_in_the_split(tmp_path: Path) -> None:
         DataError, match=r"in training, none of the 0 patches of the domain XR is of class 0 or 1: .*--train_domains"
     ):
         load_patches(path, "training", ["XR", "CS"])
+    with pytest.raises(DataError, match=r"in the list 'test' is of the domains XR\."):
+        PatchDatalist(path).images("test", ["CS", "XR"])
 
 
 def test_a_domain_with_one_class(tmp_path: Path) -> None:
@@ -174,6 +177,7 @@ def test_a_domain_with_one_class(tmp_path: Path) -> None:
     ):
         load_patches(path, "validation", ["XR"])
     assert len(patch_cases(path, "test", ["XR"])) == 2
+    assert len(PatchDatalist(path).images("training")) == 6  # whatever their classes
     content["ood_validation"] = content.pop("validation")[4:]
     with pytest.raises(DataError, match=r"in ood_validation, none of the 2 .* into 'ood_validation'"):
         load_patches(write(tmp_path, content), "ood_validation")
