@@ -213,6 +213,36 @@ SCRIPT_TRIALS = [
         a_file,
     ),
     *script(
+        "train_stainnet.py --output $FOLDER/stainnet.pth",
+        {
+            "": r"^Give either --datalist",
+            "--datalist /nowhere.json": r"/nowhere\.json: no such file",
+            "--datalist $DATA/ct/dataset.json": r"dataset\.json: entry 0 .*expected an image, a label of 0 or 1",
+            "--source_dir $DATA/histology/tiles --teacher_dir /nowhere": r"/nowhere: there is no such folder",
+            "--source_dir $DATA/histology/tiles --teacher_dir $DATA/ct": r"ct: holds no image",
+            "--source_dir $DATA/histology/tiles --teacher_dir $DATA/histology/patches": r"have no partner of the same",
+            "--source_dir $DATA/histology/tiles --teacher_dir $DATA/histology/tiles": r"is both --source_dir and",
+        },
+        a_file,
+    ),
+    *script(
+        "train_stainnet.py --output $FOLDER/stainnet.pth --datalist $DATA/histology/dataset.json",
+        {
+            "--teacher vahadane": r"^--teacher is 'vahadane', expected macenko or reinhard",
+            "--reference /nowhere.png": r"/nowhere\.png: there is no such file",
+            "--domains Leica": r"no domain Leica\. Known: CS,",
+            "--split tset": r"the list 'tset' is missing",
+            "--val_split training": r"nothing would be held out",
+            "--epoch 3": unknown("--epoch", "train_stainnet.py", "--epochs"),
+            "--epochs 0": rf"^--epochs is 0, {WHOLE} of 1 or above",
+            "--held_out 1": r"^--held_out is 1, expected a number above 0, 0\.5 at most",
+            "--device tpu": r"^--device is 'tpu', expected cpu, or cuda",
+            "--output $FOLDER/stainnet.txt": r"stainnet\.txt: expected a \.pth file",
+            "--output $DATA/histology/dataset.pth": r"would be written over or into .*dataset\.json",
+            "--source_dir $DATA/histology/tiles": r"^Give either --datalist",
+        },
+    ),
+    *script(
         "package_bundles.py --output_dir $FOLDER/out",
         {
             "nonesuch": r"nonesuch.*abdominal_unetr_cbs",
