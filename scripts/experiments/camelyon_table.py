@@ -172,7 +172,7 @@ def camelyon_table(
         size: `full`: DenseNet-121, with the values published for this data set; or `demo`: a small network, and
             values for short trainings.
         methods: some of those of generalisation_table, separated by commas; by default the paper's, but for strap,
-            which trains on copies of the images that are made first, into OUTPUT_DIR/data.
+            which trains on copies of the images that are made first, in OUTPUT_DIR/data.
         overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
         epochs: length of a training; 0 leaves it as in WILDS.
         minutes: no run is started after this time.

@@ -221,8 +221,8 @@ def detection_table(
         threads: of each process.
         nproc_per_node: processes of each training, as for torchrun.
         epochs: length of a training; 0 leaves it as configured.
-        methods: some of them, separated by commas; strap, which trains on copies of the images that are made
-            first, into OUTPUT_DIR/data, only if it is named.
+        methods: some of them, separated by commas; macenko, reinhard, stainnet and strap only if named: the third
+            trains a StainNet for each run, the last on copies of the images that are made first, in OUTPUT_DIR/data.
         overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
     """
     scanners = list(train_domains)

@@ -92,8 +92,8 @@ def generalisation_table(
         datalist: its name. Its own split is of no account.
         seeds: runs of each method and domain left out.
         size: `full` as configured, or `demo`: a small network and a short schedule.
-        methods: some of them, separated by commas; strap, which trains on copies of the images that are made
-            first, into OUTPUT_DIR/data, only if it is named.
+        methods: some of them, separated by commas; macenko, reinhard, stainnet and strap only if named: the third
+            trains a StainNet for each run, the last on copies of the images that are made first, in OUTPUT_DIR/data.
         overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
         scanners: the domains to leave out in turn, separated by commas; by default all that have labels.
         crop_size: the middle of each patch that is used, in pixels; 0 leaves it as configured.

@@ -15,7 +15,7 @@ from shared.utils import DataError, read_json_object
 from shared.utils.values import Several, Text
 
 from .runs import BUNDLES, Training
-from .stains import with_copies
+from .stains import with_copies, with_stainnet
 from .tables import markdown_grid
 
 CLASSIFIER, DETECTOR = "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
@@ -32,13 +32,17 @@ class Method(NamedTuple):
         variants: the overlays of its bundle, or paths of others.
         source: where it and its values come from.
         keys: settings of the bundle that it rests on, beside those that its overlays set.
+        options: of the command line, beside its overlays.
         copies: whether it is trained on copies of the images in other styles.
+        stainnet: whether each of its runs has a StainNet of its own, which is trained first.
     """
 
     variants: tuple[str, ...]
     source: str
     keys: tuple[str, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
     copies: bool = False
+    stainnet: bool = False
 
 
 _COMMON = {
@@ -52,6 +56,17 @@ _JITTERED = {
     "fusestyle_jitter": Method(("stain_jitter",), f"{PAPER}, and stain jitter", FUSESTYLE),
 }
 _STAIN = {
+    "macenko": Method(("no_fusestyle", "stain_norm"), "Macenko et al., ISBI 2009; the published reference"),
+    "reinhard": Method(
+        ("no_fusestyle", "stain_norm"),
+        "Reinhard et al., IEEE CG&A 2001; the reference of HistomicsTK",
+        options={"stain_norm": "reinhard"},
+    ),
+    "stainnet": Method(
+        ("no_fusestyle", "stainnet"),
+        "Kang et al., Front. Med. 2021; for each run learned from Macenko's on its training slides",
+        stainnet=True,
+    ),
     "strap": Method(
         ("strap",),
         "Yamashita et al., arXiv 2102.01678; copies that the datalist has, or else of our pyramids and textures",
@@ -117,9 +132,10 @@ def method_datalists(
 
 
 def trained_by(name: str, method: Method, training: Training) -> Training:
-    """A training as the method has it: its overlays come last."""
+    """A training as the method has it: its overlays come last, and the table's options count more than its own."""
     variants, facts = (*training.variants, *method.variants), {"method": name, **training.facts}
-    return replace(training, variants=variants, facts=facts)
+    changed = replace(training, variants=variants, facts=facts, options={**method.options, **training.options})
+    return with_stainnet(changed) if method.stainnet else changed
 
 
 def method_values(bundle: str, method: Method, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -129,7 +145,7 @@ def method_values(bundle: str, method: Method, options: Mapping[str, Any] = Mapp
     contents = [json.loads((configs / "train.json").read_bytes()), *(json.loads(Path(f).read_bytes()) for f in files)]
     keys = dict.fromkeys([*method.keys, *(key for content in contents[1:] for key in content)])
     found = {key: next(c[key] for c in reversed(contents) if key in c) for key in keys}
-    for path, value in options.items():
+    for path, value in {**method.options, **options}.items():
         *parents, name = path.split("#")
         reduce(getitem, parents, found)[name] = value
     return {key: value for key, value in found.items() if not key.endswith("imports")}

@@ -62,11 +62,15 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
     Raises:
         DataError: when the run fails; the message gives the log and the last line in it that tells of an error.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"] if ranks > 1 else []
-    command = [sys.executable, "-m", *launcher, "monai.bundle", "run", "--config_file", str(configs)]
-    command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    with log.open("a") as file, subprocess.Popen(command, cwd=bundle, stdout=file, stderr=file) as process:
+    logged_run(["-m", *launcher, "monai.bundle", "run", "--config_file", str(configs)], bundle, log, options)
+
+
+def logged_run(command: Sequence[str | Path], folder: Path, log: Path, options: Mapping[str, Any]) -> None:
+    """`python COMMAND --option value ...` in a folder; arguments and errors are those of `bundle_run`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, *command, *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
+    with log.open("a") as file, subprocess.Popen(words, cwd=folder, stdout=file, stderr=file) as process:
         _processes.add(process)
         status = process.wait()
     _processes.discard(process)
@@ -107,6 +111,7 @@ class Training:
         options: those on which it does.
         facts: what else it depends on, such as a digest of the data. (The code is not looked at.)
         ranks: processes of the training; the evaluation has one.
+        prepare: what is done before it is trained.
     """
 
     bundle: str
@@ -116,6 +121,7 @@ class Training:
     options: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     ranks: int = 1
+    prepare: Callable[[Training], None] | None = None
 
     def configs(self, *overlays: str) -> list[str]:
         own = [v if v.endswith(".json") else f"configs/variants/{v}.json" for v in self.variants]
@@ -134,6 +140,8 @@ class Training:
 
     def train(self) -> dict[str, Any]:
         """Train, from the last checkpoint where there is one; `minutes` taken, and whether it was `resumed`."""
+        if self.prepare:
+            self.prepare(self)
         resumed, start = (self.folder / "last.pt").is_file(), time.monotonic()
         self._run("train", self.training_configs, {"resume": str(resumed).lower()}, self.ranks)
         return {"minutes": round((time.monotonic() - start) / 60, 2), "resumed": resumed}

@@ -21,6 +21,7 @@ def test_own_overlays_stand_behind_the_methods(tmp_path: Path) -> None:
         "fusestyle_reference": "random",
     }
     assert "| mine | fusestyle_p 0.9; loss Loss(weight 2) | an overlay" in list_methods(CLASSIFIER, chosen)
+    assert method_values(CLASSIFIER, METHODS[CLASSIFIER]["reinhard"])["stain_norm"] == "reinhard"
 
 
 def test_overlays_that_cannot_be_methods(tmp_path: Path) -> None:

@@ -169,6 +169,32 @@ def test_copies_that_the_datalist_has_are_taken(tmp_path: Path, data: Path, star
     assert not (tmp_path / "out" / "data" / "stylized.json").exists()
 
 
+def test_a_run_by_stainnet_learns_it_first_without_the_scanner_left_out(
+    tmp_path: Path, data: Path, started: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def logged_run(command: list[Path], folder: Path, log: Path, options: Mapping[str, Any]) -> None:
+        trained.append((command[0].name, options, [run for run, step, *_ in started if step == "train"]))
+        write_json(options["output"], {})
+
+    monkeypatch.setattr("experiments.stains.logged_run", logged_run)
+    methods = {"seeds": 1, "scanners": ("XR",), "methods": ("reinhard", "stainnet")}
+    generalisation_table(str(data), str(tmp_path / "out"), **methods)
+    runs = {(run, step): options for run, step, options, _ in started}
+    assert "stain_weights" not in runs["reinhard XR_seed0", "train"]
+    assert all(runs["reinhard XR_seed0", step]["stain_norm"] == "reinhard" for step in ("train", "evaluate"))
+    ((script, options, before),) = trained
+    assert (script, before) == ("train_stainnet.py", ["reinhard XR_seed0"])
+    assert (options["domains"], options["seed"]) == (["CS", "S360"], 0)
+    own = runs["stainnet XR_seed0", "train"]
+    assert (options["datalist"], options["output"]) == (own["datalist"], own["stain_weights"])
+    assert runs["stainnet XR_seed0", "evaluate"]["stain_weights"] == own["stain_weights"]
+    (tmp_path / "out" / "stainnet" / "XR_seed0" / "result.json").unlink()  # as when it was interrupted
+    generalisation_table(str(data), str(tmp_path / "out"), **methods)
+    assert len(trained) == 1
+
+
 def test_slides_are_dealt_out_anew_and_stay_whole(tmp_path: Path, data: Path) -> None:
     tests = []
     for seed in (0, 1):
