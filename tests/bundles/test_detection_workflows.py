@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import numpy as np
 import pytest
 import torch
 import workflows
 from commands import run
+from dicom_slide import write_slide
 from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from PIL import Image
@@ -202,6 +204,28 @@ def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained
     assert "synthetic" in summary["warning"]
     assert len(summary["images"]) == 6
     assert len(list((tmp_path / "out").glob("*.geojson"))) == 6
+
+
+def test_figures_in_a_slide_become_annotations(tmp_path: Path, data: Path, trained: Path) -> None:
+    picture = np.full((256, 256, 3), COLOURS["XR"], np.uint8)
+    picture[: SIZE[1], : SIZE[0]] = Image.open(data / "XR_5.png")
+    slide = write_slide(tmp_path / "in", picture, MPP, levels=1)
+    options = {"input": str(slide.parent), "ckpt_path": str(trained / "model.pt"), "threshold": 0.1}
+    workflow(["inference", "variants/dicom"], tmp_path / "out", data, **options).run()
+    (file,) = (tmp_path / "out").glob("*_ann.dcm")
+    table = rows(file.with_name(f"{file.stem.removesuffix('_ann')}.csv"))
+    figures = [
+        (r["class"], r["x1"], r["y1"], r["x2"], r["y2"], r["score"]) for r in table if r["above_threshold"] == "1"
+    ]
+    found = []
+    for group in hd.ann.annread(file).get_annotation_groups():
+        corners, (_, scores, _) = group.get_graphic_data("2D"), group.get_measurements()
+        label = group.label.replace(" ", "_")
+        found += [(label, *box[0], *box[2], score) for box, score in zip(corners, scores[:, 0], strict=True)]
+    assert figures
+    assert sorted(label for label, *_ in found) == sorted(label for label, *_ in figures)
+    own, theirs = (sorted([float(x) for x in row[1:]] for row in part) for part in (found, figures))
+    np.testing.assert_allclose(own, theirs, atol=0.006)
 
 
 @pytest.mark.parametrize("method", ["reinhard", "stainnet"])
