@@ -125,7 +125,7 @@ class DicomWeb:
         self._server = Connection(url, timeout, attempts, wait)
         self.url, session, limits = self._server.url, self._server.session, (min(timeout, 10.0), timeout)
         self._client = DICOMwebClient(self.url, session, permissive_uid=True, timeout=limits)
-        self._client.set_http_retry_params(retry=False)  # it would try a wrong log-in and an interrupt again
+        self._client.set_http_retry_params(retry=False)  # it knows no other fault than an answer that says so
 
     def studies(self, patient: str | None = None, since: datetime.date | None = None) -> list[str]:
         """UIDs of the studies, of a patient's id or not before a day, as far as given."""

@@ -7,24 +7,19 @@ import datetime
 import logging
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
 import pytest
-import requests
 from dicom_files import JPEG_2000, write_series
-from dicomweb_server import Pacs, pacs_server
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, SegmentationStorage
+from dicomweb_server import PATIENT, SERIES, STUDY, Pacs, pacs_server, result
+from orthanc import make_certificate
+from pydicom.uid import BasicTextSRStorage, SegmentationStorage
 
 from shared.dicom import DicomWeb, ServerAwayError, store
 from shared.utils import DataError
-
-PATIENT = {"PatientID": "OTTER-1", "PatientName": "Otter^Ophelia"}
-STUDY, SERIES = "1.2.0", "1.2.3"
 
 
 @pytest.fixture
@@ -44,21 +39,6 @@ def slices(tmp_path: Path) -> list[Path]:
 
 def client(pacs: Pacs, **options: float) -> DicomWeb:
     return DicomWeb(pacs.url, **{"wait": 0.01, **options})
-
-
-def result(uid: str, images: str = SERIES, model: str = "our network", kind: str = SegmentationStorage) -> Dataset:
-    """What a network might have found in a series."""
-    dataset, item = Dataset(), Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = kind
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = f"{uid}.1"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = STUDY, uid, "SEG"
-    dataset.Manufacturer, dataset.ManufacturerModelName = "we", model
-    item.SeriesInstanceUID = images
-    dataset.ReferencedSeriesSequence = [item]
-    dataset.update(PATIENT)
-    return dataset
 
 
 def test_files_come_back_as_they_were_stored(pacs: Pacs, slices: list[Path], tmp_path: Path) -> None:
@@ -93,7 +73,8 @@ def test_studies_and_series_are_found(pacs: Pacs, slices: list[Path]) -> None:
     web = client(pacs)
     assert web.studies() == web.studies(PATIENT["PatientID"]) == [STUDY]
     assert web.studies("OTTER-2") == []
-    assert [(e.series, e.modality, e.number) for e in web.series(STUDY)] == [(SERIES, "CT", "2"), ("1.2.4", "SEG", "")]
+    found = [(e.series, e.modality, e.number, e.instances) for e in web.series(STUDY)]
+    assert found == [(SERIES, "CT", "2", 4), ("1.2.4", "SEG", "", 1)]
     assert [e.series for e in web.series(STUDY, "SEG")] == ["1.2.4"]
     web.studies(since=datetime.date(2026, 3, 1))
     assert "StudyDate=20260301-" in pacs.asked[-1]
@@ -231,20 +212,12 @@ def test_addresses_that_are_none(url: str) -> None:
 def test_a_certificate_has_to_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl, which makes the certificate")
-    certificate = tmp_path / "own.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "2"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", certificate, "-out", tmp_path / "public.pem"],
-        check=True,
-        capture_output=True,
-    )
-    with certificate.open("a") as file:
-        file.write((tmp_path / "public.pem").read_text())
+    certificate, public = make_certificate(tmp_path)
     with pacs_server(os.fspath(certificate)) as pacs:
         with pytest.raises(DataError, match=r"certificate is not trusted.*DICOMWEB_CA_FILE") as error:
             client(pacs).studies()
         assert not isinstance(error.value, ServerAwayError)
-        monkeypatch.setenv("DICOMWEB_CA_FILE", os.fspath(tmp_path / "public.pem"))
+        monkeypatch.setenv("DICOMWEB_CA_FILE", os.fspath(public))
         assert client(pacs).studies() == []
 
 
@@ -257,22 +230,13 @@ def test_a_web_page_is_no_answer(pacs: Pacs, tmp_path: Path) -> None:
         DicomWeb(f"{pacs.url[:-4]}/studies/1/nothing").store([result("1.2.4")])
 
 
-def test_an_interrupt_is_no_failure(pacs: Pacs, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = []
-
-    def get(*args: object, **options: object) -> None:
-        count.append(1)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(requests.Session, "get", get)
-    with pytest.raises(KeyboardInterrupt):
-        client(pacs).studies()
-    assert len(count) == 1
-
-
 @pytest.mark.parametrize("deletes", ["dicomweb", "orthanc"])
 def test_a_new_result_replaces_our_earlier_one_of_the_same_images(pacs: Pacs, deletes: str) -> None:
-    kept = [result("1.2.5", images="1.2.9"), result("1.2.6", model="another network"), result("1.2.7", model="")]
+    kept = [
+        result("1.2.5", images="1.2.9"),
+        result("1.2.6", ManufacturerModelName="another network"),
+        result("1.2.7", ManufacturerModelName=""),
+    ]
     store(pacs.url, [result("1.2.4"), *kept])
     pacs.deletes = deletes
     (outcome,) = store(pacs.url, [result("1.2.8")], replace=True)
@@ -281,12 +245,18 @@ def test_a_new_result_replaces_our_earlier_one_of_the_same_images(pacs: Pacs, de
 
 
 def test_results_are_those_of_the_same_software_and_images(pacs: Pacs) -> None:
-    other = result("1.2.6", kind=BasicTextSRStorage)
-    other.Modality = "SR"
+    other = result("1.2.6", kind=BasicTextSRStorage, Modality="SR")
     store(pacs.url, [result("1.2.4"), result("1.2.5", images="1.2.9"), other])
     assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we"}) == {"SEG", "SR"}
     assert client(pacs).results(STUDY, "1.2.9", {"Manufacturer": "we"}) == {"SEG"}
     assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we", "DeviceSerialNumber": "7"}) == set()
+
+
+def test_what_names_no_maker_replaces_nothing(pacs: Pacs) -> None:
+    store(pacs.url, [result("1.2.4", ManufacturerModelName="")])
+    pacs.deletes = "dicomweb"
+    (outcome,) = store(pacs.url, [result("1.2.8", ManufacturerModelName="")], replace=True)
+    assert (outcome.removed, len(pacs.files)) == ((), 2)
 
 
 def test_what_the_server_keeps_is_said(pacs: Pacs) -> None:

@@ -16,7 +16,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
+PATIENT = {"PatientID": "OTTER-1", "PatientName": "Otter^Ophelia"}
+STUDY, SERIES = "1.2.0", "1.2.3"  # of the slices that `dicom_files` writes
 BOUNDARY = "here-is-the-next"
 KEYS = {
     "StudyInstanceUID": "0020000D",
@@ -134,7 +138,12 @@ class Handler(BaseHTTPRequestHandler):
         offset = int(query.pop("offset", 0)) if self.pacs.page else 0
         wanted = {name: value for name, value in query.items() if name in KEYS}
         found = list({values[key]: values for values in self.pacs.matching(**levels, **wanted)}.values())
-        self.send_json([self.header(values) for values in found[offset : offset + (self.pacs.page or len(found))]])
+        page = [self.header(values) for values in found[offset : offset + (self.pacs.page or len(found))]]
+        if level == "series":
+            for entry in page:
+                count = len(self.pacs.matching(SeriesInstanceUID=entry[KEYS["SeriesInstanceUID"]]["Value"][0]))
+                entry["00201209"] = {"vr": "IS", "Value": [count]}
+        self.send_json(page)
 
     def header(self, values: dict[str, str]) -> dict[str, Any]:
         """All of a file but its pixels, in DICOM JSON."""
@@ -200,3 +209,18 @@ def pacs_server(certificate: str = "") -> Iterator[Pacs]:
         finally:
             http.shutdown()
             thread.join()
+
+
+def result(uid: str, images: str = SERIES, kind: str = SegmentationStorage, **values: str) -> Dataset:
+    """What a network might have found in a series; `values` replace its own."""
+    dataset, item = Dataset(), Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = kind
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = f"{uid}.1"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, item.SeriesInstanceUID = STUDY, uid, images
+    dataset.ReferencedSeriesSequence = [item]
+    own = {"Modality": "SEG", "Manufacturer": "we", "ManufacturerModelName": "our network"}
+    for keyword, value in {**PATIENT, **own, **values}.items():
+        setattr(dataset, keyword, value)
+    return dataset

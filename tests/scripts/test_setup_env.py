@@ -44,12 +44,17 @@ class Checkout:
         (self.root / "bundles" / "first_bundle").mkdir(parents=True)
         (self.root / "bundles" / "second_bundle").mkdir()
         (self.root / "scripts").mkdir()
-        for name in ("setup_env.sh", "check_env.py", "test.sh", "demo.sh", "monai_label.sh"):
+        commands = ("test.sh", "demo.sh", "monai_label.sh", "install_pacs_programs.sh")
+        for name in ("setup_env.sh", "check_env.py", *commands):
             shutil.copy(ROOT / "scripts" / name, self.root / "scripts")
         (self.root / "requirements.txt").write_text("fire==0.0.0\n")
         self.stubs = folder / "stubs"
-        for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        for name in ("python3", "python3.11", "python3.12", "python3.13", "apt-get"):
             executable(self.stubs / name, STUB)
+        executable(self.stubs / "sudo", '#!/bin/sh\nexec "$@"\n')
+        executable(
+            self.stubs / "dpkg-query", '#!/bin/sh\ncase "$ABSENT " in *"$3 "*) exit 1;; esac; echo "ok installed"\n'
+        )
 
     @property
     def environment(self) -> Path:
@@ -305,5 +310,18 @@ def test_monai_label_runs_on_fewer_versions(checkout: Checkout) -> None:
 def test_continuous_integration_runs_the_test_script(checkout: Checkout) -> None:
     (checkout.root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", checkout.root / ".ci")
-    assert checkout.run("../.ci/run", "-x").returncode == 0
-    assert checkout.calls()[-1] == f"{TESTS} -x"
+    assert checkout.run("../.ci/run", "-x", ABSENT="dcmtk").returncode == 0
+    calls = checkout.calls()
+    assert "install --yes --no-install-recommends dcmtk" in calls
+    assert calls[-1] == f"{TESTS} -x"
+    assert checkout.run("../.ci/run", "-x", ABSENT="dcmtk", PACS_TESTS="0").returncode == 0
+    assert "update" not in checkout.calls()
+
+
+def test_only_programs_that_are_missing_are_installed(checkout: Checkout) -> None:
+    result = checkout.run("install_pacs_programs.sh", ABSENT="orthanc plastimatch")
+    assert (result.returncode, "Installing orthanc plastimatch ..." in result.stdout) == (0, True), result.stderr
+    calls = [call for call in checkout.calls() if not call.startswith("-c")]
+    assert calls[-3:-1] == ["update", "install --yes --no-install-recommends orthanc plastimatch"]
+    assert checkout.run("install_pacs_programs.sh").returncode == 0
+    assert "update" not in checkout.calls()
