@@ -319,4 +319,16 @@ SCRIPT_TRIALS = [
         "benchmark.py voxel_classifier --data_dir $DATA/ct",
         {"--outputt $FOLDER/x.json": unknown("--outputt", "benchmark.py voxel_classifier", "--output")},
     ),
+    *script(
+        "pacs.py --url http://127.0.0.1:9/dicom-web --weights $FOLDER/file",
+        {
+            "": r"^give --study or --patient",
+            "--study here": r"^'here' is no UID",
+            "--study 1.2 --objects png": r"^--objects is .*each seg, sr or rtstruct",
+            "--study 1.2 --interval 0": r"^--interval is 0, expected a number above 0",
+            "--study 1.2 --watching true": unknown("--watching", "pacs.py", "--watch"),
+        },
+        a_file,
+    ),
+    *script("pacs.py --url here --weights $FOLDER/file", {"--study 1.2": r"^here: no address of a server"}, a_file),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import time
 from collections.abc import Iterator
@@ -192,8 +193,12 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def pacs_server(certificate: str = "") -> Iterator[Pacs]:
-    """A server, at its address `url`; with the path of a certificate and its key, it speaks TLS."""
-    pacs = Pacs()
+    """A server, at its address `url`; with the path of a certificate and its key, it speaks TLS.
+
+    What the environment says of another server is set aside meanwhile.
+    """
+    pacs, names = Pacs(), [name for name in os.environ if name.startswith("DICOMWEB_")]
+    theirs = {name: os.environ.pop(name) for name in names}
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"pacs": pacs})) as http:
         http.daemon_threads = True  # connections that are kept are not waited for
         if certificate:
@@ -209,6 +214,7 @@ def pacs_server(certificate: str = "") -> Iterator[Pacs]:
         finally:
             http.shutdown()
             thread.join()
+            os.environ.update(theirs)
 
 
 def result(uid: str, images: str = SERIES, kind: str = SegmentationStorage, **values: str) -> Dataset:

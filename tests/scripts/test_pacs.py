@@ -28,9 +28,7 @@ from shared.utils import DataError
 
 
 @pytest.fixture
-def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
-    for name in ("USER", "PASSWORD", "TOKEN", "CA_FILE"):
-        monkeypatch.delenv(f"DICOMWEB_{name}", raising=False)
+def pacs() -> Iterator[Pacs]:
     with pacs_server() as found:
         yield found
 
