@@ -9,7 +9,6 @@ from copy import deepcopy
 import highdicom as hd
 import numpy as np
 import pydicom
-from highdicom.content import PixelMeasuresSequence
 from highdicom.seg import Segmentation, SegmentDescription
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
@@ -67,8 +66,6 @@ def make_segmentation(
     frames = table[label_map].transpose(2, 1, 0)
     if source.enhanced:
         frames = frames[np.argsort([frame.index for frame in source.volume.frames])]
-    columns, rows, between = source.volume.spacing
-    thickness = source.volume.frames[0].thickness or between
     segmentation = Segmentation(
         source_images=source.images,
         pixel_array=frames,
@@ -81,8 +78,6 @@ def make_segmentation(
         content_label="SEGMENTATION",
         content_description=origin.describe("Automatic"),
         series_description=origin.describe("Segmentation"),
-        # the distance is asked for by who reads a segment of one slice, and overlapping slices are thicker than it
-        pixel_measures=PixelMeasuresSequence((rows, columns), thickness, between),
         **origin.equipment,
     )
     source.stamp(segmentation)

@@ -216,6 +216,18 @@ def test_distances_as_uneven_as_loading_lets_pass_are_read_back(axial: Phantom) 
     assert np.array_equal(read_segmentation(made, source, CODES), label_map)
 
 
+def test_what_lies_in_one_slice_of_several_that_overlap_is_read_back(tmp_path: Path) -> None:
+    """The distance of slices, which no two frames then tell of, is less than their thickness."""
+    phantom = write_phantom(tmp_path / "ct", labels=(13,))
+    for file in phantom.folder.iterdir():
+        image = pydicom.dcmread(file)
+        image.SliceThickness = "7"
+        image.save_as(file)
+    made, source, label_map = segmented(phantom)
+    assert made.NumberOfFrames == 1
+    assert np.array_equal(read_segmentation(made, source, CODES), label_map)
+
+
 def test_real_scanners_headers_and_dcmqis_segmentation() -> None:
     if not REAL.is_dir():
         pytest.skip(f"{REAL.name} is not at hand")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from PIL import ImageCms
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage, generate_uid
 
@@ -56,19 +57,22 @@ def _slide(picture: np.ndarray, mpp: float, level: int) -> Dataset:
     image.ImageOrientationSlide = [0, -1, 0, -1, 0, 0]
     image.ImagedVolumeWidth, image.ImagedVolumeHeight = columns * mpp / 1000, rows * mpp / 1000
     image.ImagedVolumeDepth, image.NumberOfOpticalPaths, image.TotalPixelMatrixFocalPlanes = 1.0, 1, 1
-    origin, measures, shared, path, light, specimen = (Dataset() for _ in range(6))
+    origin, measures, kind, shared, path, light, specimen = (Dataset() for _ in range(7))
     origin.XOffsetInSlideCoordinateSystem = origin.YOffsetInSlideCoordinateSystem = 0.0
     image.TotalPixelMatrixOriginSequence = [origin]
     measures.PixelSpacing, measures.SliceThickness = [mpp / 1000] * 2, 1.0
-    shared.PixelMeasuresSequence = [measures]
+    kind.FrameType = image.ImageType
+    shared.PixelMeasuresSequence, shared.WholeSlideMicroscopyImageFrameTypeSequence = [measures], [kind]
     image.SharedFunctionalGroupsSequence = [shared]
     light.CodeValue, light.CodingSchemeDesignator, light.CodeMeaning = "111744", "DCM", "Brightfield illumination"
+    path.IlluminationWaveLength = 550.0
+    path.ICCProfile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     path.OpticalPathIdentifier, path.IlluminationTypeCodeSequence = "1", [light]
     image.OpticalPathSequence = [path]
     image.ContainerIdentifier, image.IssuerOfTheContainerIdentifierSequence = "S1", []
     image.ContainerTypeCodeSequence, image.AcquisitionContextSequence = [], []
     specimen.SpecimenIdentifier, specimen.SpecimenUID = "S1", generate_uid(entropy_srcs=["specimen"])
-    specimen.SpecimenPreparationSequence = []
+    specimen.SpecimenPreparationSequence, specimen.IssuerOfTheSpecimenIdentifierSequence = [], []
     image.SpecimenDescriptionSequence = [specimen]
     organisation = Dataset()
     organisation.DimensionOrganizationUID = generate_uid(entropy_srcs=["dimensions"])
