@@ -50,13 +50,12 @@ def _inside(positions: np.ndarray, size: int) -> slice:
     return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
 
 
-def _taps(positions: np.ndarray, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _taps(positions: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lower neighbour, upper neighbour and the weight of the upper one, for linear interpolation held at the ends."""
     positions = positions.clip(0, size - 1)
     lower = np.floor(positions).astype(np.int64)
     upper = np.minimum(lower + 1, size - 1)
-    weight = torch.from_numpy(positions - lower).to(device, torch.float32)
-    return torch.from_numpy(lower).to(device), torch.from_numpy(upper).to(device), weight
+    return torch.from_numpy(lower), torch.from_numpy(upper), torch.from_numpy(positions - lower).float()
 
 
 def _slab_labels(logits: torch.Tensor, taps: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -131,12 +130,12 @@ class NativeLabels:
         maps = axis_maps(affine, native_affine, native_shape)
         self.order = [axis, *(other for other in range(3) if other != axis)]  # planes first
         ranges = [_inside(positions, size) for (_, positions), size in zip(maps, shape, strict=True)]
-        self.positions = [maps[i][1][ranges[i]] for i in self.order]
         self.sizes = [shape[i] for i in self.order]
+        self.taps = [_taps(maps[i][1][ranges[i]], shape[i]) for i in self.order]
         self.slab = slab
         self.labels = torch.zeros(tuple(int(n) for n in native_shape), dtype=torch.uint8)
         self._inside = self.labels.permute([maps[i][0] for i in self.order])[tuple(ranges[i] for i in self.order)]
-        self._last = _taps(self.positions[0], self.sizes[0], torch.device("cpu"))[1].numpy()  # plane that each needs
+        self._there: list[list[torch.Tensor]] | None = None  # the taps, where the logits are
         self._given = 0  # planes so far
 
     def add(self, logits: torch.Tensor, first: int = 0) -> None:
@@ -159,19 +158,19 @@ class NativeLabels:
         end = first + given.shape[1]
         if first > max(self._given - 1, 0) or end > self.sizes[0]:
             raise ValueError(f"planes {first} to {end - 1} of {self.sizes[0]} do not follow plane {self._given - 1}.")
-        todo = np.flatnonzero((self._last >= self._given) & (self._last < end))
+        first_needed, last_needed, _ = self.taps[0]
+        todo = torch.nonzero((last_needed >= self._given) & (last_needed < end)).flatten().tolist()
         self._given = max(end, self._given)
-        if not self._inside.numel() or not todo.size:
+        if not self._inside.numel() or not todo:
             return
-        others = [_taps(*axis, logits.device) for axis in zip(self.positions[1:], self.sizes[1:], strict=True)]
-        for start in range(int(todo[0]), int(todo[-1]) + 1, self.slab):
-            planes = slice(start, min(start + self.slab, int(todo[-1]) + 1))
-            lower, upper, weight = _taps(self.positions[0][planes], self.sizes[0], logits.device)
-            low, high = int(lower.min()), int(upper.max())
-            labels = _slab_labels(
-                given[:, low - first : high + 1 - first], [(lower - low, upper - low, weight), *others]
-            )
-            self._inside[planes] = labels.cpu()
+        if self._there is None:  # once: the host waits for every copy to a GPU
+            self._there = [[t.to(logits.device) for t in taps] for taps in self.taps]
+        (lower, upper, weight), *others = self._there
+        for start in range(todo[0], todo[-1] + 1, self.slab):
+            planes = slice(start, min(start + self.slab, todo[-1] + 1))
+            low, high = int(first_needed[planes].min()), int(last_needed[planes].max())
+            taps = [(lower[planes] - low, upper[planes] - low, weight[planes]), *others]
+            self._inside[planes] = _slab_labels(given[:, low - first : high + 1 - first], taps).cpu()
 
 
 def restore_label_map(

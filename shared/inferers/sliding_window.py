@@ -83,7 +83,7 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
             args, kwargs: more that the network takes.
 
         Returns:
-            uint8 (1, 1, x, y, z) on the CPU.
+            uint8 (1, 1, x, y, z), on the CPU where `native`, else on `device`.
 
         Raises:
             ValueError: for an input of another shape, or one that does not know its file; when the network's output
@@ -93,14 +93,18 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
             raise ValueError(f"expected one volume, (1, channels, X, Y, Z), got shape {tuple(inputs.shape)}.")
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         shape = tuple(image.shape[2:])
-        labels = (_native_labels if self.native else _GridLabels)(inputs, self.buffer_dim, self.slab)
+        device = torch.device(self.device or image.device)
+        if self.native:
+            labels = _native_labels(inputs, self.buffer_dim, self.slab)
+        else:
+            labels = _GridLabels(shape, self.buffer_dim, device)
         roi = fall_back_tuple(self.roi_size, shape)
         short = [max(size - n, 0) for size, n in zip(roi, shape, strict=True)]
         before = [n // 2 for n in short]
         pads = [pad for n, half in zip(short[::-1], before[::-1], strict=True) for pad in (half, n - half)]
         padded = F.pad(image, pads, mode=self.padding_mode, value=self.cval) if any(pads) else image
         place = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
-        planes = _Planes(self.buffer_dim, roi, padded.shape[2:], torch.device(self.device or image.device), image.dtype)
+        planes = _Planes(self.buffer_dim, roi, padded.shape[2:], device, image.dtype)
         weights = self._weights(roi, image)
         for windows, output in self._outputs(padded, roi, network, args, kwargs):
             if output.shape[2:] != roi:
@@ -131,8 +135,8 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
 class _GridLabels:
     """Labels on the grid of the input itself, see `NativeLabels`."""
 
-    def __init__(self, inputs: Tensor, axis: int, slab: int) -> None:
-        self.labels = torch.zeros(inputs.shape[2:], dtype=torch.uint8)
+    def __init__(self, shape: Sequence[int], axis: int, device: torch.device) -> None:
+        self.labels = torch.zeros(tuple(shape), dtype=torch.uint8, device=device)
         self.axis = axis
 
     def add(self, logits: Tensor, first: int) -> None:

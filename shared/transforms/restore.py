@@ -20,7 +20,8 @@ class RestoreLabelMapd(MapTransform):
 
     Args:
         keys: logits (N + 1, …) on the grid of the preprocessed image, or integer labels (1, …) on the grid of the
-            result; become a uint8 `MetaTensor` (1, …) on the CPU, or a plain tensor if not `native`.
+            result; become a uint8 `MetaTensor` (1, …) on the CPU, or, if not `native`, a plain tensor
+            where they are.
         ref_key: the preprocessed image; where the result is `native`, a `MetaTensor` that still knows the affine and
             shape of its file. Any chain of reorienting, resampling and cropping may lie between.
         native: False keeps to the grid of the preprocessed image: argmax over the classes alone.
@@ -60,8 +61,7 @@ class RestoreLabelMapd(MapTransform):
                 )
             if not is_labels:
                 pred = self._labels(pred, image)
-            pred = pred.to("cpu", torch.uint8)
-            d[key] = MetaTensor(pred, **known) if known else pred
+            d[key] = MetaTensor(pred.to("cpu", torch.uint8), **known) if known else pred.to(torch.uint8)
         return d
 
     def _labels(self, logits: torch.Tensor, image: MetaTensor) -> torch.Tensor:
