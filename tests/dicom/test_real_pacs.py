@@ -16,7 +16,8 @@ import pydicom
 import pytest
 import torch
 from commands import PYTHON, run
-from ct_phantom import ORIGIN, structures
+from ct_phantom import METADATA, ORIGIN, structures
+from dicom_slide import write_slide
 from orthanc import INSTALLS, Orthanc, make_certificate, missing, program, tls_before
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -31,12 +32,15 @@ from shared.dicom import (
     ServerAwayError,
     SourceSeries,
     identify,
+    make_annotations,
     make_report,
     make_segmentation,
     make_structure_set,
+    read_codes,
     read_source,
     store,
 )
+from shared.dicom.annotations import read_slide
 from shared.reports.organs import measure_organs
 from shared.utils import DataError
 
@@ -133,6 +137,19 @@ def test_dciodvfy_finds_no_error(case: Case, files: dict[str, Path], name: str, 
     del broken.StudyInstanceUID
     broken.save_as(tmp_path / "broken.dcm")
     assert errors_of(tmp_path / "broken.dcm") != []
+
+
+def test_dciodvfy_finds_no_error_in_annotations(tmp_path: Path) -> None:
+    """But one, of an attribute that is not there: it looks for the coordinates' type in the groups, not above them."""
+    table = json.loads((METADATA.parents[2] / "mitosis_retinanet_fusestyle" / "configs" / "metadata.json").read_text())
+    classes = read_codes(table["dicom_codes"], {"non_mitotic": 0, "mitotic": 1})
+    slide = read_slide(write_slide(tmp_path / "slide", np.full((512, 1024, 3), 230, np.uint8)))
+    boxes = np.array([[10, 20, 60, 70.5], [300, 5, 350, 55]], np.float32)
+    made = make_annotations(slide, boxes, np.array([0.9, 0.7]), np.array([1, 0]), classes, ORIGIN)
+    pydicom.dcmwrite(tmp_path / "ann.dcm", made, enforce_file_format=True)
+    assert not [element for element in made.iterall() if element.keyword == "CommonZCoordinateValue"]
+    assert [line for line in errors_of(tmp_path / "ann.dcm") if "/CommonZCoordinateValue" not in line] == []
+    assert "MicroscopyBulkSimpleAnnotations" in verified(tmp_path / "ann.dcm")
 
 
 def test_dcmqi_reads_the_segments(case: Case, files: dict[str, Path], tmp_path: Path) -> None:
