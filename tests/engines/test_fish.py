@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import two_ranks
 from torch import Tensor, nn
 
 from shared.engines import LISA, DomainTrainer, FishTrainer
@@ -149,3 +151,33 @@ def test_the_loss_of_a_step_is_the_mean_of_its_domains() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, DataError), match=message):
         train(FishTrainer, network(), batches(1), **{"domains": ["XR", "CS", "S360"], **options})
+
+
+# What each rank does: of each domain it has half of the samples.
+RANK = """
+model = toy.normalised()
+own = [{key: value[rank::2] for key, value in batch.items()} for batch in toy.paired(3)]
+toy.train(toy.FishTrainer, toy.nn.parallel.DistributedDataParallel(model), own, domains=["CS", "S360", "XR"])
+toy.torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+"""
+
+
+def normalised() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def paired(count: int) -> list[dict[str, Any]]:
+    """Samples of a domain in pairs."""
+    return [batch | {"domain": ["CS", "CS", "XR", "XR", "S360", "S360", "XR", "XR"]} for batch in batches(count)]
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_with_one_process(tmp_path: Path) -> None:
+    two_ranks(__file__, RANK, tmp_path)
+    alone = normalised()
+    train(FishTrainer, alone, paired(3), domains=["CS", "S360", "XR"])
+    assert not torch.equal(alone[0].weight, normalised()[0].weight)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone.state_dict())
