@@ -10,7 +10,6 @@ import pytest
 from ct_phantom import ORIENTATIONS, ORIGIN, Phantom, structures, write_phantom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import generate_uid
 
 from shared.dicom import SourceSeries, identify, make_segmentation, read_codes, read_segmentation, read_source
 from shared.dicom.segmentation import KINDS
@@ -175,7 +174,7 @@ def test_a_segmentation_that_does_not_fit_is_refused(axial: Phantom, tmp_path: P
     [
         ("ImagePositionPatient", [-3.5, -61.25, -106.0], "unevenly spaced"),
         ("ImagePositionPatient", [16.5, -61.25, -107.0], "shifted against each other"),
-        ("FrameOfReferenceUID", generate_uid(), "several FrameOfReferenceUIDs"),
+        ("FrameOfReferenceUID", "1.2.826.0.1.3680043.8.498.1", "several FrameOfReferenceUIDs"),
         ("FrameOfReferenceUID", "", r"0003\.dcm: has no FrameOfReferenceUID"),
         ("SOPInstanceUID", None, "several slices have the same SOPInstanceUID"),
     ],
