@@ -43,10 +43,10 @@ def copied(bundle: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A copy of a segmentation bundle with two of its variants, to be broken."""
+    """A copy of a segmentation bundle with some of its variants, to be broken."""
     folder, linked = copied(UNETR, tmp_path / UNETR.name), tmp_path / "abdominal_lambda3d_cbs" / "docs"
     for path in (folder / "configs" / "variants").glob("*.json"):
-        if path.stem not in ("demo", "tcf"):
+        if path.stem not in ("demo", "dicom", "tcf"):
             path.unlink()
     linked.mkdir(parents=True)
     (linked / "README.md").touch()
