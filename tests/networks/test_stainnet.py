@@ -42,3 +42,14 @@ def test_weights_are_loaded_or_refused(tmp_path: Path) -> None:
         StainNet(16, tmp_path / "stainnet.pth")
     with pytest.raises(DataError, match=r"gone.pth: there is no such file"):
         StainNet(pretrained=tmp_path / "gone.pth")
+
+
+def test_pieces_make_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 150, 130), dtype=torch.uint8, generator=generator)
+    network = StainNet().requires_grad_(False)
+    wanted = (network(image.float() / 127.5 - 1) * 127.5 + 127.5).round().clamp(0, 255)
+    assert image[:, 0].numel() > 2 * 2**14
+    torch.testing.assert_close(network.normalize(image).float(), wanted, atol=1, rtol=0)
+    assert (network.normalize(image) == wanted).float().mean() > 0.999
+    assert torch.equal(network.normalize(image)[1], network.normalize(image[1]))
