@@ -86,3 +86,19 @@ def scanner_name(name: str) -> str:
     spaced = re.sub("[_-]+", " ", name.lower())
     found = [short for short, pattern in _SCANNERS.items() if re.search(pattern, spaced)]
     return found[0] if len(found) == 1 else name.strip()
+
+
+def has_names(entry: object) -> bool:
+    """Whether an entry of a datalist names its image, domain and slide."""
+    names = ("image", "domain", "slide")
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) and entry[key] for key in names)
+
+
+def is_unlabelled(entry: object) -> bool:
+    """Whether an entry of a datalist says that nobody has looked at it."""
+    return isinstance(entry, dict) and entry.get("labelled") is False
+
+
+def is_class(label: object) -> bool:
+    """Whether a label is 0 or 1."""
+    return type(label) is int and label in (0, 1)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from ..utils import DataError, read_json_object
 from ..utils.values import MPP, Number, OrNone, check_value
 from .datalist import DATALIST_REMEDY, FILE, check_files_exist, check_names, get_list
-from .entries import PatchEntry, RegionEntry, domain_names, scanner_name
+from .entries import PatchEntry, RegionEntry, domain_names, has_names, is_class, is_unlabelled, scanner_name
 from .regions import open_region
 
 MPP_TOLERANCE = 0.15
@@ -213,10 +213,10 @@ class PatchDatalist(HistologyDatalist):
     undefined = "the AUC, by which the best epoch is chosen, is undefined"
 
     def entries(self, split: str) -> list[dict[str, Any]]:
-        return [e for e in super().entries(split) if not _is_unlabelled(e)]
+        return [e for e in super().entries(split) if not is_unlabelled(e)]
 
     def fault(self, entry: object, split: str) -> str | None:
-        if _is_unlabelled(entry) or (_has_names(entry) and _is_class(entry.get("label"))):
+        if is_unlabelled(entry) or (has_names(entry) and is_class(entry.get("label"))):
             return None
         found = json.dumps(entry)[:300]
         return f"found {found}, expected an image, a label of 0 or 1, a domain and a slide, as in {self.form}."
@@ -263,14 +263,14 @@ class RegionDatalist(HistologyDatalist):
                     )
 
     def fault(self, entry: object, split: str) -> str | None:
-        if not _has_names(entry):
+        if not has_names(entry):
             found = json.dumps(entry)[:300]
             return f"found {found}, expected an image, a domain and a slide, as in {self.form}."
         for key, kind in (("mpp", MPP), ("width", Number(above=0)), ("height", Number(above=0))):
             if entry.get(key) is not None and not kind.accepts(entry[key]):
                 return f"'{key}' is {json.dumps(entry[key])}, expected {kind.expected}."
         if split == "unlabelled":
-            if not _is_unlabelled(entry) or "box" in entry or "label" in entry:
+            if not is_unlabelled(entry) or "box" in entry or "label" in entry:
                 return (
                     'it is in "unlabelled", expected "labelled": false and neither box nor label. Move it to a split.'
                 )
@@ -310,7 +310,7 @@ class RegionDatalist(HistologyDatalist):
         width, height = entry.get("width"), entry.get("height")
         if x2 <= 0 or y2 <= 0 or x1 >= (width or math.inf) or y1 >= (height or math.inf):
             return f"lies outside of its image of {width or '?'} × {height or '?'} pixels: {remedy}"
-        if not _is_class(label):
+        if not is_class(label):
             known = ", ".join(f"{i} ({name})" for name, i in self.labels().items())
             return f"its label is {json.dumps(label)}, which is no known category. Expected {known}."
         return None
@@ -438,19 +438,6 @@ def _count_names(names: Iterable[str]) -> str:
 
 def _holds_images(entries: object) -> bool:
     return isinstance(entries, list) and bool(entries) and all(isinstance(e, dict) and "image" in e for e in entries)
-
-
-def _has_names(entry: object) -> bool:
-    names = ("image", "domain", "slide")
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) and entry[key] for key in names)
-
-
-def _is_unlabelled(entry: object) -> bool:
-    return isinstance(entry, dict) and entry.get("labelled") is False
-
-
-def _is_class(label: object) -> bool:
-    return type(label) is int and label in (0, 1)
 
 
 def _is_finite(value: object) -> bool:
