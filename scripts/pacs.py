@@ -99,8 +99,11 @@ class Station:
         return [entry for entry in cts if best and match[entry.series] == best]
 
     def is_done(self, entry: SeriesEntry) -> bool:
-        """Whether these results are in the PACS. The SR is stored last, and the only one that is always made."""
-        there = self.web.results(entry.study, entry.series, self.made_by)
+        """Whether these results are in the PACS, of all images that the series has by now.
+
+        The SR is stored last, and the only one that is always made.
+        """
+        there = self.web.results(entry.study, entry.series, self.made_by, entry.instances)
         return "SR" in there if "sr" in self.objects else there >= {OBJECTS[name] for name in self.objects}
 
     def handle(self, entry: SeriesEntry) -> dict[str, Any]:
@@ -239,8 +242,8 @@ def do_once(station: Station, studies: Sequence[str]) -> None:
 def keep_watching(station: Station, studies: Callable[[], list[str]]) -> None:
     """Do what comes to the server, each series once, until SIGTERM or Ctrl-C."""
     states: list[str] = []
-    print(f"watching {station.web.url}", flush=True)
     try:
+        print(f"watching {station.web.url}", flush=True)
         for entry in arrivals(station, studies):
             states.append(station.handle(entry)["state"])
     except KeyboardInterrupt:
@@ -248,16 +251,16 @@ def keep_watching(station: Station, studies: Callable[[], list[str]]) -> None:
 
 
 def arrivals(station: Station, studies: Callable[[], list[str]]) -> Iterator[SeriesEntry]:
-    """The chosen series of studies to which nothing has come between two looks, each once."""
+    """The chosen series of studies to which nothing has come between two looks, each once unless images come later."""
     before: dict[str, set[tuple[str, int]]] = {}
-    given: set[str] = set()
+    given: set[SeriesEntry] = set()
     while True:
         for study in station.patiently(studies):
             entries = station.patiently(lambda study=study: station.web.series(study))
             images = {(entry.series, entry.instances) for entry in entries if entry.modality == "CT"}
             if before.get(study) == images:
-                new = [entry for entry in station.choose(entries) if entry.series not in given]
-                given |= {entry.series for entry in new}
+                new = [entry for entry in station.choose(entries) if entry not in given]
+                given |= set(new)
                 yield from new
             before[study] = images
         time.sleep(station.patience)

@@ -99,20 +99,20 @@ def outside_the_network(size: int, slices: int, cases: int, classes: int, millis
     """Seconds a case that the network does not run, for a single case and for several, against the zoo's pipeline."""
     network, result = Stub(classes, milliseconds), {}
 
-    def outside(evaluator: Callable[..., Callable[[], Any]], scans: Any, out: Path, of: int) -> float:
-        run = evaluator(scans, network, out)
-        network.seconds, start = 0.0, time.perf_counter()
-        run()
-        return (time.perf_counter() - start - network.seconds) / of
+    def outside(evaluator: Callable[..., Callable[[], Any]], scans: Any, of: int) -> float:
+        with tempfile.TemporaryDirectory() as out:  # what is there already would not be done again
+            run = evaluator(scans, network, Path(out))
+            network.seconds, start = 0.0, time.perf_counter()
+            run()
+            return (time.perf_counter() - start - network.seconds) / of
 
     with tempfile.TemporaryDirectory() as folder:
         for count in (1, cases):
-            scans, out = Path(folder) / f"scans{count}", Path(folder) / f"out{count}"
-            scans.mkdir()
+            (scans := Path(folder) / f"scans{count}").mkdir()
             files = make_scans(scans, count, size, slices)
             steps = {
-                "ours": partial(outside, bundle_evaluator, scans, out, count),
-                "zoo": partial(outside, zoo_evaluator, files, out, count),
+                "ours": partial(outside, bundle_evaluator, scans, count),
+                "zoo": partial(outside, zoo_evaluator, files, count),
             }
             found = in_turns(steps, rounds, uncounted=0)
             name = f"time outside of the network / the zoo's, {count} case(s)"

@@ -6,7 +6,7 @@ import datetime
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -253,19 +253,22 @@ class DicomWeb:
         removed = [uid for uid in earlier if self._delete(study, uid)]
         return tuple(removed), tuple(uid for uid in earlier if uid not in removed)
 
-    def results(self, study: str, images: str, made_by: Mapping[str, str]) -> set[str]:
+    def results(self, study: str, images: str, made_by: Mapping[str, str], count: int = 0) -> set[str]:
         """The modalities of a study's objects that were made of a series of images.
 
         Args:
             study: its UID.
             images: the series' UID.
             made_by: what these objects have, keyword → value, such as Manufacturer.
+            count: how many images the series has; what was made of fewer, before all had come, does not count.
         """
         found = [entry for entry in self.series(study) if entry.modality in RESULTS]
-        return {entry.modality for entry in found if self._is_made(study, entry.series, made_by, {images})}
+        return {entry.modality for entry in found if self._is_made(study, entry.series, made_by, [images], count)}
 
-    def _is_made(self, study: str, series: str, made_by: Mapping[str, str], images: set[str]) -> bool:
-        """Whether all objects of a series have these values, and refer to one of these series of images."""
+    def _is_made(
+        self, study: str, series: str, made_by: Mapping[str, str], images: Iterable[str], count: int = 0
+    ) -> bool:
+        """Whether all objects of a series have these values, and refer to one of these series, to `count` images."""
 
         def headers() -> list[pydicom.Dataset]:
             found = self._client.retrieve_series_metadata(study, series)
@@ -273,7 +276,8 @@ class DicomWeb:
 
         found = self._server.ask(headers)
         ours = [all(_value(d, keyword) == value for keyword, value in made_by.items()) for d in found]
-        return bool(found) and all(ours) and all(_sources(d) & images for d in found)
+        named = [[n for uid, n in _sources(dataset).items() if uid in images] for dataset in found]
+        return bool(found) and all(ours) and all(max(counts, default=-1) >= count for counts in named)
 
     def _delete(self, study: str, series: str) -> bool:
         """Whether the server deletes a series, by DICOMweb's extension or by Orthanc's own interface."""
@@ -394,7 +398,12 @@ def _value(dataset: pydicom.Dataset, keyword: str) -> str:
     return str(dataset.get(keyword) or "")
 
 
-def _sources(dataset: pydicom.Dataset) -> set[str]:
-    """UIDs of the series that an object refers to, at any depth."""
-    nested = (item for element in dataset if element.VR == "SQ" for item in element.value)
-    return {str(e.value) for item in nested for e in item.iterall() if e.keyword == "SeriesInstanceUID"}
+def _sources(dataset: pydicom.Dataset) -> dict[str, int]:
+    """UIDs of the series that an object refers to, at any depth, and to how many objects of each."""
+    found: dict[str, int] = {}
+    for element in dataset.iterall():
+        for item in element.value if element.VR == "SQ" else ():
+            if uid := item.get("SeriesInstanceUID"):
+                named = {str(e.value) for e in item.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
+                found[str(uid)] = max(found.get(str(uid), 0), len(named))
+    return found

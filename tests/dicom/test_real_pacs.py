@@ -204,7 +204,8 @@ def test_a_study_goes_to_orthanc_and_comes_back(case: Case, files: dict[str, Pat
     assert found == {"CT": SHAPE[2], "SEG": 1, "RTSTRUCT": 1, "SR": 1}
     made_by = {"Manufacturer": "MONAI bundle collection", "DeviceSerialNumber": ORIGIN.weights}
     where = (source.StudyInstanceUID, source.SeriesInstanceUID)
-    assert web.results(*where, made_by) == {"SEG", "RTSTRUCT", "SR"}
+    assert web.results(*where, made_by, SHAPE[2]) == {"SEG", "RTSTRUCT", "SR"}
+    assert web.results(*where, made_by, SHAPE[2] + 1) == set()  # as if images had come since
     assert web.results(*where, made_by | {"DeviceSerialNumber": "other weights"}) == set()
 
 

@@ -250,6 +250,12 @@ def test_results_are_those_of_the_same_software_and_images(pacs: Pacs) -> None:
     assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we", "DeviceSerialNumber": "7"}) == set()
 
 
+def test_results_of_a_series_that_has_grown_since_do_not_count(pacs: Pacs) -> None:
+    store(pacs.url, [result("1.2.4", count=4), result("1.2.5", count=6, Modality="RTSTRUCT")])
+    assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we"}, 4) == {"SEG", "RTSTRUCT"}
+    assert client(pacs).results(STUDY, SERIES, {"Manufacturer": "we"}, 6) == {"RTSTRUCT"}
+
+
 def test_what_names_no_maker_replaces_nothing(pacs: Pacs) -> None:
     store(pacs.url, [result("1.2.4", ManufacturerModelName="")])
     pacs.deletes = "dicomweb"

@@ -217,14 +217,17 @@ def pacs_server(certificate: str = "") -> Iterator[Pacs]:
             os.environ.update(theirs)
 
 
-def result(uid: str, images: str = SERIES, kind: str = SegmentationStorage, **values: str) -> Dataset:
-    """What a network might have found in a series; `values` replace its own."""
+def result(uid: str, images: str = SERIES, kind: str = SegmentationStorage, count: int = 4, **values: str) -> Dataset:
+    """What a network might have found in `count` images of a series; `values` replace its own."""
     dataset, item = Dataset(), Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = kind
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = f"{uid}.1"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, item.SeriesInstanceUID = STUDY, uid, images
+    item.ReferencedInstanceSequence = [Dataset() for _ in range(count)]
+    for i, instance in enumerate(item.ReferencedInstanceSequence):
+        instance.ReferencedSOPInstanceUID = f"{images}.{i + 1}"
     dataset.ReferencedSeriesSequence = [item]
     own = {"Modality": "SEG", "Manufacturer": "we", "ManufacturerModelName": "our network"}
     for keyword, value in {**PATIENT, **own, **values}.items():

@@ -56,7 +56,7 @@ def seen(station: Station, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
         found.append({"files": len(slices), "series": uid, "folder": folder, "mode": mode})
         (results / "ct").mkdir(parents=True)
         for i, kind, modality in ((1, ComprehensiveSRStorage, "SR"), (2, SegmentationStorage, "SEG")):
-            made = result(f"{uid}.{i}", uid, kind, Modality=modality, **self.made_by)
+            made = result(f"{uid}.{len(slices)}.{i}", uid, kind, len(slices), Modality=modality, **self.made_by)
             made.save_as(results / "ct" / f"{i}.dcm", enforce_file_format=True)
 
     monkeypatch.setattr(Station, "infer", infer)
@@ -72,7 +72,7 @@ def test_results_are_stored_beside_the_images_once(
 ) -> None:
     do_once(station, [STUDY])
     assert [(each["files"], each["series"]) for each in seen] == [(4, SERIES)]
-    assert list(pacs.files)[4:] == [f"{SERIES}.2.1", f"{SERIES}.1.1"]  # the SR last: it says that all is done
+    assert list(pacs.files)[4:] == [f"{SERIES}.4.2.1", f"{SERIES}.4.1.1"]  # the SR last: it says that all is done
     assert seen[0]["mode"] & 0o077 == 0
     assert not seen[0]["folder"].exists()
     table = capsys.readouterr().out.splitlines()
@@ -130,7 +130,7 @@ def test_an_object_that_is_refused_is_a_failure(station: Station, seen: list[dic
     pacs.refused = (SegmentationStorage,)
     with pytest.raises(DataError, match=r"1 of 1 series failed:\n  1\.2\.3: Segmentation Storage: it does not take"):
         do_once(station, [STUDY])
-    assert list(pacs.files)[-1] == f"{SERIES}.1.1"
+    assert list(pacs.files)[-1] == f"{SERIES}.4.1.1"
 
 
 def test_nothing_to_do_is_said(station: Station) -> None:
@@ -165,6 +165,23 @@ def test_what_was_done_is_not_done_again(station: Station, pacs: Pacs, tmp_path:
         return [STUDY]
 
     assert [(e.series, len(looks)) for e in islice(arrivals(station, studies), 2)] == [(SERIES, 2), ("1.2.8", 5)]
+
+
+def test_a_series_that_grows_later_is_done_again(
+    station: Station, seen: list[dict[str, Any]], pacs: Pacs, tmp_path: Path
+) -> None:
+    looks: list[int] = []
+    station.patience = 0.001
+    six_more = sorted(write_series(tmp_path / "more", 6, **PATIENT).iterdir())
+
+    def studies() -> list[str]:
+        looks.append(1)
+        store(pacs.url, six_more if len(looks) == 4 else [])
+        return [STUDY]
+
+    rows = [station.handle(each) for each in islice(arrivals(station, studies), 2)]
+    assert [(row["images"], row["state"]) for row in rows] == [(4, "stored"), (10, "stored")]
+    assert [each["files"] for each in seen] == [4, 10]
 
 
 def test_a_server_that_is_away_is_waited_for(
