@@ -5,11 +5,16 @@ Shape suffixes: C classes, X Y Z the preprocessed grid, x y z the native grid in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+Taps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+# By how much larger slabs are on a GPU, which has no cache to stay in, and takes its time to begin with each.
+_ON_GPU = 8
 # How far, in voxels of the preprocessed grid, rounding in the affines may move a point off its axis.
 _OFF_AXIS = 0.5
 
@@ -50,7 +55,7 @@ def _inside(positions: np.ndarray, size: int) -> slice:
     return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
 
 
-def _taps(positions: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _taps(positions: np.ndarray, size: int) -> Taps:
     """Lower neighbour, upper neighbour and the weight of the upper one, for linear interpolation held at the ends."""
     positions = positions.clip(0, size - 1)
     lower = np.floor(positions).astype(np.int64)
@@ -58,9 +63,9 @@ def _taps(positions: np.ndarray, size: int) -> tuple[torch.Tensor, torch.Tensor,
     return torch.from_numpy(lower), torch.from_numpy(upper), torch.from_numpy(positions - lower).float()
 
 
-def _slab_labels(logits: torch.Tensor, taps: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Labels (x, y, z), uint8, of a slab from the logits (C, X, Y, Z) of the voxels around it, class by class."""
-    classes, *shape = logits.shape
+def _block_labels(logits: torch.Tensor, taps: Sequence[Taps]) -> torch.Tensor:
+    """Labels (x, y, z), uint8, of a block from the logits (C, X, Y, Z) of the voxels around it, class by class."""
+    classes = len(logits)
     peak = logits.amax(0).float()
     probability = torch.empty_like(peak)
     total = torch.zeros_like(peak)
@@ -72,22 +77,26 @@ def _slab_labels(logits: torch.Tensor, taps: Sequence[tuple[torch.Tensor, torch.
             "The network's output holds NaN or infinity: its weights are damaged, or half precision overflows."
         )
 
-    # All memory is taken once a slab: asking for it once a class takes longer than the arithmetic.
-    steps = []
+    # The probabilities of a point sum to 1, so its winner has at least 1 / C, and so has one of its neighbours.
+    peaks = torch.stack([torch.sub(logit, normaliser, out=probability).amax() for logit in logits])
+    present = torch.nonzero(peaks >= math.log((1 - 1e-4) / classes)).flatten().tolist()
+    shape = [len(weight) for _, _, weight in taps]
+    if len(present) == 1:
+        return torch.full(shape, present[0], dtype=torch.uint8, device=logits.device)
+
+    # All memory is taken once: asking for it once a class takes longer than the arithmetic.
+    steps, extent = [], list(logits.shape[1:])
     for dim in (2, 1, 0):  # the fastest axis first: most of the work is then done on long contiguous rows
         lower, upper, weight = taps[dim]
-        shape[dim] = len(weight)
-        buffers = (torch.empty(shape, device=logits.device), torch.empty(shape, device=logits.device))
+        extent[dim] = shape[dim]
+        buffers = (torch.empty(extent, device=logits.device), torch.empty(extent, device=logits.device))
         steps.append((dim, lower, upper, weight.view(-1, *(1,) * (2 - dim)), *buffers))
     best = torch.zeros(shape, device=logits.device)
     better = torch.empty(shape, dtype=torch.bool, device=logits.device)
     labels = torch.zeros(shape, dtype=torch.uint8, device=logits.device)
-    for index, logit in enumerate(logits):
+    for index in present:
         # exp(-50) is nothing beside 1 / C, and arithmetic with the denormal numbers below 1e-38 is slow.
-        x = torch.sub(logit, normaliser, out=probability).clamp_(min=-50).exp_()
-        # The probabilities of a point sum to 1, so its winner has at least 1 / C, and so has one of its neighbours.
-        if x.max() < (1 - 1e-4) / classes:
-            continue
+        x = torch.sub(logits[index], normaliser, out=probability).clamp_(min=-50).exp_()
         for dim, lower, upper, weight, x_lower, x_upper in steps:
             torch.index_select(x, dim, lower, out=x_lower)
             torch.index_select(x, dim, upper, out=x_upper)
@@ -109,7 +118,7 @@ class NativeLabels:
         native_shape: shape of the result.
         shape: X, Y, Z of the other grid.
         axis: of the other grid, along which the planes come.
-        slab: number of native planes that are worked on at a time.
+        slab: native planes along X that are worked on at a time; more on a GPU.
 
     Attributes:
         labels: the result, uint8 on the CPU; 0 where nothing has come in yet.
@@ -128,14 +137,16 @@ class NativeLabels:
         slab: int = 16,
     ) -> None:
         maps = axis_maps(affine, native_affine, native_shape)
-        self.order = [axis, *(other for other in range(3) if other != axis)]  # planes first
-        ranges = [_inside(positions, size) for (_, positions), size in zip(maps, shape, strict=True)]
-        self.sizes = [shape[i] for i in self.order]
-        self.taps = [_taps(maps[i][1][ranges[i]], shape[i]) for i in self.order]
+        inside = [_inside(positions, size) for (_, positions), size in zip(maps, shape, strict=True)]
+        self.shape = list(shape)
+        self.taps = [
+            _taps(positions[part], size) for (_, positions), part, size in zip(maps, inside, shape, strict=True)
+        ]
+        self.axis = axis
         self.slab = slab
         self.labels = torch.zeros(tuple(int(n) for n in native_shape), dtype=torch.uint8)
-        self._inside = self.labels.permute([maps[i][0] for i in self.order])[tuple(ranges[i] for i in self.order)]
-        self._there: list[list[torch.Tensor]] | None = None  # the taps, where the logits are
+        self._inside = self.labels.permute([native_axis for native_axis, _ in maps])[tuple(inside)]
+        self._there: list[Taps] | None = None  # the taps, where the logits are
         self._given = 0  # planes so far
 
     def add(self, logits: torch.Tensor, first: int = 0) -> None:
@@ -149,28 +160,38 @@ class NativeLabels:
         Raises:
             ValueError: when the logits have another shape, are not finite, or do not go on where the last ones ended.
         """
-        given = logits.movedim(self.order[0] + 1, 1) if logits.ndim == 4 else logits
-        if given.ndim != 4 or not 1 <= len(given) <= 256 or list(given.shape[2:]) != self.sizes[1:]:
+        there = [self.shape[i] if i == self.axis else n for i, n in enumerate(logits.shape[1:])]
+        if not 1 <= len(logits) <= 256 or there != self.shape:
             raise ValueError(
                 "logits must be (C, X, Y, Z) with 1 to 256 classes on the grid that was announced, got shape "
                 f"{tuple(logits.shape)}."
             )
-        end = first + given.shape[1]
-        if first > max(self._given - 1, 0) or end > self.sizes[0]:
-            raise ValueError(f"planes {first} to {end - 1} of {self.sizes[0]} do not follow plane {self._given - 1}.")
-        first_needed, last_needed, _ = self.taps[0]
+        end = first + logits.shape[self.axis + 1]
+        if first > max(self._given - 1, 0) or end > self.shape[self.axis]:
+            raise ValueError(
+                f"planes {first} to {end - 1} of {self.shape[self.axis]} do not follow plane {self._given - 1}."
+            )
+        last_needed = self.taps[self.axis][1]
         todo = torch.nonzero((last_needed >= self._given) & (last_needed < end)).flatten().tolist()
         self._given = max(end, self._given)
         if not self._inside.numel() or not todo:
             return
         if self._there is None:  # once: the host waits for every copy to a GPU
-            self._there = [[t.to(logits.device) for t in taps] for taps in self.taps]
-        (lower, upper, weight), *others = self._there
-        for start in range(todo[0], todo[-1] + 1, self.slab):
-            planes = slice(start, min(start + self.slab, todo[-1] + 1))
-            low, high = int(first_needed[planes].min()), int(last_needed[planes].max())
-            taps = [(lower[planes] - low, upper[planes] - low, weight[planes]), *others]
-            self._inside[planes] = _slab_labels(given[:, low - first : high + 1 - first], taps).cpu()
+            self._there = [tuple(t.to(logits.device) for t in taps) for taps in self.taps]
+        native = [slice(0, n) for n in self._inside.shape]
+        native[self.axis] = slice(todo[0], todo[-1] + 1)
+        slab = self.slab if logits.device.type == "cpu" else self.slab * _ON_GPU
+        for start in range(native[0].start, native[0].stop, slab):
+            block = [slice(start, min(start + slab, native[0].stop)), *native[1:]]
+            given, taps = zip(*(self._part(i, part, first) for i, part in enumerate(block)), strict=True)
+            self._inside[tuple(block)] = _block_labels(logits[(slice(None), *given)], taps).cpu()
+
+    def _part(self, dim: int, native: slice, first: int) -> tuple[slice, Taps]:
+        """What some native voxels need of the logits along an axis, and the taps in that."""
+        low, high = int(self.taps[dim][0][native].min()), int(self.taps[dim][1][native].max())
+        lower, upper, weight = (tap[native] for tap in self._there[dim])
+        begin = first if dim == self.axis else 0
+        return slice(low - begin, high + 1 - begin), (lower - low, upper - low, weight)
 
 
 def restore_label_map(
@@ -194,7 +215,7 @@ def restore_label_map(
         affine: 4 × 4, voxel indices (X, Y, Z) → mm.
         native_affine: 4 × 4, voxel indices of the result → mm.
         native_shape: shape of the result.
-        slab: number of native planes that are worked on at a time.
+        slab: native planes along X that are worked on at a time; more on a GPU.
 
     Returns:
         uint8 tensor of shape `native_shape` on the CPU.

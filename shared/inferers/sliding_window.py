@@ -39,7 +39,7 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
         buffer_dim: spatial axis along which the windows go. 0 is the order of MONAI's: sums and labels are then the
             same to the bit. By default the last one, the slices of a scan in RAS.
         native: whether labels are on the grid of the file, which a `MetaTensor` knows; else on that of the input.
-        slab: number of native planes that are worked on at a time.
+        slab: see `NativeLabels`.
 
     Example::
 
@@ -174,7 +174,7 @@ class _Planes:
         self, axis: int, roi: Sequence[int], shape: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.axis = axis
-        self.shape = [roi[axis] + 1, *(n for i, n in enumerate(shape) if i != axis)]  # planes first: moved in one piece
+        self.shape = [roi[axis] + 1 if i == axis else n for i, n in enumerate(shape)]
         self.logits = torch.zeros((0, *self.shape), dtype=dtype, device=device)
         self.weights = torch.zeros(self.shape, dtype=dtype, device=device)
         self.first = 0  # index on the grid of the first plane that is held
@@ -188,8 +188,8 @@ class _Planes:
         at[self.axis] = slice(window[self.axis].start - self.first, window[self.axis].stop - self.first)
         # in the precision of the network's output, as MONAI's inferer has it
         weighted = (values * weights).to(values.dtype)
-        self.logits.movedim(1, self.axis + 1)[(slice(None), *at)] += weighted.to(self.logits.device)
-        self.weights.movedim(0, self.axis)[tuple(at)] += weights.to(self.weights.device)
+        self.logits[(slice(None), *at)] += weighted.to(self.logits.device)
+        self.weights[tuple(at)] += weights.to(self.weights.device)
 
     def finish(self, end: int, place: Window, labels: NativeLabels | _GridLabels) -> None:
         """Make labels of the planes before `end`, which no window adds to any more, and let them go but for the last.
@@ -201,19 +201,19 @@ class _Planes:
         """
         if end <= self.finished:
             return
-        done = slice(self.finished - self.first, end - self.first)
-        self.logits[:, done] /= self.weights[done]
+        done = (self.axis - 3, self.finished - self.first, end - self.finished)
+        self.logits.narrow(*done).div_(self.weights.narrow(*done))
         low, high = max(self.first, place[self.axis].start), min(end, place[self.axis].stop)
         at = list(place)
         at[self.axis] = slice(low - self.first, high - self.first)
-        labels.add(self.logits.movedim(1, self.axis + 1)[(slice(None), *at)], low - place[self.axis].start)
+        labels.add(self.logits[(slice(None), *at)], low - place[self.axis].start)
         if end - 1 > self.first:
             self._drop(end - 1 - self.first)
         self.first, self.finished = end - 1, end
 
     def _drop(self, count: int) -> None:
         """Let the first planes go: the others move to their places, piece by piece, since they overlap."""
-        for held in (self.logits.movedim(1, 0), self.weights):
+        for held in (self.logits.movedim(self.axis + 1, 0), self.weights.movedim(self.axis, 0)):
             for start in range(count, len(held), count):
                 piece = held[start : start + count]
                 held[start - count : start - count + len(piece)] = piece

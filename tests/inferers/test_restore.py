@@ -64,7 +64,7 @@ def test_half_precision_logits() -> None:
 def test_peak_memory_does_not_grow_with_the_number_of_classes() -> None:
     def peak(classes: int) -> int:
         logits = torch.zeros(classes, 24, 24, 24)
-        logits[-1] = 1
+        logits[0, :12] = logits[-1, 12:] = 1  # where one class alone may be, there is nothing to work out
         fine = np.diag([0.5, 0.5, 0.5, 1])
         return peak_bytes(lambda: restore_label_map(logits, np.eye(4), fine, (48, 48, 48), slab=8)) - 48**3
 
