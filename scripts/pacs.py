@@ -224,10 +224,15 @@ def do_once(station: Station, studies: Sequence[str]) -> None:
     Raises:
         DataError: when there is nothing to do, or a series failed.
     """
-    entries = [entry for study in studies for entry in station.choose(station.web.series(study))]
+    there = {study: series for study in studies if (series := station.web.series(study))}
+    if not there:
+        what = f"is no study {studies[0]}" if studies else "are no studies of this patient"
+        raise DataError(f"{station.web.url}: there {what}. Look at the id, and at the address of the server.")
+    entries = [entry for series in there.values() for entry in station.choose(series)]
     if not entries:
         wanted = f" that matches {station.chosen}" if station.chosen else ""
-        raise DataError(f"{station.web.url}: has no CT series{wanted} in {len(studies)} studies. Nothing is done.")
+        found = ", ".join(sorted({f"{e.modality} {e.number}".strip() for series in there.values() for e in series}))
+        raise DataError(f"{station.web.url}: there is no CT series{wanted}, but {found}. Nothing is done.")
     rows: list[dict[str, Any]] = []
     try:
         for entry in entries:

@@ -135,8 +135,12 @@ def test_an_object_that_is_refused_is_a_failure(station: Station, seen: list[dic
 
 def test_nothing_to_do_is_said(station: Station) -> None:
     station.chosen = "arterial"
-    with pytest.raises(DataError, match="has no CT series that matches arterial in 2 studies"):
+    with pytest.raises(DataError, match=r"there is no CT series that matches arterial, but CT 2\. Nothing is done"):
         do_once(station, [STUDY, "1.2.9"])
+    with pytest.raises(DataError, match=r"there is no study 1\.2\.9\. Look at the id"):
+        do_once(station, ["1.2.9"])
+    with pytest.raises(DataError, match="there are no studies of this patient"):
+        do_once(station, [])
 
 
 def test_a_study_is_done_when_it_has_come_whole(station: Station, pacs: Pacs, tmp_path: Path) -> None:
