@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -93,7 +92,9 @@ class InferenceEvaluator(SupervisedEvaluator):
 class ReadAhead:
     """What a loader gives, each item read in a thread while the one before it is worked on. Its errors come through.
 
-    (Those of a `monai.data.ThreadBuffer` end the iteration without a word.)
+    (Those of a `monai.data.ThreadBuffer` end the iteration without a word.) For loaders without worker processes: with
+    them the next items are read anyway, and a thread that waits for one that was killed would keep the program from
+    its end until the loader's timeout.
     """
 
     def __init__(self, loader: Iterable) -> None:
@@ -126,8 +127,9 @@ class CaseEvaluator(InferenceEvaluator):
         keep_going: False stops at the first failure.
         progress: show a progress bar over the cases, on rank 0.
         overlap_cases: read the next case and do the postprocessing of the last one, which saves it, in threads while
-            the network has its own. Three cases are then in memory. Metrics and handlers do not get to see what the
-            postprocessing makes.
+            the network has its own. Three cases are then in memory; with worker processes, which do the reading, as
+            many as they read ahead in place of the one. Metrics and handlers do not get to see what the postprocessing
+            makes.
         kwargs: as for `SupervisedEvaluator`.
 
     Attributes:
@@ -151,9 +153,11 @@ class CaseEvaluator(InferenceEvaluator):
         self.failures: list[tuple[str, str]] = []
         self._saver = ThreadPoolExecutor(1, "save") if flag("overlap_cases", overlap_cases) else None
         self._saving: tuple[str, str, Future] | None = None  # case, its file, and what becomes of it
+        self._fatal: Exception | None = None  # the failure that ends the run
         if self._saver:
             kwargs["epoch_length"] = len(val_data_loader)
-            val_data_loader = ReadAhead(val_data_loader)
+            if not getattr(val_data_loader, "num_workers", 0):
+                val_data_loader = ReadAhead(val_data_loader)
         super().__init__(device, val_data_loader, network, **kwargs)
         if self._saver:
             self.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._saved())
@@ -165,8 +169,9 @@ class CaseEvaluator(InferenceEvaluator):
         try:
             super().run(global_epoch)
         except Exception as error:
+            self._saved()  # where the loader has ended the run
             # With no case left, a metric or report at the end has nothing to work on: the failures are the reason.
-            if not self.keep_going or not self.failures or len(self.failures) < self.state.iteration:
+            if not self.keep_going or not self.failures or len(self.failures) < self.state.epoch_length:
                 raise
             raise _all_failures(self.failures, self.state.epoch_length) from error
         failures, cases = gather_list(self.failures), sum(gather_list([self.state.epoch_length]))
@@ -182,8 +187,11 @@ class CaseEvaluator(InferenceEvaluator):
         def _hand_over(engine: CaseEvaluator) -> None:
             self._saved()
             ((batch, output),) = zip(engine.state.batch, engine.state.output, strict=True)
-            work = partial(engine_apply_transform, batch, output, posttrans)
-            self._saving = (str(batch["case"]), _file_of(batch), self._saver.submit(work))
+
+            def save() -> None:  # gives nothing: what a case takes is free as soon as it is saved
+                engine_apply_transform(batch, output, posttrans)
+
+            self._saving = (str(batch["case"]), _file_of(batch), self._saver.submit(save))
             engine.state.batch, engine.state.output = [], []
 
     def _saved(self) -> None:
@@ -197,12 +205,16 @@ class CaseEvaluator(InferenceEvaluator):
             self._failed(case, error, file)
 
     def _failed(self, case: str, error: Exception, file: str) -> None:
-        """Keep a failure; raise it where the others are not to go on."""
-        if not self.keep_going or is_disk_full(error):
+        """Tell of a failure and keep it, or raise it where the others are not to go on."""
+        if error is self._fatal:  # of the case before, which this one has waited for
             raise error
-        self.failures.append((case, _reason(error, file)))
-        logger.error("%s failed: %s", case, self.failures[-1][1])
+        reason = _reason(error, file)
+        logger.error("%s failed: %s", case, reason)
         logger.debug("traceback of %s", case, exc_info=error)
+        if not self.keep_going or is_disk_full(error):
+            self._fatal = error
+            raise error
+        self.failures.append((case, reason))
 
     def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> Any:
         case = str(batchdata["case"][0]) if "case" in batchdata else f"case {engine.state.iteration}"

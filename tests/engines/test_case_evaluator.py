@@ -3,12 +3,15 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import monai.transforms as mt
 import pytest
 import torch
+from commands import run
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
@@ -132,7 +135,67 @@ def test_an_error_of_the_loader_comes_through() -> None:
     evaluator.data_loader.loader.collate_fn = lambda items: items[0] if items[0]["case"] == "a" else 1 / 0
     with pytest.raises(ZeroDivisionError):
         evaluator.run()
-    assert len(done) <= 1
+    assert done == ["a"]
+    evaluator = make_evaluator(["unwritable", "fine"], [], overlap_cases=True)
+    evaluator.data_loader.loader.collate_fn = lambda items: items[0] if items[0]["case"] == "a" else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        evaluator.run()
+    assert evaluator.failures == [("a", "OSError: not permitted")]
+
+
+def test_what_is_saved_is_let_go() -> None:
+    """While the network has the next case."""
+    images: list[weakref.ref[torch.Tensor]] = []
+    held: list[bool] = []
+
+    class Waiting(Network):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            until = time.monotonic() + 10
+            while len(images) < len(held) or any(image() is not None for image in images):
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.01)
+            held.append(any(image() is not None for image in images))
+            return super().forward(x)
+
+    def keep(d: dict[str, Any]) -> dict[str, Any]:
+        images.append(weakref.ref(d["image"]))
+        return d
+
+    dataset = FaultTolerantDataset([{"case": case, "how": "fine"} for case in "abc"], mt.Lambda(load))
+    options = {"postprocessing": mt.Lambda(keep), "progress": False, "overlap_cases": True}
+    CaseEvaluator(torch.device("cpu"), DataLoader(dataset, batch_size=1), Waiting(), **options).run()
+    assert held == [False] * 3
+    assert len(images) == 3
+
+
+HANGING = """
+import time, torch
+from monai.data import DataLoader
+from shared.engines import CaseEvaluator
+from shared.utils import show_errors_briefly
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+    def __getitem__(self, i):
+        time.sleep(300 * i)
+        return {"image": torch.zeros(1, 2, 2, 2), "case": str(i)}
+
+class Interrupted(torch.nn.Module):
+    def forward(self, x):
+        raise KeyboardInterrupt("SIGTERM")
+
+show_errors_briefly()
+loader = DataLoader(Slow(), batch_size=1, num_workers=1, timeout=300)
+CaseEvaluator(torch.device("cpu"), loader, Interrupted(), overlap_cases=True, progress=False).run()
+"""
+
+
+def test_an_interrupt_does_not_wait_for_a_worker_that_hangs() -> None:
+    done = run("-c", HANGING, timeout=150)
+    assert done.returncode != 0
+    assert "interrupted SIGTERM" in done.stderr
 
 
 @pytest.mark.parametrize("overlap_cases", [False, True])
@@ -202,21 +265,30 @@ def test_one_case_gives_its_own_message() -> None:
         make_evaluator(["unreadable"], []).run()
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The cases that are said to have failed."""
+    return [r.getMessage().split(" failed: ")[0] for r in caplog.records if " failed: " in r.getMessage()]
+
+
+@pytest.mark.parametrize("overlap_cases", [False, True])
 @pytest.mark.parametrize("how", ["unreadable", "too dark", "unwritable"])
-def test_stops_at_the_first_on_demand(how: str) -> None:
+def test_stops_at_the_first_on_demand(how: str, overlap_cases: bool, caplog: pytest.LogCaptureFixture) -> None:
     done: list[str] = []
     with pytest.raises((DataError, RuntimeError, OSError)):
-        make_evaluator(["fine", how, "fine"], done, keep_going=False).run()
+        make_evaluator(["fine", how, "fine"], done, keep_going=False, overlap_cases=overlap_cases).run()
     assert done == ["a"]
+    assert told(caplog) == ["b"]
 
 
-def test_a_full_disk_ends_the_run() -> None:
+@pytest.mark.parametrize("overlap_cases", [False, True])
+def test_a_full_disk_ends_the_run(overlap_cases: bool, caplog: pytest.LogCaptureFixture) -> None:
     done: list[str] = []
-    evaluator = make_evaluator(["unreadable", "too large", "fine"], done)
+    evaluator = make_evaluator(["unreadable", "too large", "fine", "fine"], done, overlap_cases=overlap_cases)
     with pytest.raises(RuntimeError) as caught:
         evaluator.run()
     assert is_disk_full(caught.value)
     assert done == []
+    assert told(caplog) == ["a", "b"]
 
 
 def test_interrupt_passes() -> None:
