@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from monai.inferers.utils import _get_scan_interval
-from monai.utils import ensure_tuple_rep, fall_back_tuple
+from monai.utils import ensure_tuple, ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
@@ -40,6 +40,9 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
             same to the bit. By default the last one, the slices of a scan in RAS.
         native: whether labels are on the grid of the file, which a `MetaTensor` knows; else on that of the input.
         slab: see `NativeLabels`.
+
+    Raises:
+        ValueError: when `overlap` or `buffer_dim` is out of its range.
 
     Example::
 
@@ -68,6 +71,8 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
         )
         if not -3 <= buffer_dim < 3:
             raise ValueError(f"buffer_dim must be one of the three spatial axes, -3 to 2, got {buffer_dim}.")
+        if not all(0 <= share < 1 for share in ensure_tuple(overlap)):
+            raise ValueError(f"overlap must be 0 or more and less than 1, got {overlap}.")
         self.buffer_dim = buffer_dim % 3
         self.native = native
         self.slab = slab
@@ -87,7 +92,7 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
 
         Raises:
             ValueError: for an input of another shape, or one that does not know its file; when the network's output
-                has another grid than its input, or is not finite.
+                has another grid than its input, more than 256 classes, or, where `native`, is not finite.
         """
         if inputs.ndim != 5 or len(inputs) != 1:
             raise ValueError(f"expected one volume, (1, channels, X, Y, Z), got shape {tuple(inputs.shape)}.")
@@ -109,6 +114,8 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
         for windows, output in self._outputs(padded, roi, network, args, kwargs):
             if output.shape[2:] != roi:
                 raise ValueError(f"the network made {tuple(output.shape[2:])} of a window of {roi}: not the same grid.")
+            if output.shape[1] > 256:
+                raise ValueError(f"the network has {output.shape[1]} classes, and labels of 8 bits hold 256.")
             for window, values in zip(windows, output, strict=True):
                 planes.finish(window[self.buffer_dim].start, place, labels)
                 planes.add(window, values, weights)

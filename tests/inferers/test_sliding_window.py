@@ -139,6 +139,7 @@ def test_what_is_held_does_not_grow_with_the_planes(native: bool) -> None:
         (torch.zeros(1, 1, 9, 9, 9), None, "does not say its file's original_affine.*native=False"),
         (volume(), lambda x: x[..., ::2], "not the same grid"),
         (volume(), lambda x: x * float("nan"), "NaN or infinity"),
+        (volume(), lambda x: x.expand(-1, 257, -1, -1, -1), "257 classes, and labels of 8 bits hold 256"),
     ],
 )
 def test_what_cannot_be_done_is_said(image: Tensor, net: Callable[[Tensor], Tensor], message: str) -> None:
@@ -146,3 +147,6 @@ def test_what_cannot_be_done_is_said(image: Tensor, net: Callable[[Tensor], Tens
         ours(image, net)
     with pytest.raises(ValueError, match="buffer_dim must be one of"):
         SlidingWindowLabelInferer(ROI, buffer_dim=3)
+    for overlap in (1.0, (0.5, -0.25, 0.5)):
+        with pytest.raises(ValueError, match="overlap must be 0 or more and less than 1, got"):
+            SlidingWindowLabelInferer(ROI, overlap=overlap)
