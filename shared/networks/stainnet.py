@@ -64,6 +64,7 @@ class StainNet(nn.Module):
         changed = torch.empty_like(pixels)
         most = _PIECE if image.device.type == "cpu" else pixels.shape[1]
         for piece, target in zip(pixels.split(most, dim=1), changed.split(most, dim=1), strict=True):
-            scaled = self((piece.float() / 127.5 - 1)[None, :, None])[0, :, 0]
+            with torch.autocast(image.device.type, enabled=False):  # half precision is a grey level off
+                scaled = self((piece.float() / 127.5 - 1)[None, :, None])[0, :, 0]
             target.copy_((scaled * 127.5 + 127.5).round_().clamp_(0, 255))
         return changed.view(channels.shape).movedim(0, -3).contiguous()

@@ -31,6 +31,7 @@ METHODS = ("macenko", "reinhard")
 OVERVIEW = 1024  # pixels of the longer side of what a slide is fitted on
 MOST = 1000  # images of a slide that it is fitted on
 FEWEST = 500  # pixels of tissue that are needed
+DARK, FEWEST_DARK = 0.15, 50  # optical density that Macenko's stains are told by, and how many pixels have to have it
 LIGHT = 240.0  # what comes through without tissue, of 255
 # Red, green and blue to the responses of the eye's cones, and those, as logarithms, to l, α and β (Reinhard et al.).
 _CONES = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
@@ -52,9 +53,11 @@ class Macenko:
     @classmethod
     def of(cls, pixels: np.ndarray) -> Macenko:
         """That of tissue, uint8 (n, 3)."""
-        stains = ExtractHEStains(tli=LIGHT)(pixels[None]).astype(np.float64)
-        stains = stains[:, np.argsort(-stains[0] / stains[2])]  # MONAI 1.6.1 has eosin, which takes less red, first
         density = -np.log((pixels + 1.0) / LIGHT)
+        if (dark := int((density > DARK).all(axis=1).sum())) < FEWEST_DARK:
+            raise ValueError(f"{dark} pixels are dark enough in red, green and blue, and {FEWEST_DARK} are needed")
+        stains = ExtractHEStains(tli=LIGHT, beta=DARK)(pixels[None]).astype(np.float64)
+        stains = stains[:, np.argsort(-stains[0] / stains[2])]  # MONAI 1.6.1 has eosin, which takes less red, first
         amounts = density @ np.linalg.pinv(stains).T
         return cls(tuple(map(tuple, stains.T.tolist())), tuple(np.percentile(amounts, 99, axis=0).tolist()))
 
@@ -127,8 +130,9 @@ class ColourMap:
         before, mix, shift, after = (
             torch.from_numpy(x).to(image.device, torch.float32) for x in (self.before, self.mix, self.shift, self.after)
         )
-        seen = torch.log(before @ (image.flatten(1).float() + 1))
-        changed = after @ torch.exp(torch.addmm(shift[:, None], mix, seen)) - 1
+        with torch.autocast(image.device.type, enabled=False):  # half precision is some grey levels off
+            seen = torch.log(before @ (image.flatten(1).float() + 1))
+            changed = after @ torch.exp(torch.addmm(shift[:, None], mix, seen)) - 1
         return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 

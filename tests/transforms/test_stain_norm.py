@@ -10,7 +10,8 @@ import torch
 from monai.apps.pathology.transforms.stain.array import NormalizeHEStains
 from PIL import Image
 
-from shared.transforms import NormalizeStain, NormalizeStaind
+from shared.networks import StainNet
+from shared.transforms import NormalizeStain, NormalizeStaind, stain_normalizer
 from shared.transforms.stain_norm import METHODS, Macenko, Reinhard
 from shared.utils import DataError
 
@@ -130,6 +131,18 @@ def test_slides_are_fitted_together_and_tiles_fit(tmp_path: Path, method: str) -
     assert not torch.equal(alone, transform({**entries[1], "image": tensor(parts[1])})["image"])
 
 
+@pytest.mark.parametrize("method", [*METHODS, "stainnet"])
+def test_under_autocast_colours_are_the_same(tmp_path: Path, method: str) -> None:
+    """They are changed where the network is, inside of an evaluator's mixed precision."""
+    torch.manual_seed(0)
+    torch.save(StainNet().state_dict(), tmp_path / "stainnet.pt")
+    normalizer, pixels = stain_normalizer(method, weights=tmp_path / "stainnet.pt"), tissue(9)
+    change = normalizer.change(normalizer.fit([save(pixels, tmp_path / "slide.png")]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = change(tensor(pixels)[None])
+    assert torch.equal(found, change(tensor(pixels)[None]))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["grey", "glass", "one colour", "missing"])
 def test_what_has_no_stains_is_named(tmp_path: Path, method: str, kind: str) -> None:
@@ -148,6 +161,14 @@ def test_what_has_no_stains_is_named(tmp_path: Path, method: str, kind: str) -> 
     assert str(path) in str(caught.value)
     expected = {"one colour": "cannot be told apart", "missing": "no such file"}
     assert expected.get(kind, "have the colour of tissue") in str(caught.value)
+
+
+def test_macenko_needs_more_than_a_few_dark_pixels(tmp_path: Path) -> None:
+    """Of a pale slide some specks would decide, and most of what they make of it is white."""
+    pixels = tissue(10, 0.1)
+    pixels[0, :3] = tissue(11)[0, :3]
+    with pytest.raises(DataError, match=r"slide\.png: its stains .* \(\d pixels are dark enough"):
+        NormalizeStain("macenko", save(pixels, tmp_path / "slide.png"))
 
 
 def test_another_method() -> None:
