@@ -13,6 +13,7 @@ from ..utils import DataError
 from .preparation import refuse
 
 TEXTURES = 1000  # made-up styles that are drawn from
+_FAULTS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow, for a picture that is none
 
 
 class Styles:
@@ -52,7 +53,7 @@ class Styles:
         try:
             with Image.open(self.files[number]) as opened:
                 return np.array(ImageOps.fit(opened.convert("RGB"), (self.size, self.size), Image.Resampling.BILINEAR))
-        except (OSError, SyntaxError, ValueError) as e:
+        except _FAULTS as e:
             raise DataError(
                 f"{self.files[number]}: cannot be decoded as a picture ({e}). Copy it again, or take it out and begin "
                 "in a new folder: which style an image gets goes by the number of pictures."
@@ -63,7 +64,7 @@ def _is_picture(file: Path) -> bool:
     try:
         with Image.open(file):
             return True
-    except (OSError, SyntaxError, ValueError):
+    except _FAULTS:
         return False
 
 

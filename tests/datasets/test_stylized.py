@@ -162,7 +162,7 @@ def test_the_copy_of_a_region_keeps_its_boxes(tmp_path: Path, monkeypatch: pytes
         load_regions(tmp_path / "new" / "stylized.json", "training", stylized=True)
 
 
-def test_bad_input_is_named(data: Path, tmp_path: Path) -> None:
+def test_bad_input_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     with pytest.raises(DataError, match="pictures: holds no image"):
@@ -172,6 +172,10 @@ def test_bad_input_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 pictures cannot be opened: .*text\.jpg"):
         make(data, styles=pictures)
     (pictures / "text.jpg").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+        with pytest.raises(DataError, match=r"1 pictures cannot be opened: .*grey\.png"):
+            make(data, styles=pictures)
     Image.new("L", (40, 40)).save(data / "training" / "1.png")
     with pytest.raises(DataError, match=r"1 of 4 images cannot be redrawn; the others are(?s:.*)1\.png: found a grey"):
         make(data, styles=pictures)
