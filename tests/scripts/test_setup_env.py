@@ -310,7 +310,7 @@ def test_monai_label_runs_on_fewer_versions(checkout: Checkout) -> None:
 def test_continuous_integration_runs_the_test_script(checkout: Checkout) -> None:
     (checkout.root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", checkout.root / ".ci")
-    assert checkout.run("../.ci/run", "-x", ABSENT="dcmtk").returncode == 0
+    assert checkout.run("../.ci/run", "-x", ABSENT="dcmtk", VIEWER_TESTS="0").returncode == 0
     calls = checkout.calls()
     assert "install --yes --no-install-recommends dcmtk" in calls
     assert calls[-1] == f"{TESTS} -x"
