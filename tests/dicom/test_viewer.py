@@ -122,6 +122,10 @@ def test_the_segments_have_their_names(shown: Shown) -> None:
     assert shown.segments == [code.title for code in CODES]
 
 
+def test_nothing_of_elsewhere_is_asked_for(shown: Shown) -> None:
+    assert shown.outside == []
+
+
 def test_the_liver_lies_where_it_is(shown: Shown) -> None:
     """In place and on its side, as far as the middle of the picture is that of the images."""
     expected, found = shown.label_map == 6, coloured(shown.images, "liver")
