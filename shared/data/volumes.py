@@ -116,17 +116,36 @@ def settle_affine(
             )
     if not (_lacks_forms(header) if is_nifti else _lacks_space(path)):
         return affine, remarks
-    lacking = "its header says nothing of its orientation (neither qform nor sform, nor NRRD's space): left and right"
+    lacking = "its header says nothing of its orientation (neither qform nor sform, nor NRRD's space)"
+    affine, doubts = settle_sides(path, affine, lacking, assumed, sided)
+    return affine, remarks + doubts
+
+
+def settle_sides(
+    path: Path, affine: np.ndarray, lacking: str, assumed: str | None, sided: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """The affine of a volume that says nothing of sides, and what to warn of; see `settle_affine`.
+
+    Args:
+        path: or a name, for the message.
+        affine: (4, 4), RAS, of which the spacing is right.
+        lacking: in words, what it does not say.
+        assumed: where the axes point to, as RAS.
+        sided: organs that have sides.
+
+    Raises:
+        DataError: when there are sided organs, and nothing is assumed.
+    """
     if assumed:
-        return _assumed_affine(affine, assumed), remarks
+        return _assumed_affine(affine, assumed), []
     if sided:
         raise DataError(
-            f"{path}: {lacking} of {', '.join(sided[:2])} cannot be told. Convert the original again, or say where its "
-            "axes point to, as in --assume_orientation RAS (right, front, head)."
+            f"{path}: {lacking}: left and right of {', '.join(sided[:2])} cannot be told. Convert the original again, "
+            "or say where its axes point to, as in --assume_orientation RAS (right, front, head)."
         )
     codes = "".join(nib.aff2axcodes(affine))
-    remarks.append(f"{path}: {lacking} may be exchanged. Taken for {codes}; --assume_orientation RAS takes another.")
-    return affine, remarks
+    exchanged = f"left and right may be exchanged. Taken for {codes}; --assume_orientation RAS takes another."
+    return affine, [f"{path}: {lacking}: {exchanged}"]
 
 
 def _lacks_forms(header: nib.Nifti1Header) -> bool:

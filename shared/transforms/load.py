@@ -5,6 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
@@ -17,6 +18,7 @@ from ..data.label_maps import to_label_map
 from ..data.labels import MOST_CLASSES
 from ..data.volumes import doubt_of_hu, settle_affine, sided_organs, volume_reader
 from ..utils import DataError
+from .in_memory import volume_in_memory
 from .loader import OwnLoadImaged
 
 logger = logging.getLogger(__name__)
@@ -28,14 +30,15 @@ _TOLD: set[str] = set()
 class LoadVolumed(OwnLoadImaged):
     """Load CT volumes (and label maps) and refuse, with the reason, what cannot be worked on.
 
-    Reads NIfTI (nibabel), and NRRD, MetaImage and DICOM series (ITK). Images become float32, the label map uint8, both
-    `MetaTensor` of shape (1, x, y, z) in the file's own orientation, with the affine to RAS mm. The dict gets `case`,
-    the name of the first key's file without extension, unless it has one. Of a folder with several CT series, `series`
-    in the dict, a SeriesInstanceUID, is read; a DICOM file stands for its whole series. An image's `meta` then has
-    `study_uid` and `series_uid`.
+    Reads NIfTI (nibabel), and NRRD, MetaImage and DICOM series (ITK), and takes volumes that are in memory already, as
+    MONAI Deploy hands them over, see `volume_in_memory`. Images become float32, the label map uint8, both `MetaTensor`
+    of shape (1, x, y, z) in the file's own orientation, with the affine to RAS mm. The dict gets `case`, the name of
+    the first key's file without extension, unless it has one; an array has none. Of a folder with several CT series,
+    `series` in the dict, a SeriesInstanceUID, is read; a DICOM file stands for its whole series. An image's `meta` then
+    has `study_uid` and `series_uid`.
 
     Args:
-        keys: keys that hold the path of a file or of a DICOM folder.
+        keys: keys that hold the path of a file or of a DICOM folder, or a volume, an array or `MetaTensor`.
         label_key: the one of them that is a label map.
         labels: name → id of the classes, ids 1 … N; the label map may hold 0 … N. Without it 0 … 255.
         label_ids: name → id or ids in the files, see `ids_in_files`: the label map becomes one of `labels`, and other
@@ -47,8 +50,8 @@ class LoadVolumed(OwnLoadImaged):
         check_intensity: `"warn"` of an image that seems to be no CT in HU, see `doubt_of_hu`, once where there is a
             label map, too; `"error"` refuses it, `"off"` does not look.
         nan_as: HU in place of NaN and infinity in images; None: they are refused.
-        hu_key: where the first image's HU are kept, int16, (1, x, y, z), for measures on the file's own grid; None:
-            nowhere.
+        hu_key: where the first image's HU are kept, an int16 array (1, x, y, z), for measures on the file's own grid;
+            None: nowhere. No tensor: MONAI Deploy gives a network all of these.
 
     Raises:
         DataError: the file is missing, unreadable or cut short; it is no 3D volume with one value a voxel; an axis is
@@ -86,26 +89,31 @@ class LoadVolumed(OwnLoadImaged):
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
     ) -> dict[Hashable, torch.Tensor | str]:
         d = dict(data)
-        paths = {key: Path(d[key]).expanduser() for key in self.key_iterator(d)}
-        for key, path in paths.items():
+        names: dict[Hashable, Path] = {}
+        for key in self.key_iterator(d):
+            names[key] = _name(key, d[key])
             if key == self.label_key:
-                d[key] = self._load(path, reader)
-                _check_volume(d[key], path, None)
+                d[key] = self._load(d[key], names[key], reader)
+                _check_volume(d[key], names[key], None)
             else:
-                d[key] = self._load_image(path, reader, d.get("series"), d.get("origin"))
-            d.setdefault("case", case_name(path))
+                d[key] = self._load_image(d[key], names[key], reader, d.get("series"), d.get("origin"))
+            if d[key].meta["filename_or_obj"]:
+                d.setdefault("case", case_name(names[key]))
         if self.hu_key is not None:
-            d[self.hu_key] = d[next(iter(paths))].as_tensor().round().clip(-(2**15), 2**15 - 1).to(torch.int16)
-        if self.label_key in paths:
-            image = next((key for key in paths if key != self.label_key), self.label_key)
-            d[self.label_key] = self._label_map(*((d[key], paths[key]) for key in (self.label_key, image)))
+            hu = d[next(iter(names))].numpy()
+            d[self.hu_key] = hu.round().clip(-(2**15), 2**15 - 1).astype(np.int16)
+        if self.label_key in names:
+            image = next((key for key in names if key != self.label_key), self.label_key)
+            d[self.label_key] = self._label_map(*((d[key], names[key]) for key in (self.label_key, image)))
         return d
 
-    def _load_image(self, path: Path, reader: ImageReader | None, series: str | None, origin: str | None) -> MetaTensor:
+    def _load_image(
+        self, value: Any, path: Path, reader: ImageReader | None, series: str | None, origin: str | None
+    ) -> MetaTensor:
         """What is wrong with a part of a zip is said by its place there."""
         shown = Path(origin or path)
         try:
-            image = self._load(path, reader, series)
+            image = self._load(value, path, reader, series)
         except DataError as e:
             if origin is None:
                 raise
@@ -140,8 +148,18 @@ class LoadVolumed(OwnLoadImaged):
         meta = {**(image if found.reoriented else label).meta, "filename_or_obj": label.meta["filename_or_obj"]}
         return MetaTensor(torch.from_numpy(found.voxels)[None], meta=meta)
 
-    def _load(self, path: Path, reader: ImageReader | None, series: str | None = None) -> MetaTensor:
-        """The volume in a file or DICOM folder, checked."""
+    def _load(self, value: Any, path: Path, reader: ImageReader | None, series: str | None = None) -> MetaTensor:
+        """The volume in memory, or in a file or DICOM folder."""
+        if isinstance(value, np.ndarray | torch.Tensor):
+            volume, remarks = volume_in_memory(value, path, self.assume_orientation, self.sided)
+        else:
+            volume, remarks = self._read(path, reader, series)
+        for remark in remarks:
+            self._warn(volume, "sides", remark)
+        return volume
+
+    def _read(self, path: Path, reader: ImageReader | None, series: str | None) -> tuple[MetaTensor, list[str]]:
+        """The volume in a file or DICOM folder, and in words what to warn of."""
         if path.is_symlink() and not path.exists():
             raise DataError(
                 f"{path}: a link to {path.readlink()}, which is not there. Fetch that file or link another."
@@ -178,9 +196,14 @@ class LoadVolumed(OwnLoadImaged):
         )
         volume.affine = volume.meta["original_affine"] = torch.from_numpy(affine)
         volume.meta["remarks"] = ""  # text, which batches can hold
-        for remark in remarks:
-            self._warn(volume, "sides", remark)
-        return volume
+        return volume, remarks
+
+
+def _name(key: Hashable, value: Any) -> Path:
+    """Where a volume lies, by which errors call it."""
+    if not isinstance(value, np.ndarray | torch.Tensor):
+        return Path(value).expanduser()
+    return Path(getattr(value, "meta", {}).get("filename_or_obj") or f"{key} (in memory)")
 
 
 def _last_line(error: Exception) -> str:

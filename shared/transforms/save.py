@@ -53,12 +53,13 @@ class SaveSegmentationd(SaveImaged):
     * `preview.png`: three planes with the label map over the CT. It shows the image as the network saw it, which is
       at hand and windowed, and the label map as it was written, taken back to that grid.
 
-    An earlier result is replaced, unless it is of another image. It is a `SaveImaged` so that programs which drop a
-    bundle's own writer, as MONAI Label does, find it.
+    An earlier result is replaced, unless it is of another image. What has no `case`, as a volume that came as an array,
+    is not written: the program that gave it, such as MONAI Deploy, takes the label map. It is a `SaveImaged` so that
+    programs which drop a bundle's own writer, as MONAI Label does, find it.
 
     Args:
         keys: the label map, (1, …) on the native grid, a `MetaTensor` as `RestoreLabelMapd` makes it.
-        ref_key: the preprocessed image, (1, …), RAS, in [0, 1]. `case` has to stand beside it, see `LoadVolumed`.
+        ref_key: the preprocessed image, (1, …), RAS, in [0, 1]. `case` stands beside it, see `LoadVolumed`.
         output_dir: made when it is missing.
         labels: name → id of the organs.
         record: what the weights were trained on, see `read_model_record`; None or empty: unknown.
@@ -100,11 +101,11 @@ class SaveSegmentationd(SaveImaged):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key in self.key_iterator(d):
+        for key in self.key_iterator(d) if "case" in d else ():
             self._save(d["case"], d[key], d[self.ref_key], d.get(self.hu_key))
         return d
 
-    def _save(self, case: str, labels: MetaTensor, image: MetaTensor, hu: torch.Tensor | None) -> None:
+    def _save(self, case: str, labels: MetaTensor, image: MetaTensor, hu: Any) -> None:
         source = str(image.meta.get("filename_or_obj", ""))
         uids = {key: str(image.meta[key]) for key in ("study_uid", "series_uid") if key in image.meta}
         label_map, affine = labels[0].cpu().numpy().astype(np.uint8), labels.affine.cpu().numpy()
@@ -115,7 +116,7 @@ class SaveSegmentationd(SaveImaged):
             organs["warning"] = "\n".join(filter(None, [organs.get("warning"), remarks]))
         voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
         organs["organs"] = measure_organs(
-            label_map, self.labels, voxel_mm3, None if hu is None else hu[0].cpu().numpy()
+            label_map, self.labels, voxel_mm3, None if hu is None else torch.as_tensor(hu)[0].cpu().numpy()
         )
 
         target = writable_folder(self.output_dir) / case
