@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from commands import two_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.layers import FuseStyle, fuse_style, reference_indices
+from shared.layers import FuseStyle, fuse_style, reference_indices, tell_batch
 
-REFERENCES = ("dot", "random", "euclidean", "kl")
+REFERENCES = ("dot", "random", "euclidean", "kl", "style")
 SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])
@@ -41,8 +42,21 @@ def by_the_equations(x: Tensor, partners: list[int], lam: list[float], eps: floa
     return out
 
 
+def styles_by_the_equations(x: Tensor, eps: float) -> list[list[float]]:
+    """mu and log sigma of all channels, each number standardised over the batch."""
+    numbers = []
+    for sample in x:
+        numbers.append([c.mean().item() for c in sample] + [math.log((c.var().item() + eps) ** 0.5) for c in sample])
+    standardised = []
+    for column in zip(*numbers, strict=True):
+        mean = sum(column) / len(column)
+        variance = sum((value - mean) ** 2 for value in column) / (len(column) - 1)
+        standardised.append([(value - mean) / (variance + eps) ** 0.5 for value in column])
+    return [list(row) for row in zip(*standardised, strict=True)]
+
+
 def partners_by_the_equations(x: Tensor, reference: str, normalize: bool, eps: float) -> list[int]:
-    partners = []
+    partners, styles = [], styles_by_the_equations(x, eps)
     for i in range(len(x)):
         scores = {}
         for j in range(len(x)):
@@ -55,6 +69,8 @@ def partners_by_the_equations(x: Tensor, reference: str, normalize: bool, eps: f
                 scores[j] = (a * b).sum().item()
             elif reference == "euclidean":
                 scores[j] = -((a - b) ** 2).sum().sqrt().item()
+            elif reference == "style":
+                scores[j] = -(sum(((styles[i][k] - styles[j][k]) ** 2) for k in range(2 * x.shape[1])) ** 0.5)
             else:
                 p, q = a.flatten().softmax(0), b.flatten().softmax(0)
                 scores[j] = -(p * (p / q).log()).sum().item()
@@ -78,7 +94,9 @@ def test_values_and_gradients_are_those_of_the_equations(shape: tuple[int, ...])
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize(("reference", "normalize"), [("dot", True), ("dot", False), ("euclidean", True), ("kl", True)])
+@pytest.mark.parametrize(
+    ("reference", "normalize"), [("dot", True), ("dot", False), ("euclidean", True), ("kl", True), ("style", True)]
+)
 def test_partners_are_those_of_the_equations(
     shape: tuple[int, ...], seed: int, reference: str, normalize: bool
 ) -> None:
@@ -126,7 +144,7 @@ def test_a_constant_sample_alone_would_be_its_own_partner_in_the_authors_code() 
     assert theirs[1:] == ours[1:]
 
 
-@pytest.mark.parametrize("reference", ["dot", "euclidean", "kl"])
+@pytest.mark.parametrize("reference", ["dot", "euclidean", "kl", "style"])
 def test_partners_under_autocast_are_those_without(reference: str) -> None:
     x = features((64, 3, 8, 8)).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -367,9 +385,11 @@ def test_no_key_of_a_state_dict_changes() -> None:
     ("options", "message"),
     [
         ({"p": 1.5}, r"p must be in \[0, 1\], got 1.5"),
-        ({"alpha": 0}, "alpha and eps must be above 0"),
-        ({"eps": -1.0}, "alpha and eps must be above 0"),
-        ({"reference": "cosine"}, "reference must be one of dot, random, euclidean, kl, got 'cosine'"),
+        ({"alpha": 0}, "alpha and extrapolation must be above 0, got 0 and None"),
+        ({"extrapolation": -1.0}, "alpha and extrapolation must be above 0, got 0.3 and -1.0"),
+        ({"eps": -1.0}, "eps must be above 0, got -1.0"),
+        ({"reference": "cosine"}, "reference must be one of dot, random, euclidean, kl, style, got 'cosine'"),
+        ({"partners": "all"}, "partners must be one of any, same_label, other_domain, got 'all'"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -394,6 +414,208 @@ def test_functions_refuse_what_they_cannot_do() -> None:
     for call in (reference_indices, lambda x: fuse_style(x, torch.arange(5), torch.ones(5))):
         with pytest.raises(ValueError, match=r"shape \(5, 3, 1, 1\), expected .* with 2 positions or more"):
             call(features()[..., :1, :1])
+    with pytest.raises(ValueError, match=r"allowed has the shape \(5, 4\), expected \(5, 5\)"):
+        reference_indices(features(), allowed=torch.ones(5, 4, dtype=torch.bool))
     for partners, lam in ((torch.zeros(1).long(), torch.ones(5)), (torch.arange(5), torch.ones(1))):
         with pytest.raises(ValueError, match="expected one value for each of the 5 samples"):
             fuse_style(features(), partners, lam)
+
+
+def extrapolated_by_the_equations(x: Tensor, partners: list[int], lam: list[float], eps: float, e: float) -> Tensor:
+    out = torch.empty_like(x)
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            z, other = x[i, c].detach(), x[partners[i], c].detach()
+            sigma, sigma_other = (((a - a.mean()) ** 2).sum() / (a.numel() - 1) + eps for a in (z, other))
+            ratio = min(max(math.sqrt(sigma_other / sigma), 0.1), 10)
+            gamma = math.sqrt(sigma) * ratio ** (e * (1 - lam[i]))
+            beta = z.mean() + e * (1 - lam[i]) * (other.mean() - z.mean())
+            out[i, c] = gamma * (x[i, c] - z.mean()) / math.sqrt(sigma) + beta
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("e", [0.5, 1, 2])
+def test_extrapolated_values_and_gradients_are_those_of_the_equations(shape: tuple[int, ...], e: float) -> None:
+    x, eps = features(shape), 1e-6
+    x[0, 0], x[1, 1] = x[0, 0] * 1e-3, 2.0  # farther from the others than a ratio of 10
+    partners, lam = torch.arange(len(x)).roll(1), torch.linspace(0, 1, len(x), dtype=torch.float64)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours = fuse_style(a, partners, lam, eps, e)
+    literal = extrapolated_by_the_equations(b, partners.tolist(), lam.tolist(), eps, e)
+    torch.testing.assert_close(ours, literal, rtol=1e-11, atol=1e-11)
+    weights = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for output in (ours, literal):
+        (output * weights).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_extrapolation_by_1_ends_at_the_partner_and_by_2_as_far_behind() -> None:
+    x, partners, lam = features(), torch.tensor([1, 2, 3, 4, 0]), torch.zeros(5)
+    (mean, std), (other_mean, other_std) = ((z.mean((2, 3)), (z.var((2, 3)) + 1e-6).sqrt()) for z in (x, x[partners]))
+    for e, beta, gamma in ((1, other_mean, other_std), (2, 2 * other_mean - mean, other_std**2 / std)):
+        found = fuse_style(x, partners, lam, extrapolation=e)
+        torch.testing.assert_close(found.mean((2, 3)), beta)
+        torch.testing.assert_close(found.std((2, 3)), gamma, rtol=1e-4, atol=1e-6)
+    assert torch.equal(fuse_style(x, partners, torch.ones(5), extrapolation=2), x)
+
+
+def test_extrapolation_stays_finite_in_half_precision_where_a_channel_is_constant() -> None:
+    x = (features((4, 8, 16, 16)) * 10).half()
+    x[1, 3], x[2, 5] = 7.0, 0.0
+    x[2, 5, 0, 0] = 0.5  # a single pixel
+    found = fuse_style(x, torch.tensor([1, 2, 1, 0]), torch.zeros(4), extrapolation=2)
+    assert found.isfinite().all()
+    assert found.abs().max() < 1000
+
+
+LABELS, DOMAINS = torch.tensor([0, 1, 0, 1, 1]), ["CS", "XR", "CS", "XR", "CS"]
+ALLOWED = {
+    "same_label": [[2], [3, 4], [0], [1, 4], [1, 3]],
+    "other_domain": [[1, 3], [0, 2, 4], [1, 3], [0, 2, 4], [1, 3]],
+}
+
+
+def layer_of(partners: str, reference: str = "dot", **options: Any) -> FuseStyle:
+    return FuseStyle(p=1, reference=reference, partners=partners, **options).train()
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("partners", ALLOWED)
+def test_partners_are_the_best_of_those_allowed(partners: str, reference: str, device: str) -> None:
+    x = features().to(device)
+    allowed = torch.zeros(5, 5, dtype=torch.bool)
+    for i, others in enumerate(ALLOWED[partners]):
+        allowed[i, others] = True
+    layer, seen = layer_of(partners, reference), set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        tell_batch(nn.Sequential(layer), LABELS.to(device), DOMAINS)
+        layer(x)
+        found = layer.last_partners.tolist()
+        seen.add(tuple(found))
+        assert all(j in others for j, others in zip(found, ALLOWED[partners], strict=True))
+    if reference == "random":
+        assert len(seen) > (2 if partners == "same_label" else 10)  # of 8 and 72
+        return
+    assert seen == {tuple(reference_indices(x, reference, allowed=allowed.to(device)).tolist())}
+    for i, j in enumerate(next(iter(seen))):  # the same as if the others were not there
+        if reference in ("dot", "kl"):  # which look at two samples alone
+            own = [i, *ALLOWED[partners][i]]
+            assert own[reference_indices(x[own], reference)[0]] == j
+
+
+def test_random_partners_among_those_allowed_are_equally_probable() -> None:
+    torch.manual_seed(0)
+    x, allowed = features(), torch.ones(5, 5, dtype=torch.bool)
+    allowed[0, 3] = False
+    drawn = torch.stack([reference_indices(x, "random", allowed=allowed) for _ in range(2000)])
+    shares = torch.stack([(drawn == j).float().mean(0) for j in range(5)], 1)
+    expected = torch.full((5, 5), 0.25).fill_diagonal_(0)
+    expected[0] = torch.tensor([0, 1 / 3, 1 / 3, 0, 1 / 3])
+    torch.testing.assert_close(shares, expected, atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("extrapolation", [None, 2.0])
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_sample_without_an_allowed_partner_stays_exactly_as_it_is(
+    reference: str, extrapolation: float | None
+) -> None:
+    torch.manual_seed(0)
+    x, layer = features().float(), layer_of("same_label", reference, extrapolation=extrapolation)
+    tell_batch(layer, torch.tensor([0, 1, 2, 1, 1]))
+    found = layer(x)
+    assert layer.last_partners.tolist()[::2][:2] == [0, 2]
+    assert torch.equal(found[[0, 2]], x[[0, 2]])
+    assert not torch.allclose(found[[1, 3, 4]], x[[1, 3, 4]])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([0.1, 0.9, 0.4, 0.6, 1.0]),
+        torch.tensor([[0.1], [0.9], [0.4], [0.6], [1.0]]),
+        torch.tensor([[0], [7], [0], [7], [7]]),
+        torch.tensor([[0.5, 0.1, 0.4], [0.3, 0.4, 0.3], [0.4, 0.3, 0.3], [0, 1, 0], [0.2, 0.5, 0.3]]),
+    ],
+)
+def test_of_soft_labels_the_larger_counts(labels: Tensor) -> None:
+    found = []
+    for told in (labels, LABELS):
+        layer = layer_of("same_label")
+        tell_batch(layer, told)
+        layer(features())
+        found.append(layer.last_partners.tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("p", [0, 1])
+@pytest.mark.parametrize(("partners", "what"), [("same_label", "labels"), ("other_domain", "domains")])
+def test_a_layer_uses_what_it_was_told_once_and_for_that_batch_alone(partners: str, what: str, p: float) -> None:
+    layer, x = FuseStyle(p=p, partners=partners).train(), features()
+    untold = rf"partners='{partners}' was not told of a batch of 5: call tell_batch\(.*\) with its {what} before"
+    with pytest.raises(ValueError, match=untold):
+        layer(x)
+    tell_batch(layer, LABELS, DOMAINS)
+    layer(x)
+    with pytest.raises(ValueError, match=untold):
+        layer(x)
+    tell_batch(layer, LABELS, DOMAINS)
+    with pytest.raises(ValueError, match="was told of 5 samples for a batch of 4"):
+        layer(x[:4])
+    tell_batch(layer)
+    with pytest.raises(ValueError, match=untold):
+        layer(x)
+    assert layer.eval()(x) is x
+
+
+def test_layers_without_need_are_told_nothing() -> None:
+    net, x = network("dot").train(), torch.randn(4, 2, 9, 9)
+    torch.manual_seed(1)
+    expected = net(x)
+    tell_batch(net, LABELS, DOMAINS)  # of another batch
+    torch.manual_seed(1)
+    assert torch.equal(net(x), expected)
+
+
+def test_the_last_partners_are_none_where_nothing_was_mixed() -> None:
+    layer, x = FuseStyle(p=1).train(), features()
+    layer(x)
+    assert torch.equal(layer.last_partners, reference_indices(x))
+    layer.eval()(x)
+    assert layer.last_partners is not None
+    layer.train()(x[:1])
+    assert layer.last_partners is None
+    layer(x)
+    layer.p = 0
+    layer(x)
+    assert layer.last_partners is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")
+def test_what_was_told_is_in_no_export() -> None:
+    net, x = network("dot").eval(), torch.randn(4, 2, 9, 9)
+    net[1] = layer_of("same_label")
+    net.train()
+    tell_batch(net, torch.tensor([0, 1, 0, 1]))
+    net(x)
+    tell_batch(net, torch.tensor([0, 1, 0, 1]))
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    torch.testing.assert_close(torch.export.export(net.eval(), (x,)).module()(x), net(x))
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("partners", ALLOWED)
+def test_compiles_with_partners_that_are_told_of(partners: str) -> None:
+    plain, x = network("style").train(), torch.randn(4, 2, 9, 9)
+    plain[1] = layer_of(partners, "style", extrapolation=2.0)
+    compiled, outputs = torch.compile(copy.deepcopy(plain), backend="aot_eager"), []
+    for step in range(3):
+        for net in (plain, compiled):
+            tell_batch(net, LABELS[:4].roll(step), (2 * DOMAINS)[step : step + 4])
+            torch.manual_seed(step)
+            outputs.append(net(x))
+        torch.testing.assert_close(*outputs[-2:])
+    torch._dynamo.reset()
