@@ -113,7 +113,7 @@ def check_overlays(bundle: Bundle) -> list[str]:
 
 
 # What the layers that only act in training are given; a network has the same weights and the same output without them.
-TRAINING_ONLY = {"fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyle_reference"}
+TRAINING_ONLY = {"fusestyle_places", "style_layer"}
 # Where results go and how much is done at once, which training and inference may each have their own way.
 RUN_ONLY = {"bundle_root", "output_dir", "ckpt_path", "device", "batch_size", "num_workers", "record"}
 # Arguments of steps that do not change the image, or say what other images there are.

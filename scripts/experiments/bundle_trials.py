@@ -146,6 +146,9 @@ TRAINING = [
             "--val_domains \"['ZZZ']\"": r"there is no domain ZZZ\. Known: .*XR",
             "--balance_domains perhaps": rf"^balance_domains is 'perhaps', {YES_OR_NO}",
             "--fusestyle_p 2": rf"^fusestyle_p is 2, {PROBABILITY}",
+            "--fusestyle_partners other": r"^fusestyle_partners is 'other', expected any, same_label or other_domain",
+            "--fusestyle_extrapolation -1": r"^fusestyle_extrapolation is -1, expected a number above 0, or None",
+            "--style_layer#floor 2": r"style_layer#floor|floor must be in",
             "--stain_norm vahadane": r"^stain_norm is 'vahadane', expected macenko, reinhard or stainnet",
             "--stain_norm macenko --stain_reference /nowhere.png": r"/nowhere\.png: there is no such file",
             "--stain_norm stainnet --stain_weights /nowhere.pt": r"/nowhere\.pt: there are no weights of StainNet",
@@ -163,6 +166,7 @@ TRAINING = [
             "--tile_shares \"{'mitotic':5,'x':1}\"": r"^tile_shares is .*expected",
             "--mpp 0,25": rf"^mpp is .*, {MICRONS}",
             "--top_k 0": rf"^top_k is 0, {WHOLE} of 1 or above",
+            "--fusestyle_partners same_label": r"partners are same_label, and an image of a detector has no label",
         },
     ),
 ]

@@ -9,6 +9,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
+from ..layers import tell_batch
 from ..losses import labelled_loss
 from ..utils import DataError
 from .batch_mixing import BatchMixing
@@ -37,6 +38,21 @@ def prepare_domain_batch(
     if mixing is not None:
         image, target = mixing(image, target, batch["label"], batch["domain"])
     return image, {"target": target, "domains": list(batch["domain"])}
+
+
+def prepare_and_tell(
+    network: nn.Module, prepare_batch: Callable, *args: Any, **kwargs: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """What `prepare_batch` gives, and the network's FuseStyle layers are told of it, see `tell_batch`.
+
+    Args:
+        network: that the batch goes through next.
+        prepare_batch: such as `prepare_domain_batch`.
+        args, kwargs: its arguments.
+    """
+    image, targets = prepare_batch(*args, **kwargs)
+    tell_batch(network, targets.get("target"), targets.get("domains"))
+    return image, targets
 
 
 def apply_loss(loss_function: nn.Module, output: Tensor, targets: Mapping[str, Any]) -> Tensor:
@@ -70,6 +86,8 @@ def labelled_names(targets: Mapping[str, Any]) -> str:
 class DomainTrainer(SupervisedTrainer):
     """A trainer whose loss may know the domain of each sample, such as the scanner, and which may mix a batch.
 
+    The network's FuseStyle layers are told labels and domains of each batch, as they are once it is mixed.
+
     A loss with an attribute `takes_domains` that is true is called with the network's output and, by name, `target` and
     `domains`; any other as `loss(output, target=...)`.
 
@@ -99,6 +117,7 @@ class DomainTrainer(SupervisedTrainer):
         decollate: bool = False,
         **kwargs: Any,
     ) -> None:
+        prepare_batch = prepare_batch if mixing is None else partial(prepare_batch, mixing=mixing)
         super().__init__(
             device,
             max_epochs,
@@ -106,7 +125,7 @@ class DomainTrainer(SupervisedTrainer):
             network,
             optimizer,
             partial(apply_loss, loss_function),
-            prepare_batch=prepare_batch if mixing is None else partial(prepare_batch, mixing=mixing),
+            prepare_batch=partial(prepare_and_tell, network, prepare_batch),
             decollate=decollate,
             **kwargs,
         )

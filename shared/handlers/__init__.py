@@ -12,6 +12,7 @@ from .detection_threshold import DetectionThreshold
 from .end_workers import EndWorkers
 from .event_log import EventLog
 from .follow_steps import follow_steps
+from .partner_counts import PartnerCounts
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from .run_folders import check_evaluation, claim_run
 from .save_detections import SaveDetections

@@ -173,7 +173,8 @@ class TrainingCurves(TrainingRecord):
 
     Rank 0 writes to `output_dir`:
 
-    * `training.csv`: epoch, its learning rate, mean loss of its batches (of this rank), metrics of the validation;
+    * `training.csv`: epoch, its learning rate, mean loss of its batches (of this rank), metrics of the validation, and
+      the trainer's own, such as those of `PartnerCounts`;
     * `training.png`: the losses above, the other metrics below.
 
     The trainer must not decollate.
@@ -214,13 +215,15 @@ class TrainingCurves(TrainingRecord):
     def _add(self, engine: Engine) -> None:
         loss = sum(float(value) for value in self.losses) / len(self.losses)
         row = {"epoch": engine.state.epoch, "learning_rate": self.learning_rate, "train_loss": loss}
-        self.rows.append(row | {name: float(self.evaluator.state.metrics[name]) for name in self.metrics})
+        row |= {name: float(self.evaluator.state.metrics[name]) for name in self.metrics}
+        self.rows.append(row | {name: v for name, v in engine.state.metrics.items() if isinstance(v, float)})
 
     def _write(self, engine: Engine) -> None:
         row = self.rows[-1]
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
         logger.info("epoch %d of %d: %s", engine.state.epoch, engine.state.max_epochs, shown)
-        write_csv(Path(self.output_dir) / "training.csv", self.rows, list(row))
+        fields = dict.fromkeys(name for row in self.rows for name in row)
+        write_csv(Path(self.output_dir) / "training.csv", self.rows, list(fields))
 
     def _figure(self) -> Figure:
         figure, top, bottom = _two_axes((8, 6), gridspec_kw={"left": 0.1, "right": 0.97, "hspace": 0.08})

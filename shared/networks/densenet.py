@@ -16,7 +16,7 @@ def fusestyle_densenet(
     in_channels: int = 3,
     spatial_dims: int = 2,
     places: tuple[int, ...] | list[int] = (1, 4),
-    **fuse_style: Any,
+    **options: Any,
 ) -> DenseNet:
     """A DenseNet that mixes feature statistics inside the batch while it trains: MONAI's, with FuseStyle behind blocks.
 
@@ -38,15 +38,15 @@ def fusestyle_densenet(
         in_channels: channels of the image.
         spatial_dims: 2 or 3.
         places: the dense blocks, 1 to 4, behind which FuseStyle goes; empty for the plain network.
-        fuse_style: options of `FuseStyle`.
+        options: `layer`, what makes the layers, and its options, see `add_fusestyle`.
 
     Raises:
-        ValueError: for another name or place, or wrong options of `FuseStyle`.
+        ValueError: for another name or place, or wrong options of the layers.
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     network: DenseNet = getattr(monai.networks.nets, name)(
         spatial_dims=spatial_dims, in_channels=in_channels, out_channels=num_classes
     )
-    add_fusestyle([getattr(network.features, f"denseblock{i}") for i in (1, 2, 3, 4)], places, **fuse_style)
+    add_fusestyle([getattr(network.features, f"denseblock{i}") for i in (1, 2, 3, 4)], places, **options)
     return network

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ def fusestyle_resnet(
     spatial_dims: int = 2,
     places: tuple[int, ...] | list[int] = (1, 4),
     pretrained: str | Path | None = None,
-    **fuse_style: Any,
+    layer: Callable[..., nn.Module] = FuseStyle,
+    **options: Any,
 ) -> ResNet:
     """A ResNet that mixes feature statistics inside the batch while it trains: MONAI's, with FuseStyle behind stages.
 
@@ -39,10 +40,11 @@ def fusestyle_resnet(
             global pooling follows: what the classifier then reads is the mixed mean alone.
         pretrained: a local file with weights to start from, `.pt` or `.safetensors` in torchvision's naming; see
             `load_pretrained`. A head for other classes is replaced.
-        fuse_style: options of `FuseStyle`.
+        layer: what makes the layers, `FuseStyle`, `DSU`, or one of your own without parameters.
+        options: of these.
 
     Raises:
-        ValueError: for another name or place, or wrong options of `FuseStyle`.
+        ValueError: for another name or place, or wrong options of the layers.
         DataError: when `pretrained` does not fit.
     """
     if name not in NAMES:
@@ -54,24 +56,30 @@ def fusestyle_resnet(
         bias_downsample=False,
         conv1_t_stride=2,
     )
-    add_fusestyle([network.layer1, network.layer2, network.layer3, network.layer4], places, **fuse_style)
+    add_fusestyle([network.layer1, network.layer2, network.layer3, network.layer4], places, layer, **options)
     if pretrained:
         load_pretrained(network, pretrained, head="fc.")
     return network
 
 
-def add_fusestyle(stages: Sequence[nn.Sequential], places: Sequence[int], **fuse_style: Any) -> None:
-    """Put FuseStyle behind stages of a network; no key of its state dict changes.
+def add_fusestyle(
+    stages: Sequence[nn.Sequential],
+    places: Sequence[int],
+    layer: Callable[..., nn.Module] = FuseStyle,
+    **options: Any,
+) -> None:
+    """Put FuseStyle, or another layer without parameters, behind stages of a network; no key of its state dict changes.
 
     Args:
         stages: of the network, changed in place.
         places: numbers of stages, from 1 on.
-        fuse_style: options of `FuseStyle`.
+        layer: what makes a layer.
+        options: of `layer`.
 
     Raises:
-        ValueError: for a place that is no stage's number or stands twice, or wrong options of `FuseStyle`.
+        ValueError: for a place that is no stage's number or stands twice, or wrong options of the layer.
     """
     if len(set(places)) != len(places) or not set(places) <= {*range(1, len(stages) + 1)}:
         raise ValueError(f"places must be different stages from 1 to {len(stages)}, got {list(places)}")
     for place in places:
-        stages[place - 1].append(FuseStyle(**fuse_style))
+        stages[place - 1].append(layer(**options))

@@ -18,6 +18,8 @@ from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork,
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
+from ..layers import FuseStyle
+from ..utils import DataError
 from .pretrained import DETECTION_HEADS, load_pretrained
 from .resnet import fusestyle_resnet
 
@@ -187,7 +189,7 @@ def fusestyle_retinanet(
     channels: int = 256,
     head_norm: str | None = None,
     pretrained: str | Path | None = None,
-    **fuse_style: Any,
+    **options: Any,
 ) -> RetinaNet:
     """A RetinaNet that mixes feature statistics inside the batch while it trains, for scanners it has not seen.
 
@@ -215,16 +217,21 @@ def fusestyle_retinanet(
         pretrained: a local file with weights to start from, see `load_pretrained`: of a detector, such as
             torchvision's `retinanet_resnet50_fpn`, or of a ResNet alone. The last layers for other classes or
             anchors stay as initialised.
-        fuse_style: options of `FuseStyle`.
+        options: `layer`, what makes the layers, and its options, see `add_fusestyle`.
 
     Raises:
-        ValueError: for another name, place, norm or level, or wrong options of `FuseStyle`.
-        DataError: when `pretrained` does not fit.
+        ValueError: for another name, place, norm or level, or wrong options of the layers.
+        DataError: for FuseStyle whose partners are of the same label, since an image has none; when `pretrained` does
+            not fit.
     """
     norm = norm or ("frozen" if pretrained else "batch")
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    resnet = fusestyle_resnet(backbone, in_channels=in_channels, places=tuple(places), **fuse_style)
+    resnet = fusestyle_resnet(backbone, in_channels=in_channels, places=tuple(places), **options)
+    if any(isinstance(m, FuseStyle) and m.partners == "same_label" for m in resnet.modules()):
+        raise DataError(
+            "FuseStyle's partners are same_label, and an image of a detector has no label: expected any, other_domain."
+        )
     if norm != "batch":
         _replace_batch_norm(resnet, norm)
     network = RetinaNet(resnet, num_classes, num_anchors, levels, channels, head_norm)

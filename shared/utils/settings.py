@@ -205,7 +205,12 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     ),
     "fusestyle_p": (SHARE, "probability that a batch is mixed"),
     "fusestyle_alpha": (Number(above=0), "of the Beta distribution of weights"),
-    "fusestyle_reference": (Choice(("dot", "random", "euclidean", "kl")), "how the partner is chosen"),
+    "fusestyle_reference": (Choice(("dot", "random", "euclidean", "kl", "style")), "how the partner is chosen"),
+    "fusestyle_partners": (Choice(("any", "same_label", "other_domain")), "which samples may be partners"),
+    "fusestyle_extrapolation": (
+        OrNone(Number(above=0), "between its own and its partner's"),
+        "how far a sample's statistics go towards its partner's; above 1 beyond",
+    ),
     "norm": (Choice(("frozen", "batch", "group")), "norm of the backbone"),
     "anchor_levels": (Several(Whole(2, 7), distinct=True), "of the pyramid; level n has the stride 2^n"),
     # re-weighting

@@ -131,7 +131,8 @@ def test_the_held_out_scanner_steers_nothing(tmp_path: Path, data: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "variant", ["no_fusestyle", "mixstyle", "stain_jitter", "domain_adversarial", "pretrained", "strap"]
+    "variant",
+    ["no_fusestyle", "mixstyle", "extrapolated", "dsu", "stain_jitter", "domain_adversarial", "pretrained", "strap"],
 )
 def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant: str) -> None:
     options: dict[str, Any] = {"pretrained": str(trained / "model.pt")} if variant == "pretrained" else {}

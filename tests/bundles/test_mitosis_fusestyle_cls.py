@@ -8,7 +8,7 @@ import workflows
 from torch import nn
 from workflows import BUNDLES, load_config
 
-from shared.layers import FuseStyle
+from shared.layers import DSU, FuseStyle
 
 BUNDLE = BUNDLES / "mitosis_fusestyle_cls"
 load, parsed = partial(load_config, BUNDLE), partial(workflows.parsed, BUNDLE)
@@ -29,6 +29,8 @@ VARIANTS = {
     "mixstyle": ([1, 4], "random"),
     "euclidean": ([1, 4], "euclidean"),
     "kl": ([1, 4], "kl"),
+    "style": ([1, 2], "style"),
+    "extrapolated": ([1, 2], "style"),
     "demo": ([1, 4], "dot"),
 }
 
@@ -41,13 +43,25 @@ def test_where_and_how_a_variant_mixes(variant: str) -> None:
     assert found == places
     layers = [module for module in network.modules() if isinstance(module, FuseStyle)]
     assert {(layer.reference, layer.p, layer.alpha) for layer in layers} <= {(reference, 0.5, 0.3)}
+    ways = {"style": ("same_label", None), "extrapolated": ("other_domain", 2.0)}.get(variant, ("any", None))
+    assert {(layer.partners, layer.extrapolation) for layer in layers} <= {ways}
     assert len(network.layer1) - (1 in places) == (2 if variant == "demo" else 3)
+
+
+def test_dsu_stands_in_the_place_of_fusestyle() -> None:
+    for below in ((), ("variants/demo",)):
+        parser = parsed("train", *below, "variants/dsu")
+        network: nn.Module = parser.get_parsed_content("network_def")
+        assert [isinstance(getattr(network, f"layer{i}")[-1], DSU) for i in (1, 2, 3, 4)] == [True, True, False, False]
+        layers = [module for module in network.modules() if isinstance(module, FuseStyle | DSU)]
+        assert [repr(layer) for layer in layers] == ["DSU(p=0.5, floor=0.2)"] * 2
 
 
 def test_the_paper_s_settings() -> None:
     train = load("train")
     expected = {"max_epochs": 15, "batch_size": 256, "learning_rate": 1e-4, "lr_factor": 0.01, "lr_patience": 1}
     expected |= {"patch_size": 64, "fusestyle_places": [1, 4], "fusestyle_p": 0.5, "fusestyle_alpha": 0.3}
+    expected |= {"fusestyle_reference": "dot", "fusestyle_partners": "any", "fusestyle_extrapolation": None}
     assert {key: train[key] for key in expected} == expected
     assert train["network_def"]["name"] == "resnet50"
 

@@ -11,7 +11,7 @@ from monai.transforms import Compose
 from torch import nn
 from workflows import BUNDLES, load_config
 
-from shared.layers import FuseStyle
+from shared.layers import DSU, FuseStyle
 from shared.networks.retinanet import FrozenBatchNorm2d
 
 BUNDLE = BUNDLES / "mitosis_retinanet_fusestyle"
@@ -61,6 +61,7 @@ def test_the_papers_settings() -> None:
     train = load("train")
     expected = {"max_epochs": 100, "batch_size": 6, "learning_rate": 1e-4, "lr_factor": 0.1, "lr_patience": 1}
     expected |= {"tile_size": 512, "fusestyle_places": [1, 4], "fusestyle_p": 0.5, "fusestyle_alpha": 0.3}
+    expected |= {"fusestyle_reference": "dot", "fusestyle_partners": "any", "fusestyle_extrapolation": None}
     assert {key: train[key] for key in expected} == expected
     assert train["network_def"]["backbone"] == "resnet50"
     assert train["anchors"]["sizes"] == [[50]]
@@ -71,6 +72,8 @@ VARIANTS = {
     "mixstyle": ([1, 4], "random"),
     "domain_adversarial": ([], None),
     "group_norm": ([1, 4], "dot"),
+    "extrapolated": ([1, 2], "style"),
+    "dsu": ([], None),
     "demo": ([1, 4], "dot"),
 }
 
@@ -82,6 +85,8 @@ def test_where_and_how_a_variant_mixes(variant: str) -> None:
     body = network.backbone.body
     found = [place for place in (1, 2, 3, 4) if isinstance(getattr(body, f"layer{place}")[-1], FuseStyle)]
     assert found == places
+    noisy = [place for place in (1, 2, 3, 4) if isinstance(getattr(body, f"layer{place}")[-1], DSU)]
+    assert noisy == ([1, 2] if variant == "dsu" else [])
     layers = [module for module in network.modules() if isinstance(module, FuseStyle)]
     assert {(layer.reference, layer.p, layer.alpha) for layer in layers} <= {(reference, 0.5, 0.3)}
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == (variant != "group_norm")

@@ -191,8 +191,10 @@ def test_every_variant_trains(tmp_path: Path, data: Path, trained: Path, variant
     chosen = ours if variant == "wilds" else ("validation", ["CS", "XR"], "val_auc", "Adam")
     assert tuple(record[key] for key in ("val_split", "val_domains", "key_metric", "optimizer")) == chosen
     assert chosen[2] in record
-    places = {"shallow": [1, 2], "no_fusestyle": [], "strap": []}.get(variant, [1, 4])
+    shallow = {key: [1, 2] for key in ("shallow", "style", "extrapolated", "dsu")}
+    places = {**shallow, "no_fusestyle": [], "strap": []}.get(variant, [1, 4])
     assert record["fusestyle_places"] == places
+    assert record["style_layer"].startswith("DSU(p=0.5, floor=0.2)" if variant == "dsu" else "FuseStyle(p=0.5, alpha=")
 
 
 def test_copies_in_other_styles_are_drawn_alike_in_a_run_that_is_resumed(tmp_path: Path, data: Path) -> None:

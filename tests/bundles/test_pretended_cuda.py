@@ -26,6 +26,8 @@ BUDGETS = {
     DETECT: (1, 1, 1, 1),
 }
 
+STATISTICS = ("dsu", "style", "extrapolated")  # variants that change statistics, in every step
+
 # Runs the workflows that it is told to, and prints what the host has waited for in each step of each engine.
 SCRIPT = """
 import pretended_cuda
@@ -105,17 +107,17 @@ def test_methods_over_several_domains_in_half_precision(cuda_library: Path, tmp_
     for i, entry in enumerate(datalist["training"]):
         entry["domain"] = ("XR", "CS")[i // 2]
     write_json(tmp_path / "data" / "dataset.json", datalist)
-    options = {"device": "cuda", "amp": True, "batch_size": 4, "max_epochs": 1, "warm_up": 0}
+    options = {"device": "cuda", "amp": True, "batch_size": 4, "max_epochs": 1, "warm_up": 0, "fusestyle_p": 1}
     runs = [
         (
             configs_of(CLASSIFY, ["train"], [f"variants/{method}"]),
             training(CLASSIFY, {CLASSIFY: tmp_path / "data"}, tmp_path / method, **options),
             ["train#trainer"],
         )
-        for method in METHODS
+        for method in (*METHODS, *STATISTICS)
     ]
     printed = run_there(cuda_library, SCRIPT, json.dumps(runs))
-    for method, steps in zip(METHODS, json.loads(printed.splitlines()[-1]), strict=True):
+    for method, steps in zip((*METHODS, *STATISTICS), json.loads(printed.splitlines()[-1]), strict=True):
         waits = Counter(map(tuple, max(steps, key=len)))
         assert waits.total() <= (2 if method == "fish" else 1), f"{method}: {waits}"
         saved = torch.load(tmp_path / method / "last.pt")

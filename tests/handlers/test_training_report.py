@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,7 @@ def run(
     metrics: Sequence[str] = METRICS,
     resume: dict | None = None,
     start: int = 0,
+    started: Callable[[Engine], None] | None = None,
 ) -> TrainingCurves:
     """Three batches an epoch with losses 0, 1, 2, ..., validated; the learning rate halves after each validation."""
     network = nn.Linear(1, 1)
@@ -246,6 +247,8 @@ def run(
         decollate=False,
     )
     trainer.state.epoch, trainer.state.iteration = start, 3 * start
+    if started:
+        trainer.add_event_handler(Events.EPOCH_STARTED, started)
     if resume:
         curves.load_state_dict(resume)
     trainer.run()
@@ -275,6 +278,15 @@ def test_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [r.getMessage() for r in caplog.records if r.name.endswith("training_report")]
     assert lines[1] == f"epoch 2 of 3: learning_rate 0.4, train_loss 4, val_loss {loss:.4g}, val_auc 0.6"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["training.csv", "training.png"]
+
+
+def test_the_trainers_own_metrics_stand_in_the_table_where_there_are_some(tmp_path: Path) -> None:
+    def mixed(engine: Engine) -> None:
+        engine.state.metrics = {"partners_most_chosen": 0.25} if engine.state.epoch == 2 else {}
+
+    run(tmp_path, started=mixed)
+    with (tmp_path / "training.csv").open(newline="") as file:
+        assert [row["partners_most_chosen"] for row in csv.DictReader(file)] == ["", "0.25", ""]
 
 
 def test_the_picture(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from monai.networks.nets import resnet18
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.layers import FuseStyle
+from shared.layers import DSU, FuseStyle
 from shared.networks import fusestyle_resnet
 from shared.utils import DataError
 
@@ -107,8 +108,18 @@ def test_two_candidates_for_a_name_are_refused(tmp_path: Path) -> None:
         ({"places": (0, 1)}, r"places must be different stages from 1 to 4, got \[0, 1\]"),
         ({"places": (1, 1)}, r"places must be different stages"),
         ({"reference": "cosine"}, "reference must be one of dot"),
+        ({"layer": DSU, "floor": 2}, r"floor must be in \[0, 1\)"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fusestyle_resnet(**options)
+
+
+def test_another_layer_stands_where_fusestyle_would() -> None:
+    network = net(places=(1, 3), layer=partial(DSU, floor=0.2), p=1)
+    found = {name: module for name, module in network.named_modules() if isinstance(module, DSU | FuseStyle)}
+    assert {name: repr(module) for name, module in found.items()} == dict.fromkeys(
+        ("layer1.2", "layer3.2"), "DSU(p=1, floor=0.2)"
+    )
+    assert network.state_dict().keys() == net().state_dict().keys()

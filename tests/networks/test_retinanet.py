@@ -318,6 +318,7 @@ def test_one_figure_is_learnt_by_heart(box_loss: str) -> None:
         ({"levels": ()}, r"levels must be .* got \[\]"),
         ({"places": (5,)}, "places must be different stages"),
         ({"reference": "cosine"}, "reference must be one of dot"),
+        ({"partners": "same_label"}, "partners are same_label, and an image of a detector has no label"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
