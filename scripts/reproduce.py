@@ -7,6 +7,7 @@ from experiments.camelyon_table import camelyon_table
 from experiments.detection_table import detection_table
 from experiments.generalisation_table import generalisation_table
 from experiments.midog_tables import partner_table, strap_table
+from experiments.new_scanner import new_scanner
 from experiments.organ_table import organ_table
 from experiments.rule_table import compare, cost
 from experiments.runs import forking
@@ -19,6 +20,7 @@ if __name__ == "__main__":
                 "camelyon_table": camelyon_table,
                 "detection_table": detection_table,
                 "generalisation_table": generalisation_table,
+                "new_scanner": new_scanner,
                 "partner_table": partner_table,
                 "strap_table": strap_table,
                 "rule_table": {"compare": compare, "cost": cost},

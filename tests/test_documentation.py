@@ -11,7 +11,7 @@ from bundle_tools.bundle import Bundle
 from bundle_tools.card import command_faults, parsed_command
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md"))
+PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md"))
 CARDS = sorted(ROOT.glob("bundles/*/docs/README.md"))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from shared.layers import FuseStyle
+from shared.layers import DSU, FuseStyle, tell_batch
 from shared.networks import fusestyle_resnet
 from shared.networks.resnet import NAMES
 from shared.utils import write_json
@@ -17,24 +17,33 @@ from shared.utils.values import Choice
 from .runs import AtLeastOne
 from .timing import Device, chosen_device, in_own_process, in_turns, peak_memory, seconds_of
 
-VARIANTS = ("plain", "random", "dot", "euclidean", "kl")
+# FuseStyle by its options, as far as they are not the default's
+LAYERS: dict[str, dict[str, Any]] = {
+    **{reference: {"reference": reference} for reference in ("random", "dot", "euclidean", "kl", "style")},
+    "style of the same label": {"reference": "style", "partners": "same_label"},
+    "style of another domain, extrapolated": {"reference": "style", "partners": "other_domain", "extrapolation": 2.0},
+    "DSU": {"layer": DSU, "floor": 0.2},
+}
+VARIANTS = ("plain", *LAYERS)
 
 
 class Step:
-    """One training step after the other of a ResNet on made-up images; FuseStyle mixes in each of them (p = 1)."""
+    """One training step after the other of a ResNet on made-up images; its layers act in each of them (p = 1)."""
 
     def __init__(self, variant: str, network: str, batch: int, size: int, device: str) -> None:
         torch.manual_seed(0)
-        options: dict[str, Any] = {"places": ()} if variant == "plain" else {"p": 1.0, "reference": variant}
+        options = {"p": 1.0, **LAYERS[variant]} if variant in LAYERS else {"places": ()}
         self.network = fusestyle_resnet(network, **options).to(device).train()
-        assert any(isinstance(m, FuseStyle) for m in self.network.modules()) == (variant != "plain")
+        assert any(isinstance(m, FuseStyle | DSU) for m in self.network.modules()) == (variant != "plain")
         self.optimizer = torch.optim.Adam(self.network.parameters(), 1e-4)
         self.loss = torch.nn.BCEWithLogitsLoss()
         self.image = torch.rand(batch, 3, size, size, device=device)
         self.label = (torch.rand(batch, 1, device=device) > 0.5).float()
+        self.domains = [f"scanner {i % 2}" for i in range(batch)]
 
     def run(self) -> None:
         self.optimizer.zero_grad()
+        tell_batch(self.network, self.label, self.domains)
         self.loss(self.network(self.image), self.label).backward()
         self.optimizer.step()
 
@@ -66,7 +75,7 @@ def benchmark_fusestyle(
     rounds: AtLeastOne = 15,
     device: Device = "",
 ) -> None:
-    """Time a training step with each choice of the partner and without FuseStyle, taking turns in one run.
+    """Time a training step with each choice of the partner, with DSU, and without, taking turns in one run.
 
     Args:
         output: JSON file for the result.
@@ -86,7 +95,7 @@ def benchmark_fusestyle(
         own, process = (a / b for a, b in zip(memory[variant], memory["plain"], strict=True))
         result[variant] = {"time": median, "time_quartiles": [low, high], "memory": own, "process_memory": process}
         print(
-            f"{variant:<10} time {median:.3f} ({low:.3f} to {high:.3f})   "
+            f"{variant:<37} time {median:.3f} ({low:.3f} to {high:.3f})   "
             f"peak memory {own:.3f}, of the whole process {process:.3f}"
         )
     result["kl_to_random"] = float(np.median(times["kl"] / times["random"]))

@@ -16,7 +16,10 @@ from .runs import BUNDLES, AtLeastOne
 from .timing import Device, chosen_device, in_own_process, in_turns, peak_memory, seconds_of, show_quartiles
 
 PLAIN = "no_fusestyle"
-METHODS = ("coral", "domain_adversarial", "domain_mix", "fish", "group_dro", "ib_irm", "lisa", "mixstyle", "vrex")
+METHODS = (
+    *("coral", "domain_adversarial", "domain_mix", "dsu", "extrapolated", "fish", "group_dro", "ib_irm", "lisa"),
+    *("mixstyle", "style", "vrex"),
+)
 DOMAINS = ("XR", "S360")
 
 

@@ -148,7 +148,6 @@ TRAINING = [
             "--fusestyle_p 2": rf"^fusestyle_p is 2, {PROBABILITY}",
             "--fusestyle_partners other": r"^fusestyle_partners is 'other', expected any, same_label or other_domain",
             "--fusestyle_extrapolation -1": r"^fusestyle_extrapolation is -1, expected a number above 0, or None",
-            "--style_layer#floor 2": r"style_layer#floor|floor must be in",
             "--stain_norm vahadane": r"^stain_norm is 'vahadane', expected macenko, reinhard or stainnet",
             "--stain_norm macenko --stain_reference /nowhere.png": r"/nowhere\.png: there is no such file",
             "--stain_norm stainnet --stain_weights /nowhere.pt": r"/nowhere\.pt: there are no weights of StainNet",

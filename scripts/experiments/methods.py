@@ -21,6 +21,7 @@ from .tables import markdown_grid
 CLASSIFIER, DETECTOR = "mitosis_fusestyle_cls", "mitosis_retinanet_fusestyle"
 PLAIN = "erm"  # what the others are compared with
 FUSESTYLE = ("fusestyle_places", "fusestyle_p", "fusestyle_alpha", "fusestyle_reference")
+NOISE = ("fusestyle_places", "fusestyle_p")
 PAPER = "Khamankar et al., arXiv 2310.20638"
 Overlays = Annotated[Sequence[str], Several(Text(), distinct=True, empty=True)]  # an option of the tables
 
@@ -54,6 +55,13 @@ _ADVERSARIAL = {"domain_adversarial": Method(("domain_adversarial",), "Ganin et 
 _JITTERED = {
     "jitter": Method(("no_fusestyle", "stain_jitter"), "amounts of haematoxylin and eosin varied"),
     "fusestyle_jitter": Method(("stain_jitter",), f"{PAPER}, and stain jitter", FUSESTYLE),
+}
+_DSU = "Li et al., ICLR 2022, arXiv 2202.03958; the floor is ours"
+_STATISTICS = {
+    "style": Method(("style",), "ours: most distant in style, of the same label", FUSESTYLE),
+    "extrapolated": Method(("extrapolated",), "ours: most distant in style, another domain's, and beyond", FUSESTYLE),
+    "dsu": Method(("dsu",), _DSU, NOISE),
+    "dsu_jitter": Method(("dsu", "stain_jitter"), f"{_DSU}; and stain jitter", NOISE),
 }
 _STAIN = {
     "macenko": Method(("no_fusestyle", "stain_norm"), "Macenko et al., ISBI 2009; the published reference"),
@@ -89,12 +97,21 @@ METHODS: dict[str, dict[str, Method]] = {
         **_JITTERED,
         "fusestyle_shallow": Method(("shallow",), f"{PAPER}, at places 1 and 2", FUSESTYLE),
         "mixstyle_shallow": Method(("mixstyle", "shallow"), "MixStyle at places 1 and 2", FUSESTYLE),
+        **_STATISTICS,
         **_STAIN,
     },
-    DETECTOR: {**_COMMON, **_ADVERSARIAL, **_JITTERED, **_STAIN},
+    DETECTOR: {
+        **_COMMON,
+        **_ADVERSARIAL,
+        **_JITTERED,
+        **{name: method for name, method in _STATISTICS.items() if name != "style"},  # a tile has no label
+        **_STAIN,
+    },
 }
-# What a table runs unless told otherwise: those that take the images as they are.
-UNLESS_TOLD = {bundle: tuple(name for name in methods if name not in _STAIN) for bundle, methods in METHODS.items()}
+# What a table runs unless told otherwise: those of the papers that take the images as they are.
+UNLESS_TOLD = {
+    bundle: tuple(name for name in methods if name not in _STAIN | _STATISTICS) for bundle, methods in METHODS.items()
+}
 
 
 def chosen_methods(bundle: str, names: Sequence[str], overlays: Sequence[str]) -> dict[str, Method]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -287,18 +287,23 @@ def resample(predictions: Mapping[Any, Predictions]) -> dict[Any, dict[str, np.n
     return found
 
 
-def collect(runs: Sequence[Run], reports: Mapping[tuple[str, str, int, str], Path]) -> Cells:
+def collect(
+    runs: Sequence[Run],
+    reports: Mapping[tuple[str, str, int, str], Any],
+    read: Callable[[Any], dict[str, Predictions]] = read_predictions,
+) -> Cells:
     """The scores of the runs by cell and seed; resampled where there are seeds enough for intervals.
 
     Args:
         runs: in any order.
         reports: the folder of the evaluation, by method, domain left out, seed and treatment.
+        read: what gives the predictions, by domain, where `reports` has something else than folders.
     """
     resampled: dict[Any, dict[str, np.ndarray]] = {}
     if len({run["seed"] for run in runs}) >= INTERVALS_FROM:
         found: dict[str, dict[Any, Predictions]] = defaultdict(dict)
         for key, report in reports.items():
-            for domain, predictions in read_predictions(report).items():
+            for domain, predictions in read(report).items():
                 found[domain][*key, domain] = predictions
         for of_domain in found.values():
             resampled |= resample(of_domain)

@@ -296,6 +296,17 @@ SCRIPT_TRIALS = [
         },
     ),
     *script(
+        "reproduce.py new_scanner --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        {
+            "--finalists magic": r"^--finalists is .*'magic'.*, expected a list, each erm, fusestyle",
+            "--finalists dsu,jitter": r"^--finalists is dsu,jitter, expected 3 methods at most beside erm and jitter",
+            "--start a/b": r"^--start is 'a/b', expected a name",
+            "--pretrained /nowhere.pt": r"/nowhere\.pt: --pretrained is not there",
+            "--budget_minutes 0": r"^--budget_minutes is 0, expected a number above 0",
+            "--results $DATA/histology/dataset.json": r"dataset\.json: expected the results that this command keeps",
+        },
+    ),
+    *script(
         "reproduce.py camelyon_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
         {"--methods erm": r"ood_validation", "--seed 3": unknown("--seed", "reproduce.py camelyon_table", "--seeds")},
     ),

@@ -89,15 +89,52 @@ def over_seeds(scores: Mapping[int, Score], seed: int = 0) -> dict[str, Any] | N
     found = describe([score.value for score in scores.values()])
     if found is None:
         return None
-    drawn, interval = [score.resampled for score in scores.values()], None
-    if len(scores) >= INTERVALS_FROM and all(each is not None for each in drawn):
-        resampled_RS = np.stack(drawn, axis=1)
-        weights_RS = draw(len(scores), len(resampled_RS), seed) * ~np.isnan(resampled_RS)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no drawn seed has a score
-            means_R = (weights_RS * np.nan_to_num(resampled_RS)).sum(axis=1) / weights_RS.sum(axis=1)
-        interval = percentiles(means_R)
+    means_R = resampled_means(scores, seed)
+    interval = None if means_R is None else percentiles(means_R)
     values = {str(number): round(score.value, 4) for number, score in sorted(scores.items())}
     return {**found, "values": values, "interval": interval and [round(end, 4) for end in interval]}
+
+
+def resampled_means(scores: Mapping[int, Score], seed: int = 0) -> np.ndarray | None:
+    """The means over seeds, (R,), in the resamples of `over_seeds`; None of too few seeds, or if no slides are drawn.
+
+    Args:
+        scores, seed: see `over_seeds`.
+    """
+    drawn = [score.resampled for score in scores.values()]
+    if len(scores) < INTERVALS_FROM or any(each is None for each in drawn):
+        return None
+    resampled_RS = np.stack(drawn, axis=1)
+    weights_RS = draw(len(scores), len(resampled_RS), seed) * ~np.isnan(resampled_RS)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where no drawn seed has a score
+        return (weights_RS * np.nan_to_num(resampled_RS)).sum(axis=1) / weights_RS.sum(axis=1)
+
+
+def p_value(scores: Mapping[int, Score]) -> float | None:
+    """Of differences over seeds, two-sided: twice the share of resamples, or of one more, beyond 0 on the rarer side.
+
+    Args:
+        scores: see `over_seeds`.
+    """
+    means_R = resampled_means(scores)
+    if means_R is None:
+        return None
+    known = means_R[~np.isnan(means_R)]
+    rarer = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
+    return min(1.0, 2 * (rarer + 1) / (len(known) + 1))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """The p values of several hypotheses, adjusted so that all are held together (Holm, Scand. J. Stat. 1979;6:65-70).
+
+    Args:
+        p_values: by name.
+    """
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = least
+    return adjusted
 
 
 def seeds_cell(entry: Mapping[str, Any] | None, sign: str = "") -> str:

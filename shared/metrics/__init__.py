@@ -8,6 +8,7 @@ from .class_dice import ClassDice, MeanClassDice
 from .classification import (
     best_threshold,
     bootstrap_scores,
+    calibration_error,
     classification_scores,
     roc_curve,
     weighted_auc,

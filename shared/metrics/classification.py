@@ -129,6 +129,30 @@ def classification_scores(prob: ArrayLike, label: ArrayLike, threshold: float = 
     return {name: scores[name] for name in SCORES} | dict(zip(COUNTS, counts[0].tolist(), strict=True))
 
 
+def calibration_error(prob: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
+    """How far probabilities are from shares: the expected calibration error (Guo et al., arXiv 1706.04599).
+
+    Probabilities are sorted into bins of equal width; in each, the mean probability is compared with the share of
+    positive patches, and the differences are averaged, weighted by the number of patches. 0 is perfect.
+
+    Args:
+        prob: (n,), in [0, 1], of the positive class.
+        label: (n,) of 0 and 1.
+        bins: 1 or more.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: when shapes do not fit, a probability is out of range or a label is neither 0 nor 1.
+    """
+    prob, label = _checked(prob, label)
+    if prob.min() < 0 or prob.max() > 1:
+        raise ValueError(f"probabilities must be in [0, 1], got {prob.min()} to {prob.max()}.")
+    number = np.minimum((prob * bins).astype(int), bins - 1)
+    return float(np.abs(np.bincount(number, weights=prob - label, minlength=bins)).sum() / len(prob))
+
+
 def scores_of_draws(
     prob: ArrayLike, label: ArrayLike, group: np.ndarray, groups: int, threshold: float = 0.5
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

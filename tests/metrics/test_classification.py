@@ -10,6 +10,7 @@ from shared.metrics import (
     best_threshold,
     bootstrap,
     bootstrap_scores,
+    calibration_error,
     classification_scores,
     roc_curve,
     weighted_auc,
@@ -225,3 +226,20 @@ def test_bad_weights_and_groups() -> None:
         weighted_auc([0.1, 0.2], [0, 1], [1, 1])
     with pytest.raises(ValueError, match="slide of each of 2 patches, got 1"):
         bootstrap_scores([0.1, 0.2], [0, 1], ["a"])
+
+
+def test_calibration_error_is_that_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    prob = np.concatenate([rng.uniform(size=200), [0.0, 0.1, 0.3, 1.0]])  # the last bin holds 1
+    label = rng.uniform(size=204) < prob**2
+    error = 0.0
+    for k in range(10):
+        own = [i for i, p in enumerate(prob) if k / 10 <= p < (k + 1) / 10 or (k == 9 and p == 1)]
+        if own:
+            error += len(own) / len(prob) * abs(prob[own].mean() - label[own].mean())
+    assert calibration_error(prob, label) == pytest.approx(error)
+    assert calibration_error([0.0, 1.0, 1.0], [0, 1, 1]) == 0
+    assert calibration_error([0.9, 0.9], [0, 1], bins=1) == pytest.approx(0.4)
+    for bad in ([0.5, 1.2], [-0.1, 0.5]):
+        with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got"):
+            calibration_error(bad, [0, 1])

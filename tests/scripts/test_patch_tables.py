@@ -14,8 +14,10 @@ from camelyon17_tree import make_tree
 from experiments import patch_runs
 from experiments.camelyon_table import camelyon_table
 from experiments.generalisation_table import generalisation_table
+from experiments.kept_runs import labels_by_slide, packed, unpacked
 from experiments.midog_tables import partner_table, strap_table
-from experiments.patch_runs import Predictions, deal_out, resample
+from experiments.new_scanner import ARMS, new_scanner
+from experiments.patch_runs import Predictions, deal_out, read_scores, resample
 from matplotlib.image import imread
 from midog_tree import write_tree
 from patch_evaluations import write_evaluation, write_training
@@ -253,6 +255,78 @@ def test_a_run_on_midog_is_trained_scored_and_kept(tmp_path: Path, monkeypatch: 
     assert (domains.count("CS"), domains.count("XR")) == (20, 5)  # all slides of the one left out
     with pytest.raises(DataError, match="differs from this one in max_epochs"):
         generalisation_table(str(tmp_path / "data"), str(tmp_path / "out"), epochs=1, **options)
+
+
+def test_the_screen_of_new_scanners_is_carried_on_from_its_results(tmp_path: Path, data: Path, started: list) -> None:
+    results, weights = tmp_path / "kept.jsonl", tmp_path / "weights.pt"
+    weights.write_bytes(b"weights")
+    options = {"seeds": 1, "results": str(results)}
+    new_scanner(str(data), str(tmp_path / "out"), **options)
+    trained = [run for run, step, *_ in started if step == "train"]
+    assert trained == [f"{arm} {scanner}_seed0" for scanner in SCANNERS for arm in ARMS]
+    started.clear()
+    new_scanner(str(data), str(tmp_path / "elsewhere"), **options | {"seeds": 2})
+    assert [run for run, step, *_ in started if step == "train"] == [run.replace("d0", "d1") for run in trained]
+    started.clear()
+    start = {"start": "tiles", "pretrained": str(weights), "scanners": ("XR",)}
+    new_scanner(str(data), str(tmp_path / "out"), **options, **start)
+    assert [(run, step) for run, step, *_ in started[:2]] == [("erm XR_seed0", "train"), ("erm XR_seed0", "evaluate")]
+    assert all(options["pretrained"] == str(weights) for _, _, options, _ in started)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(lines) == 1 + 24 + 24 + 8
+    text = (tmp_path / "elsewhere" / "new_scanner_scratch.md").read_text()
+    assert text.startswith("scratch: dots, 48 of 48 runs. Trained on")
+    assert "| dsu_jitter | 2, 2, 2 |" in text
+    assert imread(tmp_path / "out" / "new_scanner_tiles.png").std() > 0.02
+    with pytest.raises(DataError, match=r"kept\.jsonl: its runs differ from these in crop_size"):
+        new_scanner(str(data), str(tmp_path / "out"), **options, crop_size=40)
+    results.write_text("once\n")
+    with pytest.raises(DataError, match=r"kept\.jsonl: expected the results that this command keeps"):
+        new_scanner(str(data), str(tmp_path / "out"), **options)
+
+
+def test_what_is_kept_of_a_run_gives_what_the_run_gives(tmp_path: Path, data: Path, started: list) -> None:
+    """Scores, gains and intervals of `generalisation_table`, whose reports lie in the runs' folders."""
+    new_scanner(str(data), str(tmp_path / "out"), finalists=("fusestyle",), seeds=5, first_seed=2)
+    seeds = {call[2]["seed"] for call in started}
+    assert seeds == {2, 3, 4, 5, 6}
+    kept = {
+        (row["method"], row["domain"], row["batch_norm"], row["score"]): row
+        for row in json.loads((tmp_path / "out" / "new_scanner_scratch.json").read_text())["rows"]
+    }
+    reports = tmp_path / "out" / "scratch" / "fusestyle" / "XR_seed3" / "plain" / "evaluation"
+    row = kept["fusestyle", "XR", "plain", "auc"]
+    assert row["values"]["3"] == pytest.approx(read_scores(reports, ["XR"])["XR"]["auc"], abs=1e-4)
+    assert row["interval"][0] < row["mean"] < row["interval"][1]
+    assert kept["fusestyle", "left out", "plain", "auc"]["gain"]["interval"]
+    assert kept["fusestyle", "left out", "plain", "calibration"]["interval"] is None
+    text = (tmp_path / "out" / "new_scanner_scratch.md").read_text()
+    assert "over jitter | greater | p |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| fusestyle |")][:1]
+    assert 0 < float(line.rpartition("|")[0].rpartition("|")[2]) <= 1
+    domain, content = "XR", json.loads((data / "dataset.json").read_text())
+    labels = labels_by_slide(
+        p for name in ("training", "validation", "test") for p in content[name] if p["domain"] == domain
+    )
+    with (reports / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["domain"] == domain]
+    found = unpacked(packed((r["slide"], r["case"], float(r["probability"])) for r in rows), labels, 0.5)
+    rows.sort(key=lambda row: (row["slide"], row["case"]))
+    assert found.slides == [row["slide"] for row in rows]
+    assert found.labels.tolist() == [int(row["label"] == "mitotic") for row in rows]
+    np.testing.assert_allclose(found.probabilities, [float(row["probability"]) for row in rows], atol=1e-3)
+
+
+def test_what_no_screen_can_be_made_of(tmp_path: Path, data: Path) -> None:
+    for options, said in (
+        ({"finalists": ("jitter", "dsu")}, "3 methods at most beside erm and jitter"),
+        ({"finalists": ("dsu", "kl", "style", "vrex")}, "3 methods at most"),
+        ({"start": "a/b"}, "--start is 'a/b', expected a name"),
+        ({"pretrained": str(tmp_path / "gone.pt")}, r"gone\.pt: --pretrained is not there"),
+        ({"network": str(tmp_path / "gone.json")}, r"gone\.json: --network is not there"),
+    ):
+        with pytest.raises(DataError, match=said):
+            new_scanner(str(data), str(tmp_path / "out"), **options)
 
 
 @pytest.fixture

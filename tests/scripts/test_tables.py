@@ -12,10 +12,12 @@ from experiments.tables import (
     describe,
     differences,
     flat,
+    holm,
     markdown_grid,
     mean_and_std,
     mean_score,
     over_seeds,
+    p_value,
     seeds_cell,
     write_table,
 )
@@ -95,3 +97,22 @@ def test_what_a_cell_shows() -> None:
     assert seeds_cell(None) == ""
     row = flat({"method": "m", **few, "gain": over_seeds({0: Score(0.1), 1: Score(-0.3)})})
     assert (row["values"], row["low"], row["gain"], row["better"]) == ("0.5 0.25", None, -0.1, 1)
+
+
+def test_a_p_value_is_twice_the_share_of_resamples_beyond_0() -> None:
+    def gains(shift: float, seeds: int = 5) -> dict[int, Score]:
+        drawn = np.linspace(-1, 1, RESAMPLES + 1)[1:] + shift  # of all seeds alike: means are these
+        return {seed: Score(shift, drawn) for seed in range(seeds)}
+
+    assert p_value(gains(0.5)) == pytest.approx(0.5, abs=0.01)
+    assert p_value(gains(-0.5)) == pytest.approx(0.5, abs=0.01)
+    assert p_value(gains(0.0)) == pytest.approx(1, abs=0.01)
+    assert p_value(gains(5.0)) == pytest.approx(2 / 1001)  # never 0
+    assert p_value(gains(0.5, seeds=4)) is None
+
+
+def test_p_values_are_adjusted_by_holm() -> None:
+    found = holm({"a": 0.04, "b": 0.01, "c": 0.03})
+    assert found == pytest.approx({"b": 0.03, "c": 0.06, "a": 0.06})
+    assert holm({"a": 0.9, "b": 0.6}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}

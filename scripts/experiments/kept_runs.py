@@ -1,0 +1,88 @@
+"""Runs of the patch classifier in a small file, with what they said of the domain left out: enough for all tables.
+
+A line of JSON each, so that a campaign is carried on wherever the file is. The first line says of what they are: size
+and length of the trainings, how patches were cut, and of each domain the labels of its patches, slide by slide.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.utils import DataError, atomic_path
+
+from .patch_runs import Predictions
+
+KEY = ("start", "method", "left_out", "seed")
+LIMIT = 12.0  # of the logits that are kept
+
+
+def labels_by_slide(patches: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Of the patches of a domain, sorted by slide and path: the slide, and its labels as "0110"."""
+    found: dict[str, str] = {}
+    for patch in sorted(patches, key=lambda patch: (patch["slide"], patch["image"])):
+        found[patch["slide"]] = found.get(patch["slide"], "") + str(patch["label"])
+    return found
+
+
+def packed(rows: Iterable[tuple[str, str, float]]) -> str:
+    """Probabilities as text: their logits in half precision, sorted by slide and path, in base 64.
+
+    Args:
+        rows: slide, path and probability of each patch of a domain.
+    """
+    probabilities = np.array([row[2] for row in sorted(rows)])
+    with np.errstate(divide="ignore"):
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+    return base64.b64encode(logits.clip(-LIMIT, LIMIT).astype("<f2").tobytes()).decode()
+
+
+def unpacked(text: str, labels: Mapping[str, str], threshold: float) -> Predictions:
+    """What `packed` has made of the patches whose labels `labels_by_slide` gives."""
+    logits = np.frombuffer(base64.b64decode(text), "<f2").astype(float)
+    slides = [slide for slide, own in labels.items() for _ in own]
+    return Predictions(
+        slides, np.array([int(x) for own in labels.values() for x in own]), 1 / (1 + np.exp(-logits)), threshold
+    )
+
+
+def read_runs(file: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a file holds; none where it is not there yet.
+
+    Args:
+        file: written by `write_runs`.
+        head: what its first line has to be.
+
+    Raises:
+        DataError: when it is of other data, or no such file.
+    """
+    if not file.is_file():
+        return []
+    try:
+        first, *runs = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+        if not all(set(KEY) <= run.keys() for run in runs):
+            raise ValueError
+    except (ValueError, AttributeError) as e:
+        raise DataError(f"{file}: expected the results that this command keeps. Give another --results.") from e
+    differ = [key for key in head if first.get(key) != head[key]]
+    if differ:
+        raise DataError(
+            f"{file}: its runs differ from these in {', '.join(differ)}. Give the same data and options, or another "
+            "--results."
+        )
+    return runs
+
+
+def write_runs(file: Path, head: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+    """Write runs, one a line, in the order of start, seed, domain and method; of each the last that is given."""
+    chosen = {tuple(run[key] for key in KEY): run for run in runs}
+    order = sorted(chosen.values(), key=lambda run: (run["start"], run["seed"], run["left_out"], run["method"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as temporary:
+        lines = [json.dumps(each, separators=(",", ":")) for each in (head, *order)]
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
