@@ -17,8 +17,9 @@ MOST_MEMBERS = 100_000
 SPARE = 2**30  # bytes that stay free on the disk
 
 
-def unpack(path: Path) -> Path:
-    """Unpack a zip file into a folder for temporary files (`TMPDIR`), which is removed when the process ends.
+def unpack(path: Path, parent: Path | None = None) -> Path:
+    """Unpack a zip file into a folder of `parent`; by default one for temporary files (`TMPDIR`), which is removed when
+    the process ends.
 
     Raises:
         DataError: when it is no zip file, damaged, encrypted, or has more members, or more in them, than there is room.
@@ -27,7 +28,7 @@ def unpack(path: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m.filename)]
             _check(path, members)
-            folder = _kept_folder() / path.stem
+            folder = (parent or _kept_folder()) / path.stem
             for member in members:
                 archive.extract(member, folder)  # which leaves out what would lead out of the folder
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:

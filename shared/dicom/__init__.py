@@ -19,7 +19,7 @@ from .annotations import make_annotations, read_slide
 from .codes import StructureCode, read_codes
 from .connection import ServerAwayError
 from .export import AnnotationExport, SegmentationExport
-from .origin import Identity, Origin
+from .origin import Identity, Origin, Submission
 from .report import make_report
 from .segmentation import identify, make_segmentation, read_segmentation
 from .source import SourceSeries, read_source

@@ -7,13 +7,14 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from highdicom import UID
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.sr import AlgorithmIdentification
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 
 from ..networks import ModelRecord
 from ..reports.provenance import warning_of_results
@@ -38,6 +39,8 @@ class Origin:
     version: str
     made_with: Mapping[str, Any] = field(default_factory=dict)
     record: ModelRecord | None = None
+    algorithm_type: ClassVar[str] = "AUTOMATIC"
+    family: ClassVar[Code] = codes.DCM.ArtificialIntelligence
 
     @property
     def weights(self) -> str:
@@ -78,9 +81,9 @@ class Origin:
         return AlgorithmIdentificationSequence(
             name=self.algorithm[:_LONGEST],
             version=self.version,
-            family=codes.DCM.ArtificialIntelligence,
+            family=self.family,
             source=MANUFACTURER,
-            parameters=self._parameters(),
+            parameters=self._parameters() or None,
         )
 
     @property
@@ -90,13 +93,38 @@ class Origin:
             name=self.algorithm[:_LONGEST],
             version=self.version,
             parameters=[f"{key}={value}" for key, value in self._parameters().items()],
-            family=codes.DCM.ArtificialIntelligence,
+            family=self.family,
             manufacturer=MANUFACTURER,
         )
 
     def _parameters(self) -> dict[str, str]:
         found = {"weights_sha256": self.weights}
         return found | ({"warning": self.warning} if self.warning else {})
+
+
+@dataclass(frozen=True)
+class Submission(Origin):
+    """A person, who has drawn or corrected a label in the program that `algorithm` names, and submitted it.
+
+    Each is a result of its own, also where it is the same as an earlier one, as long as `made_with` says when.
+    """
+
+    algorithm_type: ClassVar[str] = "SEMIAUTOMATIC"
+    family: ClassVar[Code] = codes.DCM.ManualProcessing
+
+    @property
+    def weights(self) -> str:
+        return "none"
+
+    @property
+    def warning(self) -> str:
+        return ""
+
+    def describe(self, what: str) -> str:
+        return f"Label submitted in {self.algorithm}"[:_LONGEST]
+
+    def _parameters(self) -> dict[str, str]:
+        return {}
 
 
 class Identity:

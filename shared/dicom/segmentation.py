@@ -42,8 +42,8 @@ def make_segmentation(
 ) -> Segmentation | None:
     """The segmentation of a CT as a DICOM SEG: a segment for each structure that is there, by the order of their ids.
 
-    Its algorithm type is AUTOMATIC. Empty slices are left out, as the standard allows; `read_segmentation` restores
-    them.
+    Its algorithm type is AUTOMATIC, or SEMIAUTOMATIC of a `Submission`. Empty slices are left out, as the standard
+    allows; `read_segmentation` restores them.
 
     Args:
         source: the CT.
@@ -91,7 +91,7 @@ def _describe(structure: StructureCode, number: int, origin: Origin, identity: I
         segment_label=structure.title[:64],
         segmented_property_category=structure.category,
         segmented_property_type=structure.concept,
-        algorithm_type="AUTOMATIC",
+        algorithm_type=origin.algorithm_type,
         algorithm_identification=origin.identification,
         tracking_uid=identity.uid("tracking", structure.name),
         tracking_id=structure.name[:64],

@@ -137,13 +137,22 @@ class DicomWeb:
         others = {uid for uid, entry in found.items() if patient and _text(entry, PATIENT) not in ("", patient.strip())}
         return [uid for uid in found if uid not in others]
 
-    def series(self, study: str, modality: str | None = None) -> list[SeriesEntry]:
-        """The series of a study, by modality if given."""
-        asked = {"Modality": modality} if modality else {}
-        find = self._client.search_for_series
-        found = self._search(find, SERIES, study_instance_uid=checked_uid(study), search_filters=asked)
+    def series(
+        self, study: str | None = None, modality: str | None = None, asked: Mapping[str, str] | None = None
+    ) -> list[SeriesEntry]:
+        """The series of a study, or of all studies, by modality if given.
+
+        Args:
+            study: its UID; None: all.
+            modality: of the series.
+            asked: what else they have to have, keyword → value, such as SeriesInstanceUID, as far as the server
+                can search for it.
+        """
+        asked = {**(asked or {}), **({"Modality": modality} if modality else {})}
+        where = {} if study is None else {"study_instance_uid": checked_uid(study)}
+        found = self._search(self._client.search_for_series, SERIES, search_filters=asked, **where)
         entries = [_series_entry(study, entry) for entry in found.values()]
-        return [entry for entry in entries if modality in (None, entry.modality)]
+        return [entry for entry in entries if modality in (None, entry.modality) and UID_FORM.fullmatch(entry.study)]
 
     def instances(self, study: str, series: str) -> list[str]:
         """SOP instance UIDs of a series."""
@@ -249,8 +258,8 @@ class DicomWeb:
         if len(maker) < len(MAKER):
             return (), ()
         others = [e.series for e in self.series(study, dataset.Modality) if e.series != own]
-        earlier = [uid for uid in others if self._is_made(study, uid, maker, _sources(dataset))]
-        removed = [uid for uid in earlier if self._delete(study, uid)]
+        earlier = [uid for uid in others if self._is_made(study, uid, maker, referred_series(dataset))]
+        removed = [uid for uid in earlier if self.delete(study, uid)]
         return tuple(removed), tuple(uid for uid in earlier if uid not in removed)
 
     def results(self, study: str, images: str, made_by: Mapping[str, str], count: int = 0) -> set[str]:
@@ -269,17 +278,21 @@ class DicomWeb:
         self, study: str, series: str, made_by: Mapping[str, str], images: Iterable[str], count: int = 0
     ) -> bool:
         """Whether all objects of a series have these values, and refer to one of these series, to `count` images."""
+        found = self.headers(study, series)
+        ours = [all(_value(d, keyword) == value for keyword, value in made_by.items()) for d in found]
+        named = [[n for uid, n in referred_series(dataset).items() if uid in images] for dataset in found]
+        return bool(found) and all(ours) and all(max(counts, default=-1) >= count for counts in named)
 
-        def headers() -> list[pydicom.Dataset]:
+    def headers(self, study: str, series: str) -> list[pydicom.Dataset]:
+        """What the server says of the files of a series, without their pixels."""
+
+        def take() -> list[pydicom.Dataset]:
             found = self._client.retrieve_series_metadata(study, series)
             return [pydicom.Dataset.from_json(entry, lambda *_: None) for entry in found]
 
-        found = self._server.ask(headers)
-        ours = [all(_value(d, keyword) == value for keyword, value in made_by.items()) for d in found]
-        named = [[n for uid, n in _sources(dataset).items() if uid in images] for dataset in found]
-        return bool(found) and all(ours) and all(max(counts, default=-1) >= count for counts in named)
+        return self._server.ask(take)
 
-    def _delete(self, study: str, series: str) -> bool:
+    def delete(self, study: str, series: str) -> bool:
         """Whether the server deletes a series, by DICOMweb's extension or by Orthanc's own interface."""
         session, limit = self._server.session, self._server.timeout
 
@@ -382,10 +395,10 @@ def _text(entry: dict[str, Any], tag: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _series_entry(study: str, entry: dict[str, Any]) -> SeriesEntry:
+def _series_entry(study: str | None, entry: dict[str, Any]) -> SeriesEntry:
     count = _text(entry, COUNT)
     return SeriesEntry(
-        study=study,
+        study=study or _text(entry, STUDY),
         series=_text(entry, SERIES),
         modality=_text(entry, MODALITY),
         number=_text(entry, NUMBER),
@@ -398,7 +411,7 @@ def _value(dataset: pydicom.Dataset, keyword: str) -> str:
     return str(dataset.get(keyword) or "")
 
 
-def _sources(dataset: pydicom.Dataset) -> dict[str, int]:
+def referred_series(dataset: pydicom.Dataset) -> dict[str, int]:
     """UIDs of the series that an object refers to, at any depth, and to how many objects of each."""
     found: dict[str, int] = {}
     for element in dataset.iterall():
