@@ -4,9 +4,10 @@
 #   bash scripts/monai_label.sh STUDIES NAME=WEIGHTS [NAME=WEIGHTS ...] [OPTION ...]
 #   bash scripts/monai_label.sh --set_up    only the environment
 #
-# STUDIES: the folder with the images, where MONAI Label also keeps labels; or the address of a DICOMweb server, or,
-# with MONAI_LABEL_DATASTORE=dsa set, of a Digital Slide Archive. NAME=WEIGHTS: a bundle, and the model.pt of a
-# training of it, with the model.json that training wrote beside it.
+# STUDIES: the folder with the images, where MONAI Label also keeps labels; or the address of a DICOMweb server, whose
+# log-in stands in the environment, see docs/monai_label.md; or, with MONAI_LABEL_DATASTORE=dsa set, that of a Digital
+# Slide Archive. NAME=WEIGHTS: a bundle, and the model.pt of a training of it, with the model.json that training wrote
+# beside it.
 #
 #   --port 8000       of the server, on this machine alone
 #   --app_dir DIR     where the packed bundles go, and what is trained here; runs/monai_label by default
@@ -52,5 +53,4 @@ install_packages() {
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 [ "${1:-}" != --set_up ] || exit 0
 export MPLBACKEND=agg # no display is needed
-# `shared` is for packing alone: the server gets what is packed.
 PYTHONPATH="$root:$root/scripts" exec python -m monai_label.serve "$@"

@@ -1,1 +1,4 @@
-"""The server of MONAI Label: `serve` starts it, `app` is what it runs, without `shared` or the rest of scripts."""
+"""The server of MONAI Label: `serve` starts it, `web` is what answers there, `app` what the answers come from."""
+
+TRAINED_HERE = "labels submitted to MONAI Label"
+"""The name in the record of weights that were trained there."""

@@ -1,200 +1,51 @@
-"""The app that MONAI Label's server runs: serve.py copies it, as main.py, beside the packed bundles it serves.
+"""The app that MONAI Label's server runs.
 
-It is MONAI Label's own app for bundles, and what that lacks for these: boxes in images of any size, for QuPath and the
-Digital Slide Archive; a class beside the probability; weights that have to fit their network; the reason of a failure
-in the answer; and a training that leaves the weights that are served alone until it is through.
+It is MONAI Label's own app for bundles, and what that lacks for these: images that come from the datastore or with the
+request alone, also as DICOM; results as DICOM SEG; a PACS in which nothing is misnamed; and the reason of a failure in
+the answer.
 """
 
 from __future__ import annotations
 
-import html
-import json
+import hashlib
 import math
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+import pydicom
 from fastapi import HTTPException
-
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # Its build does not fit torch's, as beside torch for CPUs; MONAI Label only draws pictures with it.
-    _operators = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-from monai.bundle import ConfigParser
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
-from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import get_bundle_models
-from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
 
-COLOURS = ((40, 120, 255), (0, 170, 0))  # of class 0 and 1, RGB
-RECORDED = ("bundle", "version", "spacing", "intensity_range", "roi_size")  # of a training, beside labels and network
-WRITERS = {"asap": create_asap_annotations_xml, "dsa": create_dsa_annotations_json}  # for QuPath; for the archive
+from shared.data.dicom_headers import DicomHeader, read_header
+from shared.data.sources import weights_digest
+from shared.data.volumes import read_volume
+from shared.data.zipped import unpack
+from shared.dicom import DicomWeb, Origin, SourceSeries, read_source
+from shared.networks import read_model_record
+from shared.utils import DataError, parse_json
 
+from .datastore import DicomWebDatastore
+from .guard import request_file, request_folder
+from .pacs_labels import PacsLabels, segment
+from .tasks import Classifier, Detector, Trainer
 
-class Classifier(BundleInferTask):
-    """Of a patch the class, by the bundle's own threshold, and the probability of class 1."""
-
-    def writer(
-        self, data: dict[str, Any], extension: str | None = None, dtype: Any = None
-    ) -> tuple[None, dict[str, Any]]:
-        _, result = super().writer(data, extension, dtype)
-        (prediction,) = result["prediction"]
-        labels, threshold = (self.bundle_config.get_parsed_content(key) for key in ("labels", "threshold"))
-        called = sorted(labels, key=labels.get)[prediction["score"] >= threshold]
-        return None, {**result, "class": called, "probability": prediction["score"], "threshold": threshold}
-
-
-class Detector(BundleInferTask):
-    """The boxes in an image, or in the part of it that the request names by `location` and `size`.
-
-    Args:
-        path: of the bundle.
-        conf: of the app; `mpp`: µm a pixel of images that do not say it, such as what QuPath sends of a remote slide.
-    """
-
-    def __init__(self, path: str, conf: Mapping[str, str]) -> None:
-        self.mpp = float(conf["mpp"]) if conf.get("mpp") else None
-        super().__init__(path, dict(conf), type=InferType.DETECTION, load_strict=True)
-        self.labels = self.bundle_config.get_parsed_content("labels")
-
-    def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
-        parser = super()._load_bundle_config(path, config)
-        parser["mpp"] = self.mpp
-        parser["num_workers"] = 0  # a server with threads had better not fork
-        return parser
-
-    def run_detector(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
-        region, size = data[self.input_key], data.get("size") or [0, 0]
-        x, y = (data.get("location") or [0, 0]) if any(size) else (0, 0)
-        part = region.window(x, y, *size) if any(size) else region
-        found = self.inferer(data)(part, self._get_network(device, data))
-        return {**data, **found, "box": found["box"] + [x, y, x, y]}
-
-    def writer(
-        self, data: dict[str, Any], extension: str | None = None, dtype: Any = None
-    ) -> tuple[str | None, dict[str, Any]]:
-        threshold = self.bundle_config.get_parsed_content("threshold")
-        result = {key: data[key].tolist() for key in ("box", "score", "label")} | {"threshold": threshold}
-        write = WRITERS.get(data.get("output"))
-        if write is None:
-            return None, result
-        about = {key: data.get(key) for key in ("model", "location", "size", "latencies")}
-        about["description"] = html.escape(data.get("description") or "")  # it goes into XML as it is
-        file, _ = write({"name": f"MONAI Label: {about['model']}", **about, "annotations": [self._outlines(result)]})
-        return file, result
-
-    def _outlines(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """The figures from the threshold on as MONAI Label's writers take them."""
-        elements = [
-            {
-                "label": name,
-                "contours": [
-                    [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-                    for (x1, y1, x2, y2), score, label in zip(found["box"], found["score"], found["label"], strict=True)
-                    if label == number and score >= found["threshold"]
-                ],
-            }
-            for name, number in self.labels.items()
-        ]
-        colours = {name: COLOURS[number] for name, number in self.labels.items()}
-        return {"annotation": {"labels": colours, "elements": elements}}
-
-
-class Trainer(BundleTrainTask):
-    """Train a segmentation bundle on the studies whose labels were submitted (`labels/final`).
-
-    It goes on from the weights that are served, or anew with `"pretrained": false`. The run is kept in the bundle's
-    folder `training`; when it is through, its best weights are served.
-    """
-
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        trained, served = Path(self.bundle_path, "training"), Path(self.bundle_path, "models")
-        for name in ("model.json", "model.pt"):  # those of an earlier run must not be served for this one's
-            (trained / name).unlink(missing_ok=True)
-        try:
-            result = super().__call__(request, datastore)
-        finally:  # the folders of a run that never started are locked, and a server that trains by itself lives on
-            if locks := sys.modules.get("scripts.utils.locks"):
-                for folder in (trained, Path(self.bundle_path, "output")):
-                    locks.unlock_folder(folder)
-        for name in ("model.json", "model.pt"):  # the server looks at the latter's time of change
-            shutil.copyfile(trained / name, served / f"{name}.new")
-            os.replace(served / f"{name}.new", served / name)
-        return result
-
-    def _run_command(self, cmd: list[str], env: dict[str, str]) -> None:
-        """For more processes than one. MONAI Label's own takes a failed run for a finished one."""
-        subprocess.run(cmd, env=env, check=True)
-
-    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, str]]:
-        labels = self.bundle_config["labels"]
-        for image in datastore.get_labeled_images():
-            info = datastore.get_label_info(image, DefaultLabelTag.FINAL)
-            drawn = {entry["name"]: entry["idx"] for entry in info.get("label_info", []) if "idx" in entry}
-            if wrong := {name: value for name, value in drawn.items() if labels.get(name) != value}:
-                raise ValueError(
-                    f"{image}: the segments were submitted as {wrong}, expected {labels}. Name and order them like "
-                    "that, with empty segments for organs that are not there, and submit the label again."
-                )
-        return super()._fetch_datalist(request, datastore)
-
-    def _partition_datalist(
-        self, datalist: list[dict[str, str]], request: dict[str, Any], shuffle: bool = False
-    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        parts = super()._partition_datalist(datalist, request, shuffle)
-        if not all(parts):
-            raise ValueError(
-                f"{len(datalist)} studies with a submitted label make {len(parts[0])} for training and "
-                f"{len(parts[1] or [])} for validation (val_split {request.get('val_split', 0.2)}); expected one of "
-                "each at least. Submit more labels, or set val_split to 0.5."
-            )
-        return parts
-
-    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
-        if pretrained:  # MONAI Label's own method fails where it is not
-            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
-
-    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        pretrained = any(
-            isinstance(h, dict) and h["_target_"] == "CheckpointLoader" for h in overrides["train#handlers"]
-        )
-        earlier = _record(Path(self.bundle_path, "models", "model.json")) if pretrained else {}
-        known = [key for key in RECORDED if key in self.bundle_config]  # an older package may have fewer
-        overrides |= {
-            "max_epochs": overrides["train#trainer#max_epochs"],  # the schedule's length, too
-            "ckpt_dir": str(Path(self.bundle_path, "training")),
-            "overwrite": True,
-            "leakage": [],  # there is no datalist to look at
-            "record": {
-                "name": "labels submitted to MONAI Label",
-                "synthetic": earlier.get("synthetic", False),
-                "labels": "@labels",
-                "network_overlay": "@network_overlay",
-                "pretrained": {"file": "model.pt", "record": earlier} if pretrained else None,
-                **{key: f"@{key}" for key in known},
-            },
-        }
-        return overrides
+VOLUMES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")  # endings of label maps that are written
+DICOM_SEG = "dicom_seg"
 
 
 def request_faults(request: Mapping[str, Any]) -> list[str]:
-    """What is wrong with `mpp`, `location` and `size`, in a sentence each."""
+    """What is wrong with the options of a request, in a sentence each."""
     faults, mpp = [], request.get("mpp")
     location, size = request.get("location") or [0, 0], request.get("size") or [0, 0]
     if mpp is not None and not (type(mpp) in (int, float) and 0 < mpp < math.inf):
@@ -203,15 +54,15 @@ def request_faults(request: Mapping[str, Any]) -> list[str]:
         faults.append(f"location is {location!r}, expected [x, y] in whole pixels.")
     if not (_is_pair(size) and (min(size) > 0 or not any(size))):
         faults.append(f"size is {size!r}, expected [width, height] in whole pixels, or [0, 0] for the whole image.")
+    if (ending := request.get("result_extension")) and ending not in VOLUMES:
+        faults.append(f"result_extension is {ending!r}, expected one of {', '.join(VOLUMES)}.")
+    if request.get("save_label") and request.get("label_tag") == DefaultLabelTag.FINAL.value:
+        faults.append("label_tag is 'final', which is for labels that somebody submits, by PUT /datastore/label.")
     return faults
 
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]
-
-
-def _record(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 class BundleApp(MONAILabelApp):
@@ -220,6 +71,25 @@ class BundleApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.models = get_bundle_models(app_dir, conf)
         super().__init__(app_dir, studies, conf, name="MONAI bundles", description="Packed bundles, served as they are")
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        about = [
+            parse_json(Path(path, "configs", "metadata.json"))
+            for name, path in self.models.items()
+            if "segmentation" in name
+        ]
+        codes = {name: code for each in about for name, code in each["dicom_codes"].items()}
+        classes = [_classes(each) for each in about]
+        place = settings.MONAI_LABEL_DATASTORE_CACHE_PATH or settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
+        pacs = PacsLabels(
+            DicomWeb(self.studies),
+            Path(place or Path(self.app_dir, "pacs"), hashlib.sha256(self.studies.encode()).hexdigest()[:16]),
+            codes,
+            classes[0] if classes and all(each == classes[0] for each in classes) else None,
+            {key: text for key, text in settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER.items() if key != "Modality"},
+            metadata.version("monailabel"),
+        )
+        return DicomWebDatastore(pacs)
 
     def init_infers(self) -> dict[str, InferTask]:
         return {name: self._infer_task(name, path) for name, path in self.models.items()}
@@ -239,23 +109,79 @@ class BundleApp(MONAILabelApp):
         return {"random": Random(), "first": First()}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        self._refuse_faulty(request, datastore or self.datastore())
+        """What a bundle makes of an image, which is one of the datastore or came with the request or its session.
+
+        With `output` dicom_seg in the request, which has to be for a DICOM series then, the file is a SEG.
+        """
+        datastore = datastore or self.datastore()
+        image, given = request.get("image") or "", self._path_of(request, datastore)
+        sent = self._is_sent(image)
         try:
-            return super().infer(request, datastore)
+            path = str(unpack(Path(given), request_folder())) if given.lower().endswith(".zip") else given
+            answer = self._answer(request, path, datastore)
         except Exception as error:
             # each bundle brings its own class of this name; its message is written for who gave the image
             if type(error).__name__ == "DataError":
-                raise HTTPException(422, detail=str(error)) from error
+                shown = "the image" if sent else image
+                why = str(error).replace(given, shown).replace(given.removesuffix(".zip"), shown)
+                raise HTTPException(422, detail=why) from error
             raise
+        if request.get("save_label") and not sent and isinstance(answer["file"], str):
+            tag, about = answer["tag"], {"model": request["model"], "params": answer["params"]}
+            answer["label"] = datastore.save_label(image, answer["file"], request.get("label_tag") or tag, about)
+        return answer
 
-    def _refuse_faulty(self, request: dict[str, Any], datastore: Datastore) -> None:
-        model, image, faults = request.get("model"), request.get("image"), request_faults(request)
+    def _answer(self, request: dict[str, Any], path: str, datastore: Datastore) -> dict[str, Any]:
+        """What a bundle makes of the image at a path, as a volume's label map or as DICOM SEG."""
+        ending = next((end for end in VOLUMES if path.lower().endswith(end)), ".nii.gz")
+        asked = {"result_extension": ending, **request, "image": path, "save_label": False}
+        if request.get("output") != DICOM_SEG:
+            return super().infer(asked, datastore)
+        answer = super().infer({**asked, "result_extension": ".nii.gz"}, datastore)
+        from_pacs = isinstance(datastore, DicomWebDatastore) and not self._is_sent(request["image"])
+        series = datastore.dicom_folder(request["image"]) if from_pacs else path
+        source = read_source(series, request.get("series"))
+        file = self._as_dicom(request["model"], answer["file"], source)
+        return {**answer, "file": file, "label": file}
+
+    def _path_of(self, request: Mapping[str, Any], datastore: Datastore) -> str:
+        """Where the image of a request lies."""
+        model, image, faults = request.get("model"), request.get("image") or "", request_faults(request)
         if model not in self._infers:
             faults.append(f"{model}: there is no such model, expected one of {', '.join(self._infers)}.")
-        if isinstance(image, str) and not os.path.exists(image) and not datastore.get_image_uri(image):
+        path = image if self._is_sent(image) else datastore.get_image_uri(image)
+        if not path or not Path(path).exists():
             faults.append(f"{image}: is not among the studies. Give the id of one, or send the image as a file.")
+        elif self._is_sent(image) and Path(path).is_file() and _is_slice(Path(path)):
+            faults.append("the image is a single DICOM slice. Send all slices of the series, as a zip.")
         if faults:
             raise HTTPException(422, detail=" ".join(faults))
+        return path
+
+    def _is_sent(self, image: str) -> bool:
+        """Whether an image came with the request, or is that of a session. No request can name such a path itself."""
+        places = [request_folder(), *([] if self.sessions() is None else [self.sessions().store_path])]
+        return any(place and Path(image).is_relative_to(place) for place in places)
+
+    def _as_dicom(self, model: str, label_map: str, source: SourceSeries) -> str:
+        """The result of a segmentation bundle as DICOM SEG, by its own names and codes.
+
+        Raises:
+            DataError: when the bundle segments nothing, or has found nothing.
+        """
+        about = parse_json(Path(self.models[model], "configs", "metadata.json"))
+        weights, config = Path(self.models[model], "models", "model.pt"), self._infers[model].bundle_config
+        if "dicom_codes" not in about:
+            raise DataError(f"{model}: segments nothing, so that there is no DICOM SEG of its results.")
+        origin = Origin(
+            config["bundle"], about["version"], {"weights": weights_digest(weights)}, read_model_record(weights)
+        )
+        voxels, grid = read_volume(label_map)
+        classes = config.get_parsed_content("classes")
+        made = segment(source, voxels, grid.affine, classes, about["dicom_codes"], origin)
+        file = request_file(suffix=".dcm")
+        pydicom.dcmwrite(file, made, enforce_file_format=True)
+        return str(file)
 
     def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """What QuPath and the Digital Slide Archive ask for: one answer for the part of a slide that is selected.
@@ -266,3 +192,14 @@ class BundleApp(MONAILabelApp):
         if task and not isinstance(task, Detector):
             raise HTTPException(422, detail=f"{request['model']}: gives no outlines in slides. Ask /infer instead.")
         return self.infer(request, datastore)
+
+
+def _is_slice(path: Path) -> bool:
+    header = read_header(path)
+    return isinstance(header, DicomHeader) and header.frames == 1
+
+
+def _classes(about: Mapping[str, Any]) -> dict[str, int]:
+    """Name → id of the classes of a bundle, from its metadata."""
+    (pred,) = about["network_data_format"]["outputs"].values()
+    return {name: int(i) for i, name in pred["channel_def"].items() if i != "0"}

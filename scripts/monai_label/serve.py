@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from bundle_tools.archive import lay_out
 from bundle_tools.bundle import BUNDLES, ROOT, Bundle, bundle_names
 from command_line import run_command
 
+from monai_label import TRAINED_HERE
+from shared.dicom.connection import checked_url
 from shared.networks import read_model_record
 from shared.utils import DataError
 from shared.utils.values import Number, Whole
@@ -23,14 +24,9 @@ HOST = "127.0.0.1"
 # MONAI Label sees in the name of a folder what its bundle is for. What metadata.json says of the output, and that word.
 KINDS = {"segmentation": "segmentation", "classification": "classification", "anchor outputs": "detection"}
 IMAGES = ("nii.gz", "nii", "nrrd", "mha", "jpg", "jpeg", "png", "tif", "tiff", "svs", "ndpi", "mrxs")
-TRAINED_HERE = "labels submitted to MONAI Label"  # the name in the record of weights that app.py trained
-
-# By default a page from anywhere may ask, in the user's own browser, and so read and delete studies. MONAI Label 0.8.5
-# cannot print its setting of other origins, and stops; so only what makes the answers may see it.
-START = (
-    "from monailabel.config import settings; settings.MONAI_LABEL_CORS_ORIGINS = {origins}; import monailabel.app; "
-    "settings.MONAI_LABEL_CORS_ORIGINS = []; from monailabel.main import Main; Main().run()"
-)
+STAND_IN = "from monai_label.substitutes import stand_in; stand_in()"
+START = f"{STAND_IN}; from monailabel.main import Main; Main().run()"
+MAIN = f"{STAND_IN}\nfrom monai_label.app import BundleApp\n"  # the file in which MONAI Label looks for an app
 
 
 def served_name(bundle: Path) -> str:
@@ -104,10 +100,11 @@ def check_studies(studies: str) -> str:
     MONAI_LABEL_DATASTORE=dsa is set.
 
     Raises:
-        DataError: when it is not there (MONAI Label would make an empty one) or cannot be written to.
+        DataError: when it is not there (MONAI Label would make an empty one) or cannot be written to, or an address has
+            a log-in in it.
     """
     if studies.startswith(("http://", "https://")):
-        return studies
+        return checked_url(studies)
     folder = Path(studies).expanduser().resolve()
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         found = "cannot be written to" if folder.is_dir() else "there is no such folder"
@@ -148,17 +145,16 @@ def main(
     check_port(port)
     app = Path(app_dir).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
     app.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(__file__).with_name("app.py"), app / "main.py")
+    (app / "main.py").write_text(MAIN)
     names = [deploy(name, file, app / "model") for name, file in files.items()]
     print(f"{', '.join(names)}: soon at http://{HOST}:{port}, log in {app / 'logs' / 'app.log'}", flush=True)
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    origins = json.loads(environ.pop("MONAI_LABEL_CORS_ORIGINS", "null")) or [f"http://{HOST}:{port}"]
-    command = ["start_server", "--app", str(app), "--studies", place]
-    command += ["--host", HOST, "--port", str(port), "--conf", "models", ",".join(names)]
+    origins = os.environ.pop("MONAI_LABEL_CORS_ORIGINS", "") or json.dumps([f"http://{HOST}:{port}"])
+    command = ["start_server", "--app", str(app), "--studies", place, "--uvicorn_app", "monai_label.web:app"]
+    command += ["--host", HOST, "--port", str(port), "--conf", "models", ",".join(names), "--conf", "origins", origins]
     # any word but the sources that it knows: it then takes the bundles that are there, and asks no server for others
     command += ["--conf", "zoo_source", "local", *(["--conf", "mpp", str(mpp)] if mpp else [])]
-    environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps([f"*.{ending}" for ending in IMAGES]))
-    os.execve(sys.executable, [sys.executable, "-c", START.format(origins=origins), *command], environ)
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps([f"*.{ending}" for ending in IMAGES]))
+    os.execv(sys.executable, [sys.executable, "-c", START, *command])
 
 
 if __name__ == "__main__":

@@ -1,42 +1,39 @@
 """MONAI Label's real server with all bundles: its answers are those of `monai.bundle run`, and it trains.
 
-It runs in an environment of its own, .venv-monailabel, made by `bash scripts/monai_label.sh --set_up`. Without it the
-tests are skipped, or, where MONAI_LABEL_TESTS=1 is set, it is made.
+What it does with a PACS is in test_monai_label_pacs.py.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
+import re
 import shutil
-import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import tifffile
-import torch
 from commands import is_locked, run
-from monai.bundle import ConfigParser
+from ct_phantom import Phantom, write_phantom
+from monai_label.guard import NAMED
+from monai_label_server import MISSING, ROOT, THRESHOLD, Server, form, made, start, wanted
 from PIL import Image
 from workflows import command
 
 from shared.datasets.synthetic_ct import make_synthetic_ct
 from shared.datasets.synthetic_histology import make_synthetic_histology
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "monai_label.sh"
-STAMP = ROOT / ".venv-monailabel" / "made-by-setup-env"
-REQUIREMENTS = ROOT / "requirements-monailabel.txt"
 TYPES = {
     "abdominal_unetr_cbs_segmentation": "segmentation",
     "mitosis_fusestyle_cls_classification": "classification",
@@ -46,87 +43,11 @@ TYPES = {
 SEGMENTATION = [name for name, kind in TYPES.items() if kind == "segmentation"]
 DETECTION = "mitosis_retinanet_fusestyle_detection"
 CLASSIFICATION = "mitosis_fusestyle_cls_classification"
-THRESHOLD = 0.7
-LAST_LAYERS = {"out.conv": 0.2, "fc.": 0.2, "cls_logits": 60.0}  # and how much their weights have to vary
-ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-wanted = os.environ.get("MONAI_LABEL_TESTS") == "1"
-made = STAMP.is_file() and STAMP.read_text().endswith(REQUIREMENTS.read_text())
 pytestmark = [
     pytest.mark.monai_label,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not (made or wanted),
-        reason="there is no .venv-monailabel of these versions: `bash scripts/monai_label.sh --set_up` makes it, and "
-        "so does MONAI_LABEL_TESTS=1",
-    ),
+    pytest.mark.skipif(not (made or wanted), reason=MISSING),
 ]
-
-
-class Server(NamedTuple):
-    address: str
-    app: Path
-    studies: Path
-    log: Path
-
-    def bundle(self, model: str) -> Path:
-        return self.app / "model" / model
-
-    def ask(self, path: str, data: bytes | None = None, content_type: str = "", method: str | None = None) -> bytes:
-        headers = {"Content-Type": content_type} if content_type else {}
-        request = urllib.request.Request(self.address + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            if error.code == 422:
-                return error.read()
-            raise AssertionError(f"{path}: {error}\n{self.log.read_text()[-5000:]}") from error
-
-    def ask_json(self, path: str, content: Any = None) -> Any:
-        data = None if content is None else json.dumps(content).encode()
-        return json.loads(self.ask(path, data, "application/json"))
-
-    def send(self, path: str, field: str, file: Path, method: str = "POST", **fields: Any) -> bytes:
-        """A form with a file in it, as the clients send it."""
-        parts = [
-            f'--limit\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{json.dumps(value)}\r\n'.encode()
-            for name, value in fields.items()
-        ]
-        head = f'--limit\r\nContent-Disposition: form-data; name="{field}"; filename="{file.name}"\r\n\r\n'
-        data = b"".join([*parts, head.encode(), file.read_bytes(), b"\r\n--limit--\r\n"])
-        return self.ask(path, data, "multipart/form-data; boundary=limit", method)
-
-    def train(self, model: str, **options: Any) -> dict[str, Any]:
-        """The state of a training when it has ended."""
-        self.ask_json(f"/train/{model}", {"device": "cpu", "max_epochs": 1, "val_split": 0.5, **options})
-        end = time.monotonic() + 300
-        while time.monotonic() < end:
-            task = self.ask_json("/train/")
-            if task["status"] not in ("SUBMITTED", "RUNNING"):
-                return task
-            time.sleep(1)
-        raise AssertionError(f"no end of the training in five minutes\n{self.log.read_text()[-5000:]}")
-
-
-def write_weights(name: str, folder: Path) -> Path:
-    """Seeded weights of the demo's network with varied answers, the record beside them, and a threshold."""
-    configs = ROOT / "bundles" / name / "configs"
-    overlay = json.loads((configs / "variants" / "demo.json").read_text())
-    parser = ConfigParser({**json.loads((configs / "inference.json").read_text()), **overlay})
-    torch.manual_seed(0)
-    network = parser.get_parsed_content("network_def")
-    with torch.no_grad():
-        for key, value in network.named_parameters():
-            for last, deviation in LAST_LAYERS.items():
-                if last in key:
-                    value.copy_(torch.randn_like(value) * (deviation if key.endswith("weight") else 0.0))
-    folder.mkdir()
-    torch.save(network.state_dict(), folder / "model.pt")
-    record = {"name": "nothing", "synthetic": True, "network_overlay": overlay["network_overlay"]}
-    (folder / "model.json").write_text(json.dumps(record))
-    (folder / "threshold.json").write_text(json.dumps({"threshold": THRESHOLD}))
-    return folder / "model.pt"
 
 
 @pytest.fixture(scope="module")
@@ -147,44 +68,20 @@ def images(data: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `scripts/monai_label.sh` starts it."""
-    if not made:
-        subprocess.run(["bash", SCRIPT, "--set_up"], check=True)
+    """With all bundles, and temporary files in a folder of its own."""
     folder = tmp_path_factory.mktemp("monai label")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = Server(f"http://127.0.0.1:{port}", folder / "app", folder / "studies", folder / "server.log")
-    found.studies.mkdir()
+    for name in ("studies", "temporary"):
+        (folder / name).mkdir()
     pixels = np.asarray(Image.open(images(data)[DETECTION]))
     options = {"tile": (128, 128), "photometric": "rgb", "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(found.studies / "slide.tiff", np.tile(pixels, (2, 2, 1)), **options)  # 0.25 µm a pixel
+    tifffile.imwrite(folder / "studies" / "slide.tiff", np.tile(pixels, (2, 2, 1)), **options)  # 0.25 µm a pixel
     names = [model.removesuffix(f"_{kind}") for model, kind in TYPES.items()]
-    weights = [f"{name}={write_weights(name, folder / name)}" for name in names]
-    command = ["bash", SCRIPT, found.studies, *weights, "--port", str(port), "--app_dir", found.app]
-    environ = {**ENVIRON, "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
-    with found.log.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environ) as process:
-        try:
-            wait_for(found, process)
-            yield found
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:  # it waits for what it was asked last
-                process.kill()
+    with start(folder, folder / "studies", names, TMPDIR=str(folder / "temporary")) as found:
+        yield found
 
 
-def wait_for(server: Server, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 180
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            server.ask("/info/")
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(server.log.read_text())
+def studies(server: Server) -> Path:
+    return server.app.parent / "studies"
 
 
 def bundle_run(server: Server, model: str, image: Path, output: Path) -> Path:
@@ -337,10 +234,134 @@ def test_the_answer_says_that_there_is_no_such_model_or_image(server: Server, pa
     assert refused.startswith("slide_9: is not among the studies")
 
 
+HIDDEN = [  # what the server's own list of its routes leaves out
+    ("POST", "/infer/wsi/{}"),
+    ("PUT", "/datastore/updatelabelinfo?label={}&tag=final"),
+    ("DELETE", "/datastore/?id={}"),
+    ("GET", "/ohif/{}"),
+    ("GET", "/proxy/dicom/{}"),
+    ("GET", "/proxy/dicom/wado/{}"),
+]
+
+
+def routes(server: Server) -> Iterator[tuple[str, str]]:
+    """Method and address, with {} for a name, of each route for each name that it takes."""
+    yield from HIDDEN
+    for path, methods in server.ask_json("/openapi.json")["paths"].items():
+        for method, about in methods.items():
+            names = [(each["in"], each["name"]) for each in about.get("parameters", []) if each["name"] in NAMED]
+            query = "&".join(f"{name}=a" for place, name in names if place == "query")
+            for place, name in names:
+                if place == "path":
+                    yield method.upper(), path.replace(f"{{{name}}}", "{}")
+                else:
+                    yield method.upper(), f"{re.sub('{.+?}', 'a', path)}?{query}&{name}={{}}"
+
+
+def test_ids_are_names_in_every_route(server: Server) -> None:
+    asked = [*routes(server)]
+    assert len(asked) > 35
+    for method, address in asked:
+        for text in ("..", "..%2F..%2Fx", "%2Fetc%2Fpasswd", "a%5Cb"):
+            status, content = server.answer(address.format(text), None, "application/json", method)
+            assert status == 400, (method, address, text, content)
+            assert method == "HEAD" or "expected a name" in json.loads(content)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "params", "message"),
+    [
+        ("POST", f"/infer/{SEGMENTATION[0]}", "{bad", "params is no JSON"),
+        ("POST", f"/infer/{SEGMENTATION[0]}", "[1]", "params is [1], expected an object"),
+        ("POST", f"/infer/{SEGMENTATION[0]}", '{"image": "/etc/passwd"}', "image is '/etc/passwd', expected a name"),
+        ("POST", f"/infer/{SEGMENTATION[0]}", '{"model_filename": "../x.pt"}', "model_filename is '../x.pt'"),
+        ("POST", f"/infer/wsi_v2/{DETECTION}", '{"image": "../x"}', "image is '../x', expected a name"),
+        ("PUT", "/datastore/label?image=slide", "{bad", "params is no JSON"),
+        ("PUT", "/datastore/image?image=new", "{bad", "params is no JSON"),
+        ("POST", f"/train/{SEGMENTATION[0]}", '{"model_filename": "../x.pt"}', "model_filename is '../x.pt'"),
+        ("POST", f"/batch/infer/{SEGMENTATION[0]}", '{"label_tag": "../x"}', "label_tag is '../x'"),
+        ("POST", "/activelearning/random", '{"device": ', "the body is no JSON"),
+    ],
+)
+def test_json_that_is_none_or_holds_paths(
+    server: Server, data: Path, method: str, address: str, params: str, message: str
+) -> None:
+    content, kind = params.encode(), "application/json"
+    if address.startswith(("/infer", "/datastore")):
+        field, name = ("label" if "/label" in address else "file"), "wsi" if "wsi" in address else "params"
+        content, kind = form(field, "a.nii.gz", images(data)[SEGMENTATION[0]].read_bytes(), **{name: params})
+    status, answer = server.answer(address, content, kind, method)
+    assert (status, message in json.loads(answer)["detail"]) == (400, True), answer
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
+    """A CT as a DICOM series."""
+    return write_phantom(tmp_path_factory.mktemp("series") / "ct")
+
+
+def zipped(folder: Path) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"ct/{file.name}")
+    return content.getvalue()
+
+
+def test_a_zip_of_a_dicom_series_and_its_result_as_dicom(server: Server, ct: Phantom, tmp_path: Path) -> None:
+    address, params = f"/infer/{SEGMENTATION[0]}", {"device": "cpu"}
+    nib.save(nib.Nifti1Image(ct.hu.astype(np.int16), ct.affine), tmp_path / "ct.nii.gz")
+    (tmp_path / "expected.nii.gz").write_bytes(server.send(f"{address}?output=image", "file", tmp_path / "ct.nii.gz"))
+    expected = label_map(tmp_path / "expected.nii.gz")[0]
+    (tmp_path / "ct.zip").write_bytes(zipped(ct.folder))
+    (tmp_path / "answer.nii.gz").write_bytes(server.send(f"{address}?output=image", "file", tmp_path / "ct.zip"))
+    answer = nib.as_closest_canonical(nib.load(tmp_path / "answer.nii.gz"))
+    np.testing.assert_array_equal(np.asanyarray(answer.dataobj), expected)
+    content = server.send(f"{address}?output=dicom_seg", "file", tmp_path / "ct.zip", params=params)
+    found = pydicom.dcmread(io.BytesIO(content))
+    names = {i: name for name, i in server.ask_json("/info/")["models"][SEGMENTATION[0]]["labels"].items()}
+    assert [item.TrackingID for item in found.SegmentSequence] == [names[i] for i in np.unique(expected) if i]
+    assert found.ManufacturerModelName == "abdominal_unetr_cbs"
+
+
+def test_what_is_no_series_is_refused_in_words(server: Server, ct: Phantom, data: Path) -> None:
+    address = f"/infer/{SEGMENTATION[0]}"
+    for name, content, message in (
+        ("0001.dcm", (ct.folder / "0001.dcm").read_bytes(), "a single DICOM slice"),
+        ("ct.zip", b"PK damaged", "the image: cannot be unpacked"),
+        ("ct.zip", zipped(data / "ct" / "imagesTr"), "holds no readable DICOM series"),
+    ):
+        status, answer = server.answer(address, *form("file", name, content))
+        assert (status, message in json.loads(answer)["detail"]) == (422, True), answer
+    scan = images(data)[SEGMENTATION[0]]
+    answer = server.send(f"{address}?output=dicom_seg", "file", scan)
+    assert b"Expected a folder with the slices of one CT" in answer or b"cannot be read as DICOM" in answer
+    assert b"result_extension is '.png'" in server.send(address, "file", scan, params={"result_extension": ".png"})
+
+
+def test_a_network_submits_nothing(server: Server) -> None:
+    params = {"save_label": True, "label_tag": "final"}
+    answer = server.ask(f"/infer/{SEGMENTATION[0]}?image=slide", *form("a", "a", b"", params=params))
+    assert b"for labels that somebody submits" in answer
+
+
+def test_images_come_from_the_datastore_a_session_or_the_request_alone(server: Server, ct: Phantom) -> None:
+    """Not from the folder in which the server was started."""
+    name = "requirements.txt"
+    assert Path.cwd().joinpath(name).exists()
+    assert b"is not among the studies" in server.ask(f"/infer/{SEGMENTATION[0]}?image={name}", b"", method="POST")
+    session = json.loads(server.ask("/session/?uncompress=true", *form("files", "ct.zip", zipped(ct.folder)), "PUT"))
+    address = f"/infer/{SEGMENTATION[0]}?session_id={session['session_id']}&output=image"
+    assert len(server.ask(address, b"", method="POST")) > 100
+    server.ask(f"/session/{session['session_id']}", method="DELETE")
+    status, _ = server.answer("/session/?uncompress=true", *form("files", "ct.zip", b"no zip"), "PUT")
+    assert status == 400
+
+
 def submit(server: Server, data: Path, number: int, labels: dict[str, int]) -> None:
     """An image, and its label as 3D Slicer submits it: the segments' order beside the label map."""
     name = f"ct_{number:03}"
-    shutil.copy(data / "ct" / "imagesTr" / f"{name}.nii.gz", server.studies)
+    shutil.copy(data / "ct" / "imagesTr" / f"{name}.nii.gz", studies(server))
     end = time.monotonic() + 30
     while name not in server.ask_json("/datastore/?output=all")["objects"]:  # it looks at the folder now and then
         assert time.monotonic() < end
@@ -348,6 +369,14 @@ def submit(server: Server, data: Path, number: int, labels: dict[str, int]) -> N
     info = [{"name": organ, "idx": value} for organ, value in labels.items()]
     file = data / "ct" / "labelsTr" / f"{name}.nii.gz"
     server.send(f"/datastore/label?image={name}&tag=final", "label", file, "PUT", params={"label_info": info})
+
+
+def test_files_of_requests_are_gone(server: Server) -> None:
+    """After all that was asked above, also what failed; the configuration of the log stays."""
+    end = time.monotonic() + 30  # those of the last request may still be there when its answer is
+    while left := [path.name for path in (server.app.parent / "temporary").iterdir() if path.suffix != ".json"]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
 
 
 def test_one_epoch_of_training(server: Server, data: Path, tmp_path: Path) -> None:
@@ -386,10 +415,10 @@ def test_one_epoch_of_training(server: Server, data: Path, tmp_path: Path) -> No
     assert (models / "model.pt").read_bytes() == after
     assert not (server.bundle(model) / "training" / "model.pt").exists()
 
-    (label,) = (server.studies / "labels" / "final").glob("ct_001.*gz")
+    (label,) = (studies(server) / "labels" / "final").glob("ct_001.*gz")
     label.write_bytes(b"damaged")
-    with pytest.raises(AssertionError, match="HTTP Error 500"):  # of a training in the server's own process
-        server.ask_json(f"/train/{model}?run_sync=true", {"device": "cpu", "max_epochs": 1, "val_split": 0.5})
+    options = {"device": "cpu", "max_epochs": 1, "val_split": 0.5}  # of a training in the server's own process
+    assert server.answer(f"/train/{model}?run_sync=true", json.dumps(options).encode(), "application/json")[0] == 500
     for folder in ("training", "output"):
         assert not is_locked(server.bundle(model) / folder)
 

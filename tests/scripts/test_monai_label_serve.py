@@ -13,8 +13,9 @@ import torch
 from bundle_tools.bundle import BUNDLES
 from commands import run
 from monai.bundle import ConfigParser
+from monai_label import TRAINED_HERE
 from monai_label import serve as monai_label
-from monai_label.serve import TRAINED_HERE, check_port, check_studies, deploy, read_weights, served_name
+from monai_label.serve import check_port, check_studies, deploy, read_weights, served_name
 
 from shared.utils import DataError
 
@@ -92,10 +93,6 @@ def test_a_bundle_is_packed_with_the_variant_of_its_weights_until_it_is_trained_
     assert "goes on with what was trained in MONAI Label" in capsys.readouterr().out
 
 
-def test_the_server_names_what_it_trains_as_deploy_looks_for_it() -> None:
-    assert f'"name": "{TRAINED_HERE}"' in (Path(monai_label.__file__).parent / "app.py").read_text()
-
-
 def test_what_is_served_outlives_weights_that_do_not_fit(weights: Path, other_weights: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     folder = models / deploy(NAME, weights, models)
@@ -125,6 +122,8 @@ def test_studies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "ct.nii.gz").touch()
     assert check_studies(str(tmp_path)) == str(tmp_path)
     assert capsys.readouterr().out == ""
+    with pytest.raises(DataError, match="has a log-in in it"):
+        check_studies("https://ida:secret@a.server/dicom-web")
     with pytest.raises(DataError, match="there is no such folder"):
         check_studies(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
