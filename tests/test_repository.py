@@ -188,6 +188,7 @@ def test_what_stands_on_top_of_scripts_is_a_command_and_nothing_below() -> None:
     assert {path.relative_to(ROOT / "scripts").as_posix() for path in below} <= {
         "bundle_tools/probe.py",
         "experiments/fork_server.py",
+        "monai_deploy/segment.py",
         "monai_label/serve.py",
     }
 
@@ -212,12 +213,13 @@ def test_what_is_imported_is_pinned() -> None:
     assert missing == []
 
 
-def test_the_server_runs_with_the_tested_versions() -> None:
-    pins, server_pins = (
+@pytest.mark.parametrize("requirements", ["requirements-monailabel.txt", "requirements-deploy.txt"])
+def test_the_server_and_the_app_sdk_run_with_the_tested_versions(requirements: str) -> None:
+    pins, others = (
         dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / name).read_text(), flags=re.MULTILINE))
-        for name in ("requirements.txt", "requirements-monailabel.txt")
+        for name in ("requirements.txt", requirements)
     )
-    assert {name for name in pins.keys() & server_pins.keys() if pins[name] != server_pins[name]} == set()
+    assert {name for name in pins.keys() & others.keys() if pins[name] != others[name]} == set()
 
 
 def test_pins_lie_in_the_ranges_of_the_package() -> None:

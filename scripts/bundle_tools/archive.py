@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 {identity} = "{name} {version}"  # imported by the configs of this package
+package_root = str(Path(__file__).resolve().parents[1])  # their bundle_root, whatever the working folder is
 
 
 class OtherBundleError(BaseException):
@@ -45,6 +46,16 @@ def __getattr__(name: str) -> object:
         "folder first on sys.path."
     )
 '''
+
+# The first step of a packed configuration. `monai.bundle` puts its folder on sys.path only when it runs, behind this
+# step, and MonaiAlgo never: where `scripts` was not found, or is another one, the folder goes there, and all is
+# imported anew. The workflow is not at hand in an expression, but it is what evaluates it.
+FIND_CODE = (
+    "$isinstance({identity}, str) or [flow.parser.parse([*map(sys.modules.pop, [name for name in sys.modules if "
+    "name.split('.')[0] == 'scripts']), sys.path.insert(0, str(flow.config_root_path.parent))] != []) for flow in "
+    "(frame.f_locals.get('self') for frame, _ in traceback.walk_stack(None)) if 'config_root_path' in "
+    "getattr(flow, '__dict__', ())]"
+)
 
 
 def renamed(text: str) -> str:
@@ -94,6 +105,15 @@ def packed_card(text: str, package: Package) -> str:
     return re.sub(r"\A(# .*\n)", lambda title: f"{title[1]}\n{head}\n", text)
 
 
+def packed_config(text: str, identity: str) -> str:
+    """A config that finds its own code and its own folder; the first import, that of other code, ends the run."""
+    imports = (f"from scripts import {identity}", "from scripts import package_root", "import sys", "import traceback")
+    lines = "".join(f'"${line}",\\2' for line in imports)
+    text = re.sub(r'("imports": \[)(\s*)', rf"\1\2{lines}", text)
+    text = re.sub(r'("initialize": \[)(\s*)', rf'\1\2"{FIND_CODE.format(identity=identity)}",\2', text)
+    return text.replace('"bundle_root": "."', '"bundle_root": "$package_root"')
+
+
 def large_files(package: Package) -> str:
     """`large_files.yml`, which `monai.bundle download_large_files` reads."""
     assert package.weights is not None
@@ -125,8 +145,7 @@ def packed_files(package: Package) -> dict[str, bytes]:
             text = text.replace(
                 "No data is shipped with this bundle, and no weights.", "No data is shipped with this bundle."
             )
-        line = f'"$from scripts import {identity}"'  # the first import: that of other code ends the run
-        texts[name] = re.sub(r'("imports": \[)(\s*)', rf"\1\2{line},\2", renamed(text))
+        texts[name] = packed_config(renamed(text), identity) if name.startswith("configs/") else renamed(text)
     if package.url:
         texts["large_files.yml"] = large_files(package)
     return pictures | {name: text.encode("utf-8") for name, text in texts.items()}

@@ -255,7 +255,7 @@ def test_what_variants_add_to_a_list_is_added_when_they_are_baked(tmp_path: Path
     added = [
         line.replace("shared.", "scripts.") for line in read(copy / "configs/variants/prevalence.json")["+imports"]
     ]
-    assert train["imports"][1:] == [*(line.replace("shared.", "scripts.") for line in first), *added, "$import json"]
+    assert train["imports"][4:] == [*(line.replace("shared.", "scripts.") for line in first), *added, "$import json"]
     assert [key for name in ("train", "inference") for key in read(folder / f"configs/{name}.json") if "+" in key] == []
 
 

@@ -91,7 +91,7 @@ def test_bad_volumes(given: Any, said: str) -> None:
 
 
 def test_voxels_without_a_number_and_those_that_are_no_hu(caplog: pytest.LogCaptureFixture) -> None:
-    given = meta_tensor(np.where(VOXELS < 0, np.nan, VOXELS))
+    given = meta_tensor(np.where(VOXELS < 0, np.nan, VOXELS).astype(np.float32))
     image = LoadVolumed("image", nan_as=-1024)({"image": given})["image"]
     assert image.min() == -1024
     assert given.isnan().any()
