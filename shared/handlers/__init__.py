@@ -11,6 +11,7 @@ from .detection_report import DetectionReport
 from .detection_threshold import DetectionThreshold
 from .end_workers import EndWorkers
 from .event_log import EventLog
+from .federated_checkpoint import FederatedCheckpoint
 from .follow_steps import follow_steps
 from .partner_counts import PartnerCounts
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing

@@ -70,7 +70,7 @@ def check_ckpt_dir(ckpt_dir: Path) -> None:
     """
     last = ckpt_dir / "last.pt"
     earlier = [ckpt_dir / name for name in FILES if (ckpt_dir / name).is_file()]
-    if not earlier or (earlier == [last] and _part(last, "trainer").get("epoch") == 0):
+    if not earlier or (earlier == [last] and checkpoint_part(last, "trainer").get("epoch") == 0):
         return
     go_on = "Continue it with --resume true, keep" if last in earlier else "Keep"
     raise DataError(
@@ -91,7 +91,7 @@ def check_output_dir(output_dir: Path, source: Path | None, ckpt_dir: Path) -> N
         kept = {}
     else:
         return
-    run = _part(source or ckpt_dir / "last.pt", "run")
+    run = checkpoint_part(source or ckpt_dir / "last.pt", "run")
     if run == kept.get("run") or (source and run == {}):  # new runs: of one that was killed at its first save
         return
     where = f", whose checkpoints are in {kept['ckpt_dir']}" if "ckpt_dir" in kept else ""
@@ -134,10 +134,10 @@ def _has_note(last: Path) -> bool:
     """Whether the run of these checkpoints, if there is one, leaves its note beside its results."""
     if not last.is_file():
         return True
-    return _part(last, "run") != {} and _part(last, "trainer").get("epoch") != 0
+    return checkpoint_part(last, "run") != {} and checkpoint_part(last, "trainer").get("epoch") != 0
 
 
-def _part(checkpoint: Path, key: str) -> Any:
+def checkpoint_part(checkpoint: Path, key: str) -> Any:
     """A part of a checkpoint, without reading its tensors; `{}` where it cannot be read or has none."""
     try:
         return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(key, {})

@@ -116,14 +116,17 @@ class TrainingCheckpoint:
             return
         idist.barrier()  # all ranks have looked for an earlier run before this one writes
         if idist.get_rank() == 0:
-            # of the run that is overwritten: no old weights beside a new run
-            for name in (*FILES[1:], *self.companions):
-                (self.ckpt_dir / name).unlink(missing_ok=True)
+            self._clear()
             if self.output_dir:
                 (self.output_dir / RUN).unlink(missing_ok=True)
             if self.events:
                 self.events.load_state_dict({})
         self._save(engine)
+
+    def _clear(self) -> None:
+        """Remove the weights of the run that is overwritten: none of them beside a new run."""
+        for name in (*FILES[1:], *self.companions):
+            (self.ckpt_dir / name).unlink(missing_ok=True)
 
     def _objects(self, engine: Engine) -> dict[str, Any]:
         objects = {**self.state, "scaler": getattr(engine, "scaler", None)}

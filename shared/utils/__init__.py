@@ -4,7 +4,7 @@ distributed run, lists and tables as text, the settings of the bundles and the c
 May import: no other room.
 """
 
-from .bundle_run import check_command_line, without_export
+from .bundle_run import check_command_line, is_federated, without_export
 from .device import prepare_device
 from .errors import DataError, DiskFullError, data_error_message, fault_list, flag, is_disk_full, show_errors_briefly
 from .files import (

@@ -75,6 +75,14 @@ def command_line() -> CommandLine | None:
     return CommandLine([files] if isinstance(files, str) else [*map(str, files)], given)
 
 
+def is_federated(run_name: str | None) -> bool:
+    """Whether MonaiAlgo runs the configuration, as a client of federated learning: it gives each run a `run_name`.
+
+    On a command line that is the name of a run that MLflow tracks.
+    """
+    return run_name is not None and command_line() is None
+
+
 def check_command_line() -> None:
     """Refuse options that no configuration knows, values that a setting cannot have and overlays in the wrong order.
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -211,8 +212,11 @@ def show_errors_briefly() -> None:
     * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
     * A rank of a distributed run says so where it stops because another one has ended.
 
-    Call it in a program, for instance in the `initialize` section of a bundle, not in a library.
+    Call it in a program, for instance in the `initialize` section of a bundle, not in a library. In a thread of a
+    program, as clients of federated learning are, nothing happens: what ends there is not the program.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         message = data_error_message(error) or lost_rank_message(error)

@@ -124,6 +124,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     ),
     "replace": (FLAG, "delete there what an earlier run has stored for the same images"),
     # how a run goes
+    "run_name": (OrNone(NAME, "none"), "what MLflow calls the run; MonaiAlgo sets it"),
     "device": (Device(), "where the network runs"),
     "stitching_device": (Device(), "where windows are put together"),
     "amp": (FLAG, "mixed precision, on a GPU"),
