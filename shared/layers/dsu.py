@@ -84,12 +84,11 @@ class DSU(StatisticsLayer):
 
 def _perturbed(x: Tensor, noise: Tensor, floor: float | None, eps: float) -> Tensor:
     mean, std = channel_statistics(x, eps)
-    with torch.no_grad():
-        noise = noise.to(mean).view(2, *mean.shape)
-        spread = ((own.var(dim=0, keepdim=True) + eps).sqrt() for own in (mean, std))
-        beta, gamma = (own + n * s for own, n, s in zip((mean, std), noise, spread, strict=True))
-        scale = gamma / std
-        if floor is not None:
-            scale = scale.clamp(min=floor)
-        shift = beta - mean * scale
+    noise = noise.to(mean).view(2, *mean.shape)
+    spread = ((own.var(dim=0, keepdim=True) + eps).sqrt() for own in (mean, std))
+    beta, gamma = (own + n * s for own, n, s in zip((mean, std), noise, spread, strict=True))
+    scale = gamma / std
+    if floor is not None:
+        scale = scale.clamp(min=floor)
+    shift = beta - mean * scale
     return torch.addcmul(shift, wide(x), scale).to(x.dtype)

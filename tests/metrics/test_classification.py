@@ -240,6 +240,7 @@ def test_calibration_error_is_that_of_the_definition() -> None:
     assert calibration_error(prob, label) == pytest.approx(error)
     assert calibration_error([0.0, 1.0, 1.0], [0, 1, 1]) == 0
     assert calibration_error([0.9, 0.9], [0, 1], bins=1) == pytest.approx(0.4)
+    assert calibration_error([1.0, 0.95], [0, 1]) == pytest.approx(0.475)  # both in the last bin
     for bad in ([0.5, 1.2], [-0.1, 0.5]):
         with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got"):
             calibration_error(bad, [0, 1])
