@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,13 @@ import pytest
 from ct_phantom import Phantom, structures, write_phantom
 from monai_label.pacs_labels import PacsLabels
 from monai_label_server import MISSING, Server, form, made, start, wanted
-from orthanc import INSTALLS, Orthanc, missing
+from orthanc import INSTALLS, Orthanc, missing, program
+from view_ohif import INSTALLS as VIEWER
+from view_ohif import OHIF
 
 from shared.dicom import DicomWeb, store
 
+MODULES = OHIF.parents[1] / "node_modules"
 MODEL = "abdominal_unetr_cbs_segmentation"
 pytestmark = [
     pytest.mark.monai_label,
@@ -31,6 +35,11 @@ pytestmark = [
     pytest.mark.skipif(not (made or wanted), reason=MISSING),
     pytest.mark.skipif(bool(missing()), reason=f"{', '.join(missing())} missing: `{INSTALLS}` installs them"),
 ]
+
+
+def viewer_lacks() -> list[str]:
+    there = (MODULES / "puppeteer-core").exists()
+    return [name for name in ("chromium", "node") if program(name) is None] + ["puppeteer-core"] * (not there)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +141,24 @@ def test_a_label_is_kept_in_the_pacs_with_its_ids(
     np.testing.assert_array_equal(
         np.asanyarray(nib.as_closest_canonical(nib.load(other.label(other.labels()[uid]))).dataobj), expected
     )
+
+
+@pytest.mark.viewer
+@pytest.mark.skipif(bool(viewer_lacks()), reason=f"{', '.join(viewer_lacks())} missing: `{VIEWER}` installs them")
+def test_run_in_the_ohif_of_monai_label(server: Server, ct: Phantom, tmp_path: Path) -> None:
+    study = pydicom.dcmread(next(ct.folder.iterdir()), stop_before_pixels=True).StudyInstanceUID
+    script = Path(__file__).resolve().parents[1] / "helpers" / "monai_label_ohif.js"
+    command = [program("node"), script, program("chromium"), tmp_path / "profile"]
+    command += [f"{server.address}/ohif/monai-label?StudyInstanceUIDs={study}", server.address, tmp_path / "run.png"]
+    environ = os.environ | {"NODE_PATH": str(MODULES)}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["status"] == 200
+    assert said["before"] == 0
+    assert said["after"] > 500  # pixels, of the edges of the overlay at least
+    assert "Running Segmentation - Successful" in said["text"]
+    assert [url for url in said["outside"] if not url.startswith("https://fonts.googleapis.com/")] == []
 
 
 def code(name: str) -> dict:
