@@ -62,18 +62,8 @@ def train_and_keep(training: Training) -> dict[str, Any]:
     return {"start": training.facts["start"], **run, "predictions": predictions}
 
 
-def plan_start(
-    trainings: Sequence[Training], start: str, pretrained: str, network: str, size: str, first_seed: int
-) -> list[Training]:
-    """The trainings from `first_seed` on, of a network that starts from weights, or of another network.
-
-    Args:
-        trainings: as `plan_trainings` gives them, in folders that belong to `start`.
-        start: what the network starts from, a name.
-        pretrained: a file of weights, or "".
-        network: an overlay that sets the network, or "".
-        size: of the plan.
-        first_seed: the earlier ones are left out.
+def files_of_start(pretrained: str, network: str) -> dict[str, Path]:
+    """What the network starts from, and the overlay that sets it, as far as given.
 
     Raises:
         DataError: when a file is not there.
@@ -83,8 +73,23 @@ def plan_start(
     for name, path in paths.items():
         if not path.is_file():
             raise DataError(f"{path}: --{name} is not there. Give the path of a file.")
-    weights = {"pretrained": str(paths["pretrained"])} if pretrained else {}
-    laid_over = [str(paths["network"])] if network else []
+    return paths
+
+
+def plan_start(
+    trainings: Sequence[Training], start: str, paths: Mapping[str, Path], size: str, first_seed: int
+) -> list[Training]:
+    """The trainings from `first_seed` on, of a network that starts from weights, or of another network.
+
+    Args:
+        trainings: as `plan_trainings` gives them, in folders that belong to `start`.
+        start: what the network starts from, a name.
+        paths: see `files_of_start`.
+        size: of the plan.
+        first_seed: the earlier ones are left out.
+    """
+    weights = {"pretrained": str(paths["pretrained"])} if "pretrained" in paths else {}
+    laid_over = [str(paths["network"])] if "network" in paths else []
     facts = {"start": start, **{name: file_digest(path) for name, path in paths.items()}}
     behind = len(SIZES[size])  # methods' overlays come last
     return [
@@ -231,6 +236,7 @@ def new_scanner(
     """
     if Path(start).name != start:
         raise DataError(f"--start is {start!r}, expected a name: it is that of a folder, too.")
+    paths = files_of_start(pretrained, network)
     source, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     arms, (domains, left_out) = chosen_arms(finalists), domains_left_out(source, scanners)
     labels = {d: labels_by_slide(p for p in labelled_patches(source) if p["domain"] == d) for d in domains}
@@ -239,7 +245,7 @@ def new_scanner(
     kept = read_runs(file, head)
     last = first_seed + seeds
     plan = plan_trainings(arms, left_out, domains, last, source, work / start, size, epochs, crop_size, jobs)
-    trainings = plan_start(plan, start, pretrained, network, size, first_seed)
+    trainings = plan_start(plan, start, paths, size, first_seed)
     known = {tuple(run[key] for key in KEY) for run in kept}
     missing = [t for t in trainings if tuple(t.facts[key] for key in KEY) not in known]
     print(f"{len(trainings) - len(missing)} of {len(trainings)} runs of this start are in {file}")
