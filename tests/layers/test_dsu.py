@@ -5,19 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from feature_maps import CUDA, SHAPES, features
 from torch import Tensor, nn
 
 from shared.layers import DSU, perturb_statistics
-
-SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])
-
-
-def features(shape: tuple[int, ...] = (5, 3, 4, 6), seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    scale, shift = (torch.rand((*shape[:2], *[1] * (len(shape) - 2)), generator=generator) for _ in range(2))
-    return (torch.randn(shape, generator=generator) * (0.2 + scale) + 3 * shift).double()
 
 
 def drawn(shape: tuple[int, ...], seed: int = 1) -> Tensor:

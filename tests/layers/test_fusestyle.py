@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 import torch
 from commands import two_ranks
+from feature_maps import CUDA, SHAPES, features
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.layers import FuseStyle, fuse_style, reference_indices, tell_batch
 
 REFERENCES = ("dot", "random", "euclidean", "kl", "style")
-SHAPES = ((5, 3, 4, 6), (4, 2, 3, 4, 5), (3, 4, 7))
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])
-
-
-def features(shape: tuple[int, ...] = (5, 3, 4, 6), seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    scale, shift = (torch.rand((*shape[:2], *[1] * (len(shape) - 2)), generator=generator) for _ in range(2))
-    return (torch.randn(shape, generator=generator) * (0.2 + scale) + 3 * shift).double()
 
 
 def by_the_equations(x: Tensor, partners: list[int], lam: list[float], eps: float) -> Tensor:
