@@ -143,6 +143,22 @@ def test_under_autocast_colours_are_the_same(tmp_path: Path, method: str) -> Non
     assert torch.equal(found, change(tensor(pixels)[None]))
 
 
+def test_many_pixels_are_looked_up_by_their_colour(tmp_path: Path) -> None:
+    """The colours of a large image, and of the next, which has some of them and others, are the network's."""
+    torch.manual_seed(0)
+    network = StainNet()
+    torch.save(network.state_dict(), tmp_path / "stainnet.pt")
+    change, asked = stain_normalizer("stainnet", weights=tmp_path / "stainnet.pt").change(), []
+    of = change.network.normalize
+    change.network.normalize = lambda image: (asked.append(image.numel()), of(image))[1]
+    for seed in (12, 12, 13):
+        image = torch.stack([tensor(tissue(seed + i, size=448)) for i in (0, 1)])
+        assert torch.equal(change(image), of(image))
+    assert image.numel() > 2**20 and asked[0] < image.numel() / 2 and len(asked) == 2 and 0 < asked[1] < asked[0]
+    del change.network.normalize
+    assert len(pickle.dumps(change)) < 2**16
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["grey", "glass", "one colour", "missing"])
 def test_what_has_no_stains_is_named(tmp_path: Path, method: str, kind: str) -> None:
