@@ -5,18 +5,21 @@ Shape suffixes: C classes, X Y Z the preprocessed grid, x y z the native grid in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-Taps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Taps = tuple[torch.Tensor, torch.Tensor]
 
 # By how much larger slabs are on a GPU, which has no cache to stay in, and takes its time to begin with each.
 _ON_GPU = 8
 # How far, in voxels of the preprocessed grid, rounding in the affines may move a point off its axis.
 _OFF_AXIS = 0.5
+# Probabilities that are interpolated at a time: what they need stays in a CPU's cache.
+_PIECE = 2**18
 
 
 def axis_maps(
@@ -56,54 +59,47 @@ def _inside(positions: np.ndarray, size: int) -> slice:
 
 
 def _taps(positions: np.ndarray, size: int) -> Taps:
-    """Lower neighbour, upper neighbour and the weight of the upper one, for linear interpolation held at the ends."""
-    positions = positions.clip(0, size - 1)
-    lower = np.floor(positions).astype(np.int64)
-    upper = np.minimum(lower + 1, size - 1)
-    return torch.from_numpy(lower), torch.from_numpy(upper), torch.from_numpy(positions - lower).float()
+    """Neighbours and their weights, both (n, k), for linear interpolation held at the ends.
+
+    k is 2, or 1 where all positions are voxel centres.
+    """
+    positions = positions.clip(0, size - 1).round(6)  # rounding in the affines makes no neighbour
+    lower, upper = np.floor(positions), np.ceil(positions)
+    neighbours, weights = np.stack([lower, upper], 1), np.stack([1 - (positions - lower), positions - lower], 1)
+    k = 2 if (lower != upper).any() else 1
+    return torch.from_numpy(neighbours[:, :k].astype(np.int64)), torch.from_numpy(weights[:, :k].astype(np.float32))
 
 
 def _block_labels(logits: torch.Tensor, taps: Sequence[Taps]) -> torch.Tensor:
-    """Labels (x, y, z), uint8, of a block from the logits (C, X, Y, Z) of the voxels around it, class by class."""
-    classes = len(logits)
-    peak = logits.amax(0).float()
-    probability = torch.empty_like(peak)
-    total = torch.zeros_like(peak)
-    for logit in logits:
-        total += torch.sub(logit, peak, out=probability).clamp_(min=-50).exp_()
-    normaliser = total.log_().add_(peak)
-    if not normaliser.isfinite().all():
+    """Labels (x, y, z), uint8, of a block from the logits (C, X, Y, Z) of the voxels around it.
+
+    Where all neighbours of a point have the same winner it is the point's, too, whatever their weights: probabilities
+    are interpolated where they do not agree alone, which is the case at the borders of organs.
+    """
+    probability = torch.softmax(logits.float(), 0)
+    if not probability.sum().isfinite():
         raise ValueError(
             "The network's output holds NaN or infinity: its weights are damaged, or half precision overflows."
         )
-
-    # The probabilities of a point sum to 1, so its winner has at least 1 / C, and so has one of its neighbours.
-    peaks = torch.stack([torch.sub(logit, normaliser, out=probability).amax() for logit in logits])
-    present = torch.nonzero(peaks >= math.log((1 - 1e-4) / classes)).flatten().tolist()
-    shape = [len(weight) for _, _, weight in taps]
-    if len(present) == 1:
-        return torch.full(shape, present[0], dtype=torch.uint8, device=logits.device)
-
-    # All memory is taken once: asking for it once a class takes longer than the arithmetic.
-    steps, extent = [], list(logits.shape[1:])
+    lowest = highest = logits.max(0).indices.to(torch.uint8)
     for dim in (2, 1, 0):  # the fastest axis first: most of the work is then done on long contiguous rows
-        lower, upper, weight = taps[dim]
-        extent[dim] = shape[dim]
-        buffers = (torch.empty(extent, device=logits.device), torch.empty(extent, device=logits.device))
-        steps.append((dim, lower, upper, weight.view(-1, *(1,) * (2 - dim)), *buffers))
-    best = torch.zeros(shape, device=logits.device)
-    better = torch.empty(shape, dtype=torch.bool, device=logits.device)
-    labels = torch.zeros(shape, dtype=torch.uint8, device=logits.device)
-    for index in present:
-        # exp(-50) is nothing beside 1 / C, and arithmetic with the denormal numbers below 1e-38 is slow.
-        x = torch.sub(logits[index], normaliser, out=probability).clamp_(min=-50).exp_()
-        for dim, lower, upper, weight, x_lower, x_upper in steps:
-            torch.index_select(x, dim, lower, out=x_lower)
-            torch.index_select(x, dim, upper, out=x_upper)
-            x = x_lower.lerp_(x_upper, weight)
-        labels.masked_fill_(torch.gt(x, best, out=better), index)
-        torch.maximum(best, x, out=best)
-    return labels
+        neighbours = taps[dim][0].T
+        lowest = reduce(torch.minimum, [lowest.index_select(dim, n) for n in neighbours])
+        highest = reduce(torch.maximum, [highest.index_select(dim, n) for n in neighbours])
+    labels = lowest.flatten()
+    unsure = torch.nonzero(labels != highest.flatten()).flatten()
+    if not len(unsure):
+        return lowest
+    table = probability.flatten(1).T.contiguous()  # the classes of a voxel lie together
+    for piece in unsure.split(_PIECE // len(logits)):
+        corners, weights = torch.zeros_like(piece)[:, None], torch.ones_like(piece, dtype=torch.float32)[:, None]
+        for axis, at in enumerate(torch.unravel_index(piece, lowest.shape)):
+            neighbours, shares = (tap[at][:, None] for tap in taps[axis])
+            corners = (corners[..., None] * logits.shape[1 + axis] + neighbours).flatten(1)
+            weights = (weights[..., None] * shares).flatten(1)
+        mixed = F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights)
+        labels[piece] = mixed.max(1).indices.to(torch.uint8)
+    return labels.view(lowest.shape)
 
 
 class NativeLabels:
@@ -171,7 +167,7 @@ class NativeLabels:
             raise ValueError(
                 f"planes {first} to {end - 1} of {self.shape[self.axis]} do not follow plane {self._given - 1}."
             )
-        last_needed = self.taps[self.axis][1]
+        last_needed = self.taps[self.axis][0][:, -1]
         todo = torch.nonzero((last_needed >= self._given) & (last_needed < end)).flatten().tolist()
         self._given = max(end, self._given)
         if not self._inside.numel() or not todo:
@@ -188,10 +184,11 @@ class NativeLabels:
 
     def _part(self, dim: int, native: slice, first: int) -> tuple[slice, Taps]:
         """What some native voxels need of the logits along an axis, and the taps in that."""
-        low, high = int(self.taps[dim][0][native].min()), int(self.taps[dim][1][native].max())
-        lower, upper, weight = (tap[native] for tap in self._there[dim])
+        needed = self.taps[dim][0][native]
+        low, high = int(needed.min()), int(needed.max())
+        neighbours, weights = (tap[native] for tap in self._there[dim])
         begin = first if dim == self.axis else 0
-        return slice(low - begin, high + 1 - begin), (lower - low, upper - low, weight)
+        return slice(low - begin, high + 1 - begin), (neighbours - low, weights)
 
 
 def restore_label_map(
@@ -204,8 +201,8 @@ def restore_label_map(
     """Label map on the native grid: argmax over classes of the linearly interpolated softmax of the logits.
 
     The result is that of softmax, resampling every channel and argmax, but it is made slab by slab along the first
-    axis of the preprocessed grid, with a running argmax over the classes: beside logits and result it needs the memory
-    of a few slabs, whatever the number of classes.
+    axis of the preprocessed grid, and interpolated only where the voxels around a point differ: beside logits and
+    result it needs the memory of a few slabs of logits.
 
     Native voxels up to half a voxel beyond the preprocessed grid take the value at its border; those further out (the
     grid may be a crop) are background.
