@@ -250,7 +250,7 @@ class _SeenColours:
         self.changed = torch.zeros((3, 256**3), dtype=torch.uint8)
 
     def change(self, image: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `of`, which takes each pixel by itself, makes of an image, uint8 (3, H, W) or (B, 3, H, W) on the CPU."""
+        """What `of`, which takes each pixel by itself, makes of an image, uint8 (3, H, W) or (B, 3, H, W) on a CPU."""
         red, green, blue = channels = image.movedim(-3, 0)
         codes = red.int().mul_(256).add_(green).mul_(256).add_(blue).flatten()
         new = torch.zeros_like(self.known).index_fill_(0, codes.long(), True).logical_and_(~self.known)
