@@ -8,6 +8,7 @@ from experiments.detection_table import detection_table
 from experiments.generalisation_table import generalisation_table
 from experiments.midog_tables import partner_table, strap_table
 from experiments.new_scanner import new_scanner
+from experiments.operating_point import operating_point
 from experiments.organ_table import organ_table
 from experiments.rule_table import compare, cost
 from experiments.runs import forking
@@ -21,6 +22,7 @@ if __name__ == "__main__":
                 "detection_table": detection_table,
                 "generalisation_table": generalisation_table,
                 "new_scanner": new_scanner,
+                "operating_point": operating_point,
                 "partner_table": partner_table,
                 "strap_table": strap_table,
                 "rule_table": {"compare": compare, "cost": cost},

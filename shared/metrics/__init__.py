@@ -26,4 +26,4 @@ from .detection import (
 )
 from .mitotic_count import MitoticCount, mitotic_count
 from .segmentation import ClassScores, segmentation_scores
-from .thresholds import candidate_thresholds, read_threshold
+from .thresholds import POINTS, candidate_thresholds, matched_threshold, read_threshold

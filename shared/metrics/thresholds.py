@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from ..utils import DataError, parse_json
 
 logger = logging.getLogger(__name__)
+
+POINTS = ("intercept", "quantile")  # how `matched_threshold` finds one
 
 
 def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
@@ -27,6 +31,39 @@ def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
     midway = (neighbours[:-1] + neighbours[1:]) / 2
     # between two floats that follow upon each other there is no room
     return midway[(neighbours[:-1] < midway) & (midway < neighbours[1:])]
+
+
+def matched_threshold(prob: np.ndarray, rate: float, point: str = POINTS[0]) -> float:
+    """A threshold from unlabelled images, a share of which is known to be positive.
+
+    A scanner that was not trained on shifts the logits of all images, by which a threshold chosen on others is at the
+    wrong place. `intercept` shifts them back, so that the mean of the probabilities is the rate, and then takes for
+    positive what is likelier than the rate: of balanced accuracy the best where probabilities are right (Saerens et
+    al., Neural Computation 14, 2002, for the share of classes). `quantile` takes the share for positive that the rate
+    says.
+
+    Args:
+        prob: probabilities of the positive class, (n,).
+        rate: the share of positives, above 0 and below 1.
+        point: see above.
+
+    Returns:
+        In [0, 1]; from it on an image is positive.
+
+    Raises:
+        ValueError: when there are no images, or the rate or the point is none of these.
+    """
+    if not len(prob) or not 0 < rate < 1 or point not in POINTS:
+        raise ValueError(
+            f"expected images, a rate above 0 and below 1, and {' or '.join(POINTS)}: {len(prob)}, {rate:g}, {point}"
+        )
+    if point == "quantile":
+        return float(np.quantile(prob, 1 - rate))
+    logits, aim = logit(np.clip(prob, 1e-12, 1 - 1e-12).astype(float)), float(logit(rate))
+    # all probabilities are at most the rate at the one end, and at least the rate at the other
+    ends = aim - logits.max(), aim - logits.min()
+    shift = ends[0] if ends[0] == ends[1] else brentq(lambda b: expit(logits + b).mean() - rate, *ends)
+    return float(expit(aim - shift))
 
 
 def read_threshold(path: str | os.PathLike) -> float:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
-from shared.metrics import candidate_thresholds, read_threshold
+from shared.metrics import POINTS, candidate_thresholds, matched_threshold, read_threshold
 from shared.utils import DataError
 
 
@@ -17,6 +18,39 @@ def test_candidates_lie_midway() -> None:
     assert candidate_thresholds(neighbours).tolist() == [0.25, pytest.approx(0.75)]
     with pytest.raises(ValueError, match=r"scores must be in \[0, 1\], got -1 to 0.5"):
         candidate_thresholds(np.array([0.5, -1]))
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_a_matched_threshold_moves_with_the_logits(point: str, rate: float) -> None:
+    """A scanner that shifts all logits changes nothing of what is taken for positive."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(np.where(rng.random(2000) < rate, 2.0, -2.0), 1.0)
+    found = [expit(logits + shift) >= matched_threshold(expit(logits + shift), rate, point) for shift in (0, 1.7, -3)]
+    assert (found[0] == found[1]).all()
+    assert (found[0] == found[2]).all()
+    assert point == "intercept" or found[0].mean() == pytest.approx(rate, abs=1e-3)
+
+
+def test_the_intercept_makes_the_mean_probability_the_rate() -> None:
+    """And what is as likely as the rate then is at the threshold: where probabilities are right, the best one."""
+    rng = np.random.default_rng(1)
+    truth = rng.random(50_000) < 0.2
+    logits = rng.normal(np.where(truth, 1.0, -1.0), 1.0) * 2 + logit(0.2)  # of the likelihood ratio and the rate
+    threshold = matched_threshold(expit(logits - 1.3), 0.2)
+    shift = logit(0.2) - logit(threshold)
+    assert expit(logits - 1.3 + shift).mean() == pytest.approx(0.2, abs=1e-9)
+    assert threshold == pytest.approx(expit(logit(0.2) - 1.3), abs=0.01)
+    assert matched_threshold(np.array([0.7, 0.7]), 0.2) == pytest.approx(0.7)
+    assert matched_threshold(np.array([0.0, 1.0]), 0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("prob", "rate", "point"), [([], 0.5, "quantile"), ([0.5], 1.0, "intercept"), ([0.5], 0.5, "")]
+)
+def test_what_no_threshold_can_be_matched_to(prob: list[float], rate: float, point: str) -> None:
+    with pytest.raises(ValueError, match=f"expected images, .*: {len(prob)}, {rate:g}, {point}"):
+        matched_threshold(np.array(prob), rate, point)
 
 
 def test_threshold_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from experiments.generalisation_table import generalisation_table
 from experiments.kept_runs import labels_by_slide, packed, unpacked
 from experiments.midog_tables import partner_table, strap_table
 from experiments.new_scanner import ARMS, new_scanner
+from experiments.operating_point import draw_images, operating_point
 from experiments.patch_runs import Predictions, deal_out, read_scores, resample
 from matplotlib.image import imread
 from midog_tree import write_tree
@@ -283,6 +284,33 @@ def test_the_screen_of_new_scanners_is_carried_on_from_its_results(tmp_path: Pat
     results.write_text("once\n")
     with pytest.raises(DataError, match=r"kept\.jsonl: expected the results that this command keeps"):
         new_scanner(str(data), str(tmp_path / "out"), **options)
+
+
+def test_a_threshold_from_unlabelled_images_beside_the_chosen_one(tmp_path: Path, data: Path, started: list) -> None:
+    new_scanner(str(data), str(tmp_path / "out"), finalists=("fusestyle",), seeds=2)
+    results = tmp_path / "out" / "new_scanner.jsonl"
+    operating_point(str(results), str(tmp_path), methods=("erm", "fusestyle"), positives=(0.5,), images=(4, 0), draws=3)
+    rows = json.loads((tmp_path / "operating_point.json").read_text())["rows"]
+    assert len(rows) == 3 * 2 * 2 * 2  # points, methods, batch norm, images
+    by_key = {(r["point"], r["method"], r["batch_norm"], r["images"]): r for r in rows}
+    kept = json.loads((tmp_path / "out" / "new_scanner_scratch.json").read_text())["rows"]
+    (own,) = (
+        r for r in kept
+        if (r["method"], r["domain"], r["batch_norm"], r["score"]) == ("erm", "left out", "plain", "balanced_accuracy")
+    )  # fmt: skip
+    chosen = by_key["as chosen", "erm", "plain", "all"]
+    assert chosen["values"] == pytest.approx(own["values"])
+    gain = by_key["quantile", "erm", "plain", "all"]
+    assert gain["gain"]["mean"] == pytest.approx(gain["mean"] - chosen["mean"], abs=2e-4)
+    assert "| scratch | erm | plain | 0.5 | all |" in (tmp_path / "operating_point.md").read_text()
+
+
+def test_unlabelled_images_have_the_stated_share_of_positives() -> None:
+    labels, rng = np.array([0] * 60 + [1] * 40), np.random.default_rng(0)
+    for rate, images, count in ((0.1, 0, 66), (0.5, 0, 80), (0.5, 20, 20), (0.1, 500, 66)):
+        found = draw_images(labels, rate, images, rng)
+        assert len(set(found)) == len(found) == count
+        assert labels[found].sum() == round(rate * count)
 
 
 def test_what_is_kept_of_a_run_gives_what_the_run_gives(tmp_path: Path, data: Path, started: list) -> None:
