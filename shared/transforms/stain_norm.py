@@ -33,7 +33,7 @@ MOST = 1000  # images of a slide that it is fitted on
 FEWEST = 500  # pixels of tissue that are needed
 DARK, FEWEST_DARK = 0.15, 50  # optical density that Macenko's stains are told by, and how many pixels have to have it
 LIGHT = 240.0  # what comes through without tissue, of 255
-_LARGE = 2**20  # values of an image that is worth a table of its colours
+_LARGE = 2**21  # values at a time that are worth a table of colours
 # Red, green and blue to the responses of the eye's cones, and those, as logarithms, to l, α and β (Reinhard et al.).
 _CONES = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 _OPPONENTS = np.diag([1 / math.sqrt(3), 1 / math.sqrt(6), 1 / math.sqrt(2)]) @ [[1, 1, 1], [1, 1, -2], [1, -1, 0]]
@@ -220,10 +220,6 @@ class NormalizeByStainNet:
     def __init__(self, weights: str | os.PathLike) -> None:
         self.network = StainNet(pretrained=weights).eval().requires_grad_(False)
         self.content = {"weights": source_digest(weights)}
-        self._seen: _SeenColours | None = None  # of large images
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_seen": None}  # no process needs to be sent what it can find out
 
     def fit(self, images: Sequence[str | os.PathLike | Region]) -> None:
         """Nothing."""
@@ -233,33 +229,43 @@ class NormalizeByStainNet:
         return self
 
     def __call__(self, image: Tensor) -> Tensor:
-        """See `StainNet.normalize`. On a CPU, images of many pixels cost a look at a table a pixel."""
-        network = self.network.to(image.device)
+        """See `StainNet.normalize`."""
+        return self.network.to(image.device).normalize(image)
+
+
+class ByColour:
+    """A change of colours, pixel by pixel, that keeps what it made of those that were seen, for the parts of a region.
+
+    These have far more pixels than colours. It does so on a CPU, where many pixels come at once; others are changed as
+    they come.
+
+    Args:
+        change: what takes uint8 (3, H, W) or (B, 3, H, W), RGB, and gives the same shape.
+    """
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+        self._seen: tuple[Tensor, Tensor] | None = None  # of all colours: whether it was seen, and what it became
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_seen": None}  # 64 MB that a process finds out in less time
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """See `change`."""
         if image.device.type != "cpu" or image.numel() < _LARGE:
-            return network.normalize(image)
+            return self.change(image)
         if self._seen is None:
-            self._seen = _SeenColours()
-        return self._seen.change(image, network.normalize)
-
-
-class _SeenColours:
-    """What the colours that were seen so far become: an image has far more pixels than colours. Takes 64 MB."""
-
-    def __init__(self) -> None:
-        self.known = torch.zeros(256**3, dtype=torch.bool)
-        self.changed = torch.zeros((3, 256**3), dtype=torch.uint8)
-
-    def change(self, image: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `of`, which takes each pixel by itself, makes of an image, uint8 (3, H, W) or (B, 3, H, W) on a CPU."""
+            self._seen = torch.zeros(256**3, dtype=torch.bool), torch.empty((3, 256**3), dtype=torch.uint8)
+        known, changed = self._seen
         red, green, blue = channels = image.movedim(-3, 0)
         codes = red.int().mul_(256).add_(green).mul_(256).add_(blue).flatten()
-        new = torch.zeros_like(self.known).index_fill_(0, codes.long(), True).logical_and_(~self.known)
+        new = torch.zeros_like(known).index_fill_(0, codes.long(), True).logical_and_(~known)
         if len(found := new.nonzero().flatten()):
             colours = torch.stack([found >> 16, found >> 8 & 255, found & 255]).to(torch.uint8)
-            self.changed[:, found] = of(colours[..., None])[..., 0]
-            self.known |= new
-        changed = torch.stack([torch.index_select(channel, 0, codes) for channel in self.changed])
-        return changed.view(channels.shape).movedim(0, -3).contiguous()
+            changed[:, found] = self.change(colours[..., None])[..., 0]
+            known |= new
+        looked_up = torch.stack([torch.index_select(channel, 0, codes) for channel in changed])
+        return looked_up.view(channels.shape).movedim(0, -3).contiguous()
 
 
 Normalizer = NormalizeStain | NormalizeByStainNet
@@ -345,7 +351,7 @@ class NormalizeStaind(MapTransform):
             if isinstance(d[key], Tensor):
                 d[key] = change(d[key])
             else:
-                d[key] = open_region(d[key], d.get("mpp")).recoloured(change)
+                d[key] = open_region(d[key], d.get("mpp")).recoloured(ByColour(change))
         return d
 
     def _by_itself(self, d: Mapping[Hashable, Any], key: Hashable) -> Fit:

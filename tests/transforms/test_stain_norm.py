@@ -12,7 +12,7 @@ from PIL import Image
 
 from shared.networks import StainNet
 from shared.transforms import NormalizeStain, NormalizeStaind, stain_normalizer
-from shared.transforms.stain_norm import METHODS, Macenko, Reinhard
+from shared.transforms.stain_norm import METHODS, ByColour, Macenko, Reinhard
 from shared.utils import DataError
 
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
@@ -143,22 +143,25 @@ def test_under_autocast_colours_are_the_same(tmp_path: Path, method: str) -> Non
     assert torch.equal(found, change(tensor(pixels)[None]))
 
 
-def test_many_pixels_are_looked_up_by_their_colour(tmp_path: Path) -> None:
-    """The colours of a large image, and of the next, which has some of them and others, are the network's."""
+@pytest.mark.parametrize("method", [*METHODS, "stainnet"])
+def test_many_pixels_are_looked_up_by_their_colour(tmp_path: Path, method: str) -> None:
+    """Those of a large part, of the same again, and of one that has some of its colours and others."""
     torch.manual_seed(0)
-    network = StainNet()
-    torch.save(network.state_dict(), tmp_path / "stainnet.pt")
-    change, asked = stain_normalizer("stainnet", weights=tmp_path / "stainnet.pt").change(), []
-    of = change.network.normalize
-    change.network.normalize = lambda image: (asked.append(image.numel()), of(image))[1]
+    torch.save(StainNet().state_dict(), tmp_path / "stainnet.pt")
+    slide = save(tissue(11), tmp_path / "slide.png")
+    normalizer, asked = stain_normalizer(method, weights=tmp_path / "stainnet.pt"), []
+    of = normalizer.change(normalizer.fit([slide]))
+    change = ByColour(lambda image: (asked.append(image.numel()), of(image))[1])
     for seed in (12, 12, 13):
-        image = torch.stack([tensor(tissue(seed + i, size=448)) for i in (0, 1)])
+        image = torch.stack([tensor(tissue(seed + i, size=640)) for i in (0, 1)])
         assert torch.equal(change(image), of(image))
-    assert image.numel() > 2**20
-    first, other = asked  # nothing of the second image
+    first, other = asked  # nothing of the same again
     assert 0 < other < first < image.numel() / 2
-    del change.network.normalize
-    assert len(pickle.dumps(change)) < 2**16
+    assert torch.equal(change(image[0]), of(image[0]))
+    assert asked[2] == image[0].numel()  # not worth a table
+    region = NormalizeStaind("image", normalizer)({"image": slide})["image"]
+    assert torch.equal(region.recolour(image), of(image))
+    assert len(pickle.dumps(region.recolour)) < 2**16
 
 
 @pytest.mark.parametrize("method", METHODS)
