@@ -50,9 +50,10 @@ def cases_to_do(
         DataError: when cases are to be left out, and the others' results depend on them.
     """
     skip, folder = flag("skip_existing", skip_existing), Path(output_dir)
-    if skip and made_with.get("settings", {}).get("adapt_batch_norm"):
+    used = [key for key in ("adapt_batch_norm", "positive_rate") if made_with.get("settings", {}).get(key)]
+    if skip and used:
         raise DataError(
-            "adapt_batch_norm takes its statistics from all images of an inference, and skip_existing leaves some out. "
+            f"{used[0]} takes its statistics from all images of an inference, and skip_existing leaves some out. "
             "Leave one of the two options out."
         )
     if idist.get_rank() > 0:  # one reads the images of earlier results, however many ranks there are

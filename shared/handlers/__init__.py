@@ -13,6 +13,7 @@ from .end_workers import EndWorkers
 from .event_log import EventLog
 from .federated_checkpoint import FederatedCheckpoint
 from .follow_steps import follow_steps
+from .match_positive_rate import MatchPositiveRate
 from .partner_counts import PartnerCounts
 from .reweighting_rules import ClassBoostStrategy, PlateauClassFreezing, StaticClassWeights, ThresholdClassFreezing
 from .run_folders import check_evaluation, claim_run

@@ -1,21 +1,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import DataLoader
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from ..networks import adapt_batch_norm
 from ..utils import DataError, flag
+from .domain_images import FEW, DomainImages
 
 logger = logging.getLogger(__name__)
-
-FEW = 32  # images; below, a layer's statistics are a matter of luck
 
 
 class AdaptBatchNorm:
@@ -54,7 +51,7 @@ class AdaptBatchNorm:
         if batch_size < 2:
             raise ValueError(f"batch_size must be 2 or more, got {batch_size}")
         self.network = network
-        self.dataset = dataset
+        self.images = DomainImages(dataset, batch_size, num_workers, timeout, collate_fn)
         self.enabled = flag("adapt_batch_norm", enabled)
         if self.enabled and not any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
@@ -64,9 +61,6 @@ class AdaptBatchNorm:
                 "frozen, or the network is TorchScript. Leave out adapt_batch_norm, or, for weights trained with "
                 "pretrained.json, that overlay; or give model.pt with --ckpt_path."
             )
-        self.options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-        self.options |= {"timeout": timeout if num_workers else 0}
-        self.options |= {"collate_fn": collate_fn} if collate_fn else {}
         self.adapted_to: str | None = None
         self.before: list[torch.Tensor] = []
 
@@ -92,31 +86,10 @@ class AdaptBatchNorm:
         raise error  # ignite would take it for handled
 
     def __call__(self, engine: Engine) -> None:
-        if not _readable(engine.state.batch):
+        domain = self.images.domain(engine.state.batch)
+        if domain in (None, self.adapted_to):
             return
-        found = sorted(set(engine.state.batch.get("domain", ["these images"])))
-        if len(found) > 1:
-            raise DataError(
-                f"A batch mixes the domains {', '.join(found)}, and batch norm can be adapted to one at a time. Use "
-                "shared.data.DomainBatchSampler."
-            )
-        if found[0] == self.adapted_to:
-            return
-        count = adapt_batch_norm(self.network, self._images(engine, found[0]))
-        self.adapted_to = found[0]
+        count = adapt_batch_norm(self.network, self.images.of(domain, engine.state.device))
+        self.adapted_to = domain
         log = logger.warning if count < FEW else logger.info
-        log("batch norm adapted to %s on %d images%s", found[0], count, ", very few" if count < FEW else "")
-
-    def _images(self, engine: Engine, domain: str) -> Iterator[torch.Tensor]:
-        data = self.dataset.data
-        own = [i for i, item in enumerate(data) if item.get("domain", domain) == domain]
-        # Neighbours in a list are of one slide and class, and batches of them would not be alike.
-        order = torch.Generator().manual_seed(0)
-        for batch in DataLoader(Subset(self.dataset, own), shuffle=True, generator=order, **self.options):
-            if _readable(batch):
-                yield batch["image"].to(engine.state.device)
-
-
-def _readable(batch: Mapping[str, Any]) -> bool:
-    """Whether there is an image in a batch, see `shared.data.collate_readable`."""
-    return bool(batch.get("case", True))
+        log("batch norm adapted to %s on %d images%s", domain, count, ", very few" if count < FEW else "")

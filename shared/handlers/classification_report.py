@@ -74,7 +74,7 @@ class ClassificationReport(DomainScoring):
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self.patches = {}
+        self.patches, self.shifts = {}, {}
 
     def _collect(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
@@ -82,9 +82,12 @@ class ClassificationReport(DomainScoring):
         probabilities = checked_probabilities(torch.sigmoid(output["pred"].double()), batch["case"])
         columns = (batch["case"], batch["domain"], batch["slide"], labels, probabilities)
         self.patches.update({patch.case: patch for patch in map(Patch, *columns)})
+        self.shifts.update(zip(batch["domain"], batch.get("logit_shift", ()), strict=False))
 
     def _finish(self, engine: Engine) -> None:
-        gathered = {case: patch for of_rank in idist.all_gather(self.patches) for case, patch in of_rank.items()}
+        of_ranks = idist.all_gather((self.patches, self.shifts))
+        gathered = {case: patch for of_rank, _ in of_ranks for case, patch in of_rank.items()}
+        self.shifts = {domain: shift for _, of_rank in of_ranks for domain, shift in of_rank.items()}
         patches = [gathered[case] for case in sorted(gathered)]
         summary = summarise_patches(patches, self)
         engine.state.metrics.update(summary.metrics(("accuracy", "balanced_accuracy", "auc"), each="accuracy"))

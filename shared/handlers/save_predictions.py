@@ -111,11 +111,13 @@ class SavePredictions:
             return
         probabilities = checked_probabilities(engine.state.output["pred"], batch["case"])
         fits = dict(zip(batch["case"], batch.get("stain_fit", ()), strict=False))
+        shifts = dict(zip(batch["case"], batch.get("logit_shift", ()), strict=False))
         found: list[Prediction] = []
         for case, file, probability in zip(batch["case"], batch["file"], probabilities, strict=True):
             called = self.class_names[probability >= self.threshold]
             row = {"case": case, "file": file, "probability": probability, "class": called}
             row |= {"stain_fit": fits[case]} if case in fits else {}
+            row |= {"logit_shift": shifts[case]} if case in shifts else {}
             try:
                 found.append({**row, "source_digest": source_digest(file)})
             except DataError as e:

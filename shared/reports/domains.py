@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,9 @@ class DomainScoring(Scoring):
         adapted: whether batch norm was adapted to each domain.
         threshold_from: where the threshold comes from, such as the path of its file.
 
+    Attributes:
+        shifts: what was added to the logits, by domain, see `shared.handlers.MatchPositiveRate`.
+
     Raises:
         ValueError: when the threshold, the class names or `bootstrap` are out of range.
     """
@@ -65,6 +68,7 @@ class DomainScoring(Scoring):
     train_domains: Sequence[str] | None = None
     adapted: bool = False
     threshold_from: str | None = None
+    shifts: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,10 +105,12 @@ class DomainScoring(Scoring):
             known += f' The epoch was chosen by {chosen_by}, not trained on: marked "choice", and counted in neither.'
         unknown = "What domains (scanners) the network was trained on is not known, so none is marked in or out."
         adapted = f"Batch norm was adapted to each domain's images, without their labels, before they were {done}."
+        shifted = "Logits were shifted by domain, so that the threshold fits the share of positives that was stated."
         return [
             "Brackets: 95 % interval, from drawing whole slides anew; few slides make it unreliable.",
             unknown if self.train_domains is None else known,
             *([adapted] if self.adapted else []),
+            *([shifted] if self.shifts else []),
         ]
 
 
@@ -207,6 +213,7 @@ class DomainSummary(Summary):
             "mean_over_domains": self.means,
             "intervals": self.intervals("slides"),
             "adapted_batch_norm": self.how.adapted,
+            **({"logit_shifts": self.how.shifts} if self.how.shifts else {}),
         }
 
     def metrics(self, scores: Sequence[str], each: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.special import logit
 from workflows import BUNDLES, check_histology_training, command, config_files, message, rows, scalars, torchrun
 
 from shared.data import source_digest
@@ -232,9 +233,12 @@ def test_balanced_batches(tmp_path: Path, data: Path) -> None:
         assert [type(batch[key]) for key in ("image", "label")] == [torch.Tensor] * 2
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_evaluation_knows_the_scanners(tmp_path: Path, data: Path, trained: Path, adapted: bool) -> None:
+@pytest.mark.parametrize(("adapted", "rate"), [(False, None), (True, 0.5)])
+def test_evaluation_knows_the_scanners(
+    tmp_path: Path, data: Path, trained: Path, adapted: bool, rate: float | None
+) -> None:
     options = {"ckpt_path": str(trained / "model.pt"), "bootstrap": 20, "adapt_batch_norm": adapted}
+    options["positive_rate"] = rate
     flow = workflow(["train", "evaluate"], tmp_path, data, **options)
     flow.run()
     scores = {row["domain"]: row for row in rows(tmp_path / "evaluation" / "scores.csv")}
@@ -246,6 +250,7 @@ def test_evaluation_knows_the_scanners(tmp_path: Path, data: Path, trained: Path
     assert summary["warnings"]
     predictions = {row["case"]: row for row in rows(tmp_path / "evaluation" / "predictions.csv")}
     assert len(predictions) == 24
+    assert set(summary.get("logit_shifts", ())) == (set() if rate is None else set(COLOURS))
 
 
 def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained: Path) -> None:
@@ -359,18 +364,25 @@ def test_inference_leaves_out_what_is_done(tmp_path: Path, data: Path, trained: 
     assert after[:56] == before
     assert len({row["case"] for row in after}) == 84
     assert "threshold is" in infer(threshold=0.123)
-    assert "adapt_batch_norm takes its statistics from all images" in infer(adapt_batch_norm=True)
+    for used in ({"adapt_batch_norm": True}, {"positive_rate": 0.3}):
+        assert f"{next(iter(used))} takes its statistics from all images" in infer(**used)
     assert rows(tmp_path / "out" / "predictions.csv") == after
 
 
 def test_inference_adapts_to_the_images_at_hand(tmp_path: Path, data: Path, trained: Path) -> None:
     options = {"ckpt_path": str(trained / "model.pt"), "input": str(data / "S360")}
     found = []
-    for adapt in (False, True):
-        workflow(["inference"], tmp_path / str(adapt), data, adapt_batch_norm=adapt, **options).run()
-        found.append([float(row["probability"]) for row in rows(tmp_path / str(adapt) / "predictions.csv")])
+    for i, more in enumerate(({}, {"adapt_batch_norm": True}, {"positive_rate": 0.25})):
+        workflow(["inference"], tmp_path / str(i), data, **options, **more).run()
+        found.append([float(row["probability"]) for row in rows(tmp_path / str(i) / "predictions.csv")])
     assert len(found[0]) == 28
     assert found[0] != pytest.approx(found[1], abs=1e-3)
+    told = json.loads((tmp_path / "2" / "predictions.json").read_text())
+    assert told["settings"]["positive_rate"] == 0.25
+    shift = {row["logit_shift"] for row in told["predictions"]}
+    assert [logit(p) - logit(q) for p, q in zip(found[2], found[0], strict=True)] == pytest.approx(
+        [*shift] * 28, abs=1e-3
+    )
 
 
 def test_a_missing_threshold_is_one_half_with_a_warning(

@@ -130,7 +130,7 @@ def test_patches_of_all_ranks_count_once(tmp_path: Path, monkeypatch: pytest.Mon
         for h, *_ in other._event_handlers[classification_report.Events.COMPLETED]
         if isinstance(getattr(h, "__self__", None), ClassificationReport)
     )
-    monkeypatch.setattr(classification_report.idist, "all_gather", lambda own: [own, other_report.patches])
+    monkeypatch.setattr(classification_report.idist, "all_gather", lambda own: [own, (other_report.patches, {})])
     first = evaluate(tmp_path / "rank0", data[:70])
     for name in ("predictions.csv", "scores.csv", "summary.json", "report.png"):
         assert (tmp_path / "rank0" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
