@@ -214,7 +214,7 @@ EVALUATION = [
             "--threshold 7": rf"^threshold is 7, {PROBABILITY}",
             "--test_domains \"['ZZZ']\"": r"ZZZ.*(XR|S360)",
             "--adapt_batch_norm perhaps": rf"^adapt_batch_norm is 'perhaps', {YES_OR_NO}",
-            "--positive_rate 30": r"^positive_rate is 30, expected a number from 0\.001 to 0\.999, or None \(none\)",
+            "--positive_rate 30": r"^positive_rate is 30, expected a number from 0\.001 to 0\.999, or None",
         },
     ),
     *options(

@@ -21,7 +21,21 @@ from .runs import AtLeastOne
 from .tables import Score, draw_runs, flat, markdown_grid, mean_score, seeds_cell, table_rows, write_table
 
 CHOSEN = "as chosen"
-FIELDS = ("point", "start", "method", "batch_norm", "positives", "images", "mean", "min", "max", "n", "values", "gain")
+FIELDS = (
+    "point",
+    "start",
+    "method",
+    "batch_norm",
+    "positives",
+    "stated",
+    "images",
+    "mean",
+    "min",
+    "max",
+    "n",
+    "values",
+    "gain",
+)
 Methods = Annotated[Sequence[str], Several(Choice(tuple(METHODS[CLASSIFIER])), distinct=True)]
 
 
@@ -42,14 +56,14 @@ def balanced_accuracy(predictions: Predictions, threshold: float) -> float:
     return float((found[labels].mean() + (~found[~labels]).mean()) / 2)
 
 
-def score_points(predictions: Predictions, rate: float, images: int, draws: int) -> dict[str, float]:
+def score_points(predictions: Predictions, rate: float, stated: float, images: int, draws: int) -> dict[str, float]:
     """Balanced accuracy on all images, by how the threshold was found: the mean over draws of unlabelled ones."""
     rng = np.random.default_rng(0)  # the same images for all methods
     found = defaultdict(list)
     for _ in range(draws):
         seen = predictions.probabilities[draw_images(predictions.labels, rate, images, rng)]
         for point in POINTS:
-            found[point].append(balanced_accuracy(predictions, matched_threshold(seen, rate, point)))
+            found[point].append(balanced_accuracy(predictions, matched_threshold(seen, stated, point)))
     means = {point: float(np.mean(scores)) for point, scores in found.items()}
     return {CHOSEN: balanced_accuracy(predictions, predictions.threshold), **means}
 
@@ -57,22 +71,23 @@ def score_points(predictions: Predictions, rate: float, images: int, draws: int)
 def points_of_runs(
     runs: Sequence[Mapping[str, Any]],
     labels: Mapping[str, Mapping[str, str]],
-    rates: Sequence[float],
+    rates: Sequence[tuple[float, float]],
     images: Sequence[int],
     draws: int,
 ) -> dict[tuple[str, ...], dict[int, Score]]:
-    """By point, start, method, treatment of batch norm, share of positives and images: the means over the scanners
-    left out, by seed, of the seeds that have them all.
+    """By point, start, method, treatment of batch norm, true and stated share of positives, and images: the means over
+    the scanners left out, by seed, of the seeds that have them all.
     """
     parts: dict[tuple[str, ...], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         for norm in NORMS:
             kept = run["predictions"][norm]
             predictions = unpacked(kept["logits"], labels[run["left_out"]], kept["threshold"])
-            for rate in rates:
+            for rate, stated in rates:
                 for count in images:
-                    for point, score in score_points(predictions, rate, count, draws).items():
-                        key = (point, run["start"], run["method"], norm, f"{rate:g}", str(count or "all"))
+                    for point, score in score_points(predictions, rate, stated, count, draws).items():
+                        told = (f"{rate:g}", f"{stated:g}", str(count or "all"))
+                        key = (point, run["start"], run["method"], norm, *told)
                         parts[key][run["seed"]][run["left_out"]] = score
     return {
         key: {s: mean_score([Score(x) for x in own.values()]) for s, own in seeds.items() if len(own) == len(labels)}
@@ -86,6 +101,7 @@ def operating_point(
     starts: Annotated[Sequence[str], Several(Text("a name"), empty=True)] = (),
     methods: Methods = (PLAIN, "jitter"),
     positives: Annotated[Sequence[float], Several(Number(0.01, 0.99))] = (0.1, 0.3, 0.5),
+    stated: Annotated[Sequence[float], Several(Number(0.01, 0.99), empty=True)] = (),
     images: Annotated[Sequence[int], Several(Whole(0))] = (25, 100, 0),
     draws: AtLeastOne = 100,
 ) -> None:
@@ -99,7 +115,8 @@ def operating_point(
         output_dir: where the tables are written.
         starts: of which runs, separated by commas; by default all.
         methods: of which runs, separated by commas.
-        positives: stated and true shares of positives among the unlabelled images.
+        positives: shares of positives among the unlabelled images.
+        stated: shares that are stated in each case; by default the true one alone.
         images: how many unlabelled images there are; 0: as many as the scanner has.
         draws: of such images; the mean over them is reported.
     """
@@ -107,11 +124,16 @@ def operating_point(
     kept = [r for r in read_runs(file, {}) if r["method"] in methods and (not starts or r["start"] in starts)]
     with file.open(encoding="utf-8") as lines:
         labels = json.loads(next(lines))["labels"]
-    cells = points_of_runs(kept, labels, positives, images, draws)
+    rates = [(rate, other) for rate in positives for other in (stated or [rate])]
+    cells = points_of_runs(kept, labels, rates, images, draws)
     rows = table_rows({key: own for key, own in cells.items() if own}, FIELDS, CHOSEN)
     text = markdown(rows, len(kept), draws)
     figure = Figure(figsize=(8, 4), layout="constrained")
-    of_all = {f"{r['point']}, {r['positives']}": list(r["values"].values()) for r in rows if r["images"] == "all"}
+    of_all = {
+        f"{r['point']}, {r['positives']} as {r['stated']}": list(r["values"].values())
+        for r in rows
+        if r["images"] == "all"
+    }
     axes = figure.add_subplot(ylabel="balanced accuracy")
     draw_runs(axes, of_all)
     content = {"runs": len(kept), "rows": rows}
@@ -123,12 +145,21 @@ def markdown(rows: Sequence[Mapping[str, Any]], runs: int, draws: int) -> str:
     """A line for each start, method, treatment, share and number of images; how the threshold was found across."""
     lines: dict[tuple[str, ...], dict[str, Any]] = defaultdict(dict)
     for row in rows:
-        lines[tuple(row[key] for key in FIELDS[1:6])][row["point"]] = row
+        lines[tuple(row[key] for key in FIELDS[1:7])][row["point"]] = row
     grid = []
     for key, of in lines.items():
         found = [(seeds_cell(of[point]), seeds_cell(of[point]["gain"], "+")) for point in POINTS]
         grid.append([*key, seeds_cell(of[CHOSEN]), *(text for pair in found for text in pair)])
-    head = ["start", "method", "batch norm", "positives", "images", CHOSEN, *(x for p in POINTS for x in (p, "gain"))]
+    head = [
+        "start",
+        "method",
+        "batch norm",
+        "positives",
+        "stated",
+        "images",
+        CHOSEN,
+        *(x for p in POINTS for x in (p, "gain")),
+    ]
     caption = (
         f"Balanced accuracy on the scanner left out, mean over the scanners, {runs} runs; threshold as chosen on the "
         f"others, or matched to the stated share of positives among unlabelled images of it, mean over {draws} draws "

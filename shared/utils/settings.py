@@ -227,7 +227,10 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "test_domains": (DOMAINS, "domains to score"),
     "whole_unseen": (FLAG, "all lists of a domain that was not trained on"),
     "adapt_batch_norm": (FLAG, "batch norm takes its statistics from the images at hand"),
-    "positive_rate": (OrNone(Number(0.001, 0.999), "not stated"), "share of positives among the images of each scanner"),
+    "positive_rate": (
+        OrNone(Number(0.001, 0.999), "not stated"),
+        "share of positives among the images of each scanner",
+    ),
     "tolerance": (Number(0), "of the surface distance, mm"),
     "bootstrap": (Whole(1), "resamplings for the intervals"),
     "threshold": (SHARE, "score from which it counts"),

@@ -289,10 +289,11 @@ def test_the_screen_of_new_scanners_is_carried_on_from_its_results(tmp_path: Pat
 def test_a_threshold_from_unlabelled_images_beside_the_chosen_one(tmp_path: Path, data: Path, started: list) -> None:
     new_scanner(str(data), str(tmp_path / "out"), finalists=("fusestyle",), seeds=2)
     results = tmp_path / "out" / "new_scanner.jsonl"
-    operating_point(str(results), str(tmp_path), methods=("erm", "fusestyle"), positives=(0.5,), images=(4, 0), draws=3)
+    options = {"methods": ("erm", "fusestyle"), "positives": (0.5,), "stated": (0.5, 0.25), "images": (4, 0)}
+    operating_point(str(results), str(tmp_path), **options, draws=3)
     rows = json.loads((tmp_path / "operating_point.json").read_text())["rows"]
-    assert len(rows) == 3 * 2 * 2 * 2  # points, methods, batch norm, images
-    by_key = {(r["point"], r["method"], r["batch_norm"], r["images"]): r for r in rows}
+    assert len(rows) == 3 * 2 * 2 * 2 * 2  # points, methods, batch norm, stated, images
+    by_key = {(r["point"], r["method"], r["batch_norm"], r["images"]): r for r in rows if r["stated"] == "0.5"}
     kept = json.loads((tmp_path / "out" / "new_scanner_scratch.json").read_text())["rows"]
     (own,) = (
         r for r in kept
@@ -302,7 +303,7 @@ def test_a_threshold_from_unlabelled_images_beside_the_chosen_one(tmp_path: Path
     assert chosen["values"] == pytest.approx(own["values"])
     gain = by_key["quantile", "erm", "plain", "all"]
     assert gain["gain"]["mean"] == pytest.approx(gain["mean"] - chosen["mean"], abs=2e-4)
-    assert "| scratch | erm | plain | 0.5 | all |" in (tmp_path / "operating_point.md").read_text()
+    assert "| scratch | erm | plain | 0.5 | 0.25 | all |" in (tmp_path / "operating_point.md").read_text()
 
 
 def test_unlabelled_images_have_the_stated_share_of_positives() -> None:
