@@ -18,6 +18,7 @@ BUNDLES = ROOT / "bundles"
 METADATA, CARD = "configs/metadata.json", "docs/README.md"
 ALONE = ("train", "inference")  # the configs that are no overlays
 OVERLAID = {"evaluate": ["train"], "multi_gpu_train": ["train"], "multi_gpu_evaluate": ["train", "evaluate"]}
+OVERLAID["cascade"] = ["train", "evaluate"]
 BACKUPS = ("~", ".swp", ".bak", ".orig")  # what editors leave behind
 # What is a bundle's own in its folder, where runs leave their results too; and what of it goes into a package.
 CONTENT = ("LICENSE", "configs/**/*", "docs/**/*", "scripts/**/*", "models/*.json", "large_files.*")

@@ -223,6 +223,7 @@ EVALUATION = [
         {
             "--matching foo": r"^matching is 'foo', expected .*one_to_one",
             "--match_radius -3": r"^match_radius is -3, expected a",
+            "--classifier /nowhere/c.pt": r"/nowhere/c\.pt: there is no such classifier",
         },
     ),
 ]
@@ -256,6 +257,12 @@ INFERENCE = [
             "--roi nowhere.geojson": r"^nowhere\.geojson: .*",
             "--on_glass maybe": r"^on_glass is 'maybe', expected drop or keep",
             "--override_mp true": r"^override_mp: no such setting of .*did you mean override_mpp\?",
+            "--classifier /nowhere/c.pt": r"/nowhere/c\.pt: there is no such classifier",
+            "--classifier $DATA/weights/mitosis_retinanet_fusestyle/model.pt": r"and no classifier\. Give",
+            "--classifier $DATA/weights/mitosis_fusestyle_cls/model.pt": r"cascade\.json: there is no such file",
+            "--classifier_weight 2": r"^classifier_weight is 2, expected a number from 0 to 1",
+            "--classifier_flips maybe": rf"^classifier_flips is 'maybe', {YES_OR_NO}",
+            "--classifier_batch_size 0": rf"^classifier_batch_size is 0, {WHOLE} of 1 or above",
         },
     ),
     *options(

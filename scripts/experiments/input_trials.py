@@ -346,6 +346,26 @@ WEIGHTS = [
 ]
 
 
+def classifier(title: str, make: Callable[[Path], object], answer: str) -> Trial:
+    def prepare(folder: Path, data: Path) -> None:
+        shutil.copytree(data / "weights" / PATCHES, folder / "models")
+        make(folder / "models")
+
+    given = "--classifier $FOLDER/models/model.pt --classifier_weight 0.5 --threshold 0.5"
+    return Trial("classifiers", f"infer {REGIONS}", given, answer, prepare=prepare, title=title, late=True)
+
+
+CLASSIFIERS = [
+    classifier("cut short", lambda f: cut(f / "model.pt"), r"model\.pt"),
+    classifier("not a number", nan_weights, r"model\.pt: the weights hold NaN"),
+    classifier("another network", lambda f: torch.save({"a": torch.zeros(3)}, f / "model.pt"), "no ResNet or DenseNet"),
+    classifier("no record", lambda f: (f / "model.json").unlink(), r"there is no model\.json beside it"),
+    classifier("other classes", record(labels={"Normal": 0, "Atypical": 1}), "tells Normal and Atypical apart"),
+    classifier("three classes", record(labels={"a": 0, "b": 1, "c": 2}), "expected two classes"),
+    classifier("a negative crop", record(crop_size=-4), RECORD),
+]
+
+
 def resumed(title: str, make: Callable[[Path], object], answer: str = r"last\.pt", given: str = "") -> Trial:
     def prepare(folder: Path, data: Path) -> None:
         shutil.copytree(
@@ -378,4 +398,4 @@ RESUMING = [
     resumed("another batch", lambda f: None, r"last\.pt.*batch_size was 8, now it is 4|epoch_length", "--batch_size 4"),
     resumed("fewer scanners", lambda f: None, r"last\.pt", "--train_domains \"['XR']\""),
 ]
-INPUT_TRIALS = [*DATALISTS, *SCANS, *IMAGES, *WEIGHTS, *RESUMING]
+INPUT_TRIALS = [*DATALISTS, *SCANS, *IMAGES, *WEIGHTS, *CLASSIFIERS, *RESUMING]

@@ -9,7 +9,15 @@ from .case_names import case_name
 from .collate import collate_detections, collate_readable, collate_regions
 from .ct_datalist import load_datalist
 from .datalist import SPLITS, data_digest, dataset_info, write_datalist
-from .entries import PatchEntry, RegionEntry, domain_names, leaked_slides, positive_weight, scanner_name
+from .entries import (
+    PatchEntry,
+    RegionEntry,
+    domain_names,
+    leaked_slides,
+    positive_weight,
+    scanner_name,
+    slide_names,
+)
 from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch_labels, region_labels
 from .images import read_rgb
 from .inputs import list_images, list_inputs

@@ -69,6 +69,13 @@ def domain_names(items: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({item["domain"] for item in items})
 
 
+def slide_names(*lists: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The [domain, slide] that entries are of, each once, in alphabetical order."""
+    return [
+        list(name) for name in sorted({(entry["domain"], entry["slide"]) for entries in lists for entry in entries})
+    ]
+
+
 def leaked_slides(
     seen: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]
 ) -> tuple[list[tuple[str, str]], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def check_leakage(
     folds: int | None = None,
     val_split: str | None = None,
     unlabelled: bool = False,
+    judged_by: Iterable[Sequence[str]] | None = None,
 ) -> list[str]:
     """See that nothing that training sees is scored: by files (with all their names) and by slide, patient and case.
 
@@ -44,6 +45,7 @@ def check_leakage(
         val_split: the list by which the training chooses its epoch, "validation" where none is given; for an
             evaluation the one that the weights were chosen by, None where nobody knows.
         unlabelled: whether training sees the list "unlabelled", too.
+        judged_by: the [domain, slide] that a second network, which judges what the first finds, was trained on.
 
     Returns:
         What reports of the scores, or the record of the weights, have to say: a sentence for each list; often none.
@@ -68,6 +70,12 @@ def check_leakage(
             said = " and ".join(_count(kind, names) for kind, names in shared.items())
             text = f"{said} of '{source}' are in '{name}', too: scores of these are too good."
             (told if intended and "file" not in shared else refused).append(text)
+    learned = {(str(domain), str(slide)): str(slide) for domain, slide in judged_by or ()}
+    if scored and scored != "training" and (common := _shared({"slide": learned}, found[scored])):
+        refused.append(
+            f"{_count('slide', common['slide'])} of '{scored}' are of those that the classifier was trained on: scores "
+            "of these are too good."
+        )
     if scored and scored == val_split:
         told.append("Scored is what the epoch was chosen by.")
     if refused and not allowed:

@@ -113,6 +113,41 @@ class Region:
         box = (left - x1, top - y1, right - x1, bottom - y1)
         return np.array(part.resize((width, height), Image.Resampling.BILINEAR, box))
 
+    @property
+    def limits(self) -> tuple[int, int, int, int]:
+        """Where the file's pixels lie, in those of this region: x1, y1, x2, y2."""
+        return 0, 0, *self.size
+
+    def square(self, x: float, y: float, side: int, scale: float = 1.0) -> np.ndarray:
+        """The square around a point; beyond the file's edges, which are not repeated, the image is reflected.
+
+        It begins at the pixel ⌊x / scale − side / 2⌋ of an image of this scale.
+
+        Args:
+            x, y: in pixels of the region.
+            side: of the result, in its pixels.
+            scale: pixels of the file that a pixel of the result is wide.
+
+        Returns:
+            uint8, (side, side, 3).
+
+        Raises:
+            ValueError: when no pixel of the file lies in it.
+            DataError: see `read`.
+        """
+        indices = []
+        for middle, low, high in zip((x, y), self.limits[:2], self.limits[2:], strict=True):
+            first = math.ceil(low / scale)
+            last = max(math.floor(high / scale), first + 1)
+            start = math.floor(middle / scale - side / 2)
+            if start >= last or start + side <= first:
+                raise ValueError(f"{self.path}: no pixel lies within {side} pixels around {x:g}, {y:g}.")
+            indices.append(first + _reflected(np.arange(start, start + side) - first, last - first))
+        columns, rows = indices
+        left, top = int(columns.min()), int(rows.min())
+        size = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
+        return self.read(left * scale, top * scale, *size, scale)[np.ix_(rows - top, columns - left)]
+
     def thumbnail(self, max_size: int) -> np.ndarray:
         """The whole image, made smaller where its longer side is above `max_size`. Uint8, (height, width, 3)."""
         return _thumbnail(self._plain or self, max_size)
@@ -211,8 +246,19 @@ class _Window(Region):
     def read(self, x: float, y: float, width: int, height: int, scale: float = 1.0) -> np.ndarray:
         return self._region.read(x + self.corner[0], y + self.corner[1], width, height, scale)
 
+    @property
+    def limits(self) -> tuple[int, int, int, int]:
+        return tuple(end - begin for end, begin in zip(self._region.limits, self.corner * 2, strict=True))
+
     def _open(self) -> Any:
         return self._region._open()
+
+
+def _reflected(indices: np.ndarray, length: int) -> np.ndarray:
+    """Indices from 0 to `length` - 1, where those given are beyond: they go back from the edge, as often as needed."""
+    period = max(1, 2 * (length - 1))
+    indices = indices % period
+    return np.where(indices < length, indices, period - indices)
 
 
 def open_region(path: str | os.PathLike | Region, mpp: float | None = None) -> Region:

@@ -33,12 +33,14 @@ class Origin:
         version: of it.
         made_with: the weights' digest and the settings, see `shared.data.made_with`.
         record: what the weights were trained on, see `read_model_record`; None or empty: unknown.
+        classifier: what judged the result, see `shared.inferers.CandidateJudge`; None: nothing.
     """
 
     algorithm: str
     version: str
     made_with: Mapping[str, Any] = field(default_factory=dict)
     record: ModelRecord | None = None
+    classifier: Mapping[str, Any] | None = None
     algorithm_type: ClassVar[str] = "AUTOMATIC"
     family: ClassVar[Code] = codes.DCM.ArtificialIntelligence
 
@@ -50,14 +52,18 @@ class Origin:
     @property
     def warning(self) -> str:
         """What must be said of the weights; empty where they are known to be trained on real images."""
-        return warning_of_results(self.record or {}) or ""
+        return warning_of_results(*self._records) or ""
+
+    @property
+    def _records(self) -> list[ModelRecord]:
+        return [self.record or {}, *([self.classifier["record"]] if self.classifier else [])]
 
     def describe(self, what: str) -> str:
         """What a list of series shows, 64 characters at most: `what` it is, and what has to be known of the weights."""
-        if not self.record:
+        if not all(self._records):
             mark = "research only, weights of unknown origin"
         else:
-            mark = "research only" + ", SYNTHETIC weights" * bool(self.record.get("synthetic"))
+            mark = "research only" + ", SYNTHETIC weights" * any(r.get("synthetic", False) for r in self._records)
         return f"{what}: {mark}"[:_LONGEST]
 
     @property

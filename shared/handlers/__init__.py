@@ -4,6 +4,7 @@ May import: data, dicom, inferers, layers, losses, metrics, networks, reports, t
 """
 
 from .adapt_batch_norm import AdaptBatchNorm
+from .cascade_choice import CascadeChoice
 from .class_reweighting import ClassReweighting
 from .classification_report import ClassificationReport
 from .decision_threshold import DecisionThreshold

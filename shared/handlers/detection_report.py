@@ -11,7 +11,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from ..data import RegionEntry
-from ..inferers import FindingsCollector
+from ..inferers import CandidateJudge, FindingsCollector
 from ..metrics import Findings
 from ..networks import PyramidAnchors
 from ..reports.detection import (
@@ -56,7 +56,7 @@ class DetectionReport(DetectionScoring):
         anchors: as the network has them.
         class_id, match_radius, matching, threshold, class_names, train_domains, adapted, threshold_from, dataset,
             record, bootstrap, seed: by name, see `shared.reports.DetectionScoring`.
-        suppress_radius, score_threshold, top_k: by name, see `FindingsCollector`.
+        suppress_radius, score_threshold, top_k, judge: by name, see `FindingsCollector`.
 
     Raises:
         ValueError: when the threshold, the class, its names, `matching` or `bootstrap` are out of range.
@@ -68,11 +68,14 @@ class DetectionReport(DetectionScoring):
     anchors: PyramidAnchors = field(kw_only=False, repr=False)
     suppress_radius: float = 25.0
     top_k: int = 300
+    judge: CandidateJudge | None = field(default=None, repr=False)
     detections: FindingsCollector = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        merging = (self.suppress_radius, self.score_threshold, self.top_k)
+        if self.judge is not None:
+            self.classifier = self.judge.about
+        merging = (self.suppress_radius, self.score_threshold, self.top_k, self.judge)
         self.detections = FindingsCollector(self.regions, self.anchors, *merging)
         self.output_dir = writable_folder(self.output_dir)
 

@@ -65,6 +65,7 @@ class SaveDetections:
             left out ("drop") or taken like others ("keep"). They are counted either way.
         export: what writes the DICOM objects and stores them, see `shared.dicom.AnnotationExport`; None: there are
             none. What the PACS refuses is a failure of the case, whose files are there all the same.
+        classifier: what judged the detections, see `shared.inferers.CandidateJudge`; None: nothing.
 
     Raises:
         ValueError: when the threshold or the class names are out of range, or `on_glass` is neither.
@@ -84,6 +85,7 @@ class SaveDetections:
         made_with: Mapping[str, Any] | None = None,
         on_glass: str = "drop",
         export: Any = None,
+        classifier: Mapping[str, Any] | None = None,
     ) -> None:
         if on_glass not in ("drop", "keep"):
             raise ValueError(f"on_glass is {on_glass!r}, expected drop or keep.")
@@ -93,6 +95,7 @@ class SaveDetections:
         self.output_dir = writable_folder(output_dir)
         self.threshold = float(threshold)
         self.record = dict(record or {})
+        self.warning = warning_of_results(self.record, *([classifier["record"]] if classifier else []))
         self.count_options = {"area_mm2": float(area_mm2), "aspect": float(aspect), "min_tissue": float(min_tissue)}
         mitotic_count([], (1, 1), 1.0, **self.count_options)  # wrong options stop here, and not after the first image
         head = {
@@ -100,6 +103,7 @@ class SaveDetections:
             "classes": list(self.class_names),
             "model": self.record or None,
             "mitotic_count": self.count_options,
+            **({"classifier": dict(classifier)} if classifier else {}),
             **(made_with or {}),
         }
         self.table = ResultTable(self.output_dir, "summary", "images", head)
@@ -155,7 +159,7 @@ class SaveDetections:
         self.table.add([row])
 
     def _write(self, case: str, file: str, region: Region, found: Detections) -> dict[str, Any]:
-        how = {"threshold": self.threshold, "class_names": self.class_names, "warning": warning_of_results(self.record)}
+        how = {"threshold": self.threshold, "class_names": self.class_names, "warning": self.warning}
         part = region.searched()
         mask, scale = tissue_mask(part)
         near = near_tissue(box_centres(found["box"]) - part.corner, mask, scale, _REACH / region.mpp)
@@ -224,7 +228,7 @@ class SaveDetections:
         begun = {*gather_list(self.begun)}
         if idist.get_rank() > 0:
             return
-        warning = warning_of_results(self.record)
+        warning = self.warning
         try:
             kept = self.table.read().rows.items()
             self.table.rows = {case: row for case, row in kept if case not in begun and self._is_whole(case)}

@@ -17,7 +17,8 @@ from .suppression import suppress_within_radius
 SLACK = 8  # pixels of a tile; two tiles that see a figure from its two sides differ by less about its centre
 _PENDING = 4  # batches at most that the network is ahead of the suppression
 
-TileDetections = tuple[np.ndarray, np.ndarray, np.ndarray]
+TileDetections = tuple[np.ndarray, ...]  # what `Detections` holds, in that order
+_COLUMNS = ("box", "score", "label", "mitotic")
 
 
 class TilePlace(NamedTuple):
@@ -56,6 +57,7 @@ class DetectionMerger:
         radius: of the suppression, in pixels of the image.
         score_threshold: detections with a lower score are left out.
         top_k: how many a tile has at most, the best of those that the suppression leaves.
+        class_id: a class whose probability each detection is to have, as `mitotic`; None: they have it not.
 
     Example:
         >>> merger = DetectionMerger(PyramidAnchors(), radius=25)
@@ -65,12 +67,18 @@ class DetectionMerger:
     """
 
     def __init__(
-        self, anchors: PyramidAnchors, radius: float = 25.0, score_threshold: float = 0.05, top_k: int = 300
+        self,
+        anchors: PyramidAnchors,
+        radius: float = 25.0,
+        score_threshold: float = 0.05,
+        top_k: int = 300,
+        class_id: int | None = None,
     ) -> None:
         self.anchors = anchors
         self.radius = radius
         self.score_threshold = score_threshold
         self.top_k = top_k
+        self.class_id = class_id
         self._parts: dict[Hashable, list[TileDetections]] = defaultdict(list)
         self._pending: deque[Future] = deque()
         self._thread: ThreadPoolExecutor | None = None
@@ -90,7 +98,7 @@ class DetectionMerger:
         if len(output) != len(tiles):
             raise ValueError(f"the output is of {len(output)} tiles, and {len(tiles)} places are given")
         anchors = self.anchors(image_size, output.device)
-        found = decode_batch(output.detach(), anchors, top_k=len(anchors))
+        found = decode_batch(output.detach(), anchors, len(anchors), self.class_id)
         arrived = None
         if found.device.type != "cpu":
             found = found.to("cpu", non_blocking=True)
@@ -127,7 +135,8 @@ class DetectionMerger:
         own = np.flatnonzero(((centre >= low) & (centre < high)).all(axis=1))
         # Some ten anchors find the same figure: those of the clearest ones would leave no room for others.
         kept = own[suppress_within_radius(centre[own], score[own], self.radius / tile.scale)[: self.top_k]]
-        return box[kept] * np.float32(tile.scale) + np.array([*tile.origin] * 2, np.float32), score[kept], label[kept]
+        box = box[kept] * np.float32(tile.scale) + np.array([*tile.origin] * 2, np.float32)
+        return box, score[kept], label[kept], *(column[kept] for column in rows[:, 6:].T)
 
     @property
     def parts(self) -> dict[Hashable, list[TileDetections]]:
@@ -143,10 +152,12 @@ class DetectionMerger:
         """The detections in an image, from the highest score to the lowest; none where no tile of it was added."""
         parts = self.parts.get(image)
         if not parts:
-            return {"box": np.empty((0, 4), np.float32), "score": np.empty(0, np.float32), "label": np.empty(0, int)}
-        box, score, label = (np.concatenate(part) for part in zip(*parts, strict=True))
-        kept = suppress_within_radius(box_centres(box), score, self.radius)
-        return {"box": box[kept], "score": score[kept], "label": label[kept]}
+            none = np.empty(0, np.float32)
+            found = {"box": np.empty((0, 4), np.float32), "score": none, "label": np.empty(0, int)}
+            return found if self.class_id is None else {**found, "mitotic": none}
+        columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        kept = suppress_within_radius(box_centres(columns[0]), columns[1], self.radius)
+        return {name: column[kept] for name, column in zip(_COLUMNS, columns, strict=False)}
 
     def clear(self) -> None:
         """Forget all images."""

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ignite.distributed as idist
 import numpy as np
 from torch import Tensor
 
-from ..data import RegionEntry
-from ..metrics import Findings, box_centres
+from ..data import Region, RegionEntry, open_region
+from ..metrics import Detections, Findings, box_centres
 from ..networks import PyramidAnchors
 from .detection import DetectionMerger, TilePlace
+from .judge import MITOTIC, CandidateJudge
+
+Result = TypeVar("Result")
 
 
 class FindingsCollector:
@@ -24,6 +27,9 @@ class FindingsCollector:
         regions: as `shared.data.load_regions` gives them, with `box` and `label`.
         anchors: as the network has them.
         suppress_radius, score_threshold, top_k: see `DetectionMerger`.
+        judge: what a classifier says of the detections in a region, see `CandidateJudge`; the ranks share the regions.
+            None: nothing.
+        class_id: see `DetectionMerger`; with a judge that of mitotic figures.
 
     Raises:
         ValueError: when a region has no boxes, not even an empty list of them.
@@ -36,12 +42,16 @@ class FindingsCollector:
         suppress_radius: float = 25.0,
         score_threshold: float = 0.05,
         top_k: int = 300,
+        judge: CandidateJudge | None = None,
+        class_id: int | None = None,
     ) -> None:
         unlabelled = [region.get("case") for region in regions if "box" not in region]
         if unlabelled:
             raise ValueError(f"{unlabelled[0]} has no boxes: a region that nobody annotated cannot be scored")
         self.regions = list(regions)
-        self.merger = DetectionMerger(anchors, suppress_radius, score_threshold, top_k)
+        self.judge = judge
+        class_id = class_id if judge is None else MITOTIC
+        self.merger = DetectionMerger(anchors, suppress_radius, score_threshold, top_k, class_id)
 
     def clear(self) -> None:
         self.merger.clear()
@@ -56,15 +66,37 @@ class FindingsCollector:
         tiles = [TilePlace(*place) for place in zip(*(batch[key] for key in keys), strict=True)]
         self.merger.add(output, batch["image"].shape[-2:], tiles)
 
-    def findings(self, match_radius: float) -> Findings:
-        """Of all regions, in their order, from all ranks; to be called on all of them together."""
+    def detections(self) -> list[Detections]:
+        """Of all regions, in their order, from all ranks, not judged yet; to be called on all of them together."""
         of_ranks = idist.all_gather(dict(self.merger.parts))
         self.merger.clear()
         parts = self.merger.parts
         for of_rank in of_ranks:
             for region, tiles in of_rank.items():
                 parts[region] += tiles
-        found = [self.merger.merged(i) for i in range(len(self.regions))]
+        return [self.merger.merged(i) for i in range(len(self.regions))]
+
+    def findings(self, match_radius: float) -> Findings:
+        """Of all regions, in their order, from all ranks, matched; to be called on all of them together."""
+        found = self.detections()
+        if self.judge is not None:
+            found = self.of_each(self.judge, found)
+        return self.matched(found, match_radius)
+
+    def of_each(self, work: Callable[[Region, Detections], Result], found: Sequence[Detections]) -> list[Result]:
+        """What `work` makes of each region and the detections in it, in their order; the ranks share them out."""
+        rank, ranks = idist.get_rank(), idist.get_world_size()
+        own = {
+            i: work(open_region(region["image"], region.get("mpp")), found[i])
+            for i, region in enumerate(self.regions)
+            if i % ranks == rank
+        }
+        for part in idist.all_gather(own) if ranks > 1 else ():
+            own |= part
+        return [own[i] for i in range(len(self.regions))]
+
+    def matched(self, found: Sequence[Detections], match_radius: float) -> Findings:
+        """Detections in all regions, in their order, matched with the regions' figures."""
         return Findings.matched(
             [box_centres(image["box"]) for image in found],
             [image["score"] for image in found],

@@ -11,7 +11,7 @@ import openslide
 import torch
 from monai.inferers import Inferer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from ..metrics import Detections, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError, progress
 from .detection import DetectionMerger, TilePlace
+from .judge import MITOTIC, CandidateJudge, device_of
 
 _FEW_TILES = 16  # read before worker processes would have started
 
@@ -59,6 +60,7 @@ class RegionInferer(Inferer):
         score_threshold: detections with a lower score are left out.
         top_k: how many a tile has at most.
         input_mpp: µm per pixel of images at hand, which do not say it themselves.
+        judge: what a classifier says of the detections in an image, see `CandidateJudge`; None: nothing.
         progress: show a bar over the tiles of an image, when they take more than a few seconds.
 
     Raises:
@@ -89,6 +91,7 @@ class RegionInferer(Inferer):
         top_k: int = 300,
         input_mpp: float | None = None,
         progress: bool = True,
+        judge: CandidateJudge | None = None,
     ) -> None:
         super().__init__()
         check_overlap(tile_size, overlap)
@@ -113,6 +116,7 @@ class RegionInferer(Inferer):
         self.top_k = top_k
         self.input_mpp = input_mpp
         self.progress = progress
+        self.judge = judge
 
     def scale(self, region: Region) -> float:
         """Pixels of the file to one of the network.
@@ -141,7 +145,7 @@ class RegionInferer(Inferer):
 
         Returns:
             `box` (n, 4) float32, x1, y1, x2, y2 in pixels of the image, which it may overhang, their middles do not;
-            `score` (n,) float32, descending; `label` (n,) int64.
+            `score` (n,) float32, descending; `label` (n,) int64; with a judge `mitotic` (n,) float32.
         """
         given = _ImageInMemory(inputs, self.input_mpp) if isinstance(inputs, Tensor) else inputs
         region = given.searched()
@@ -154,8 +158,9 @@ class RegionInferer(Inferer):
             scale=scale,
             min_tissue=self.min_tissue,
         )
-        merger = DetectionMerger(self.anchors, self.suppress_radius * scale, self.score_threshold, self.top_k)
-        device = _device_of(network)
+        class_id = None if self.judge is None else MITOTIC
+        merger = DetectionMerger(self.anchors, self.suppress_radius * scale, self.score_threshold, self.top_k, class_id)
+        device = device_of(network)
         workers = self._workers(region, len(tiles))
         loader = DataLoader(
             tiles,
@@ -183,6 +188,8 @@ class RegionInferer(Inferer):
         if region.roi is not None:
             inside = region.roi.contains(box_centres(found["box"]))
             found = {key: value[inside] for key, value in found.items()}
+        if self.judge is not None:
+            found = self.judge(region, found)
         corner = (0, 0) if region is given else region.corner
         return {**found, "box": found["box"] + np.array(corner * 2, np.float32)}
 
@@ -222,12 +229,6 @@ class _ImageInMemory(Region):
 
     def _open(self) -> openslide.ImageSlide:
         return self._image
-
-
-def _device_of(network: Callable) -> torch.device:
-    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
-    first = next(parameters, None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _collate(items: Sequence[TileData]) -> tuple[int, dict[str, Any]]:

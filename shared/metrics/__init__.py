@@ -1,5 +1,5 @@
 """Scores of segmentations, classifications and detections, their bootstrap intervals, and thresholds chosen by them.
-Arrays in, numbers out: nothing is read or written but the file of a threshold.
+Arrays in, numbers out: nothing is read or written but the files of thresholds.
 
 May import: layers, utils.
 """
@@ -26,4 +26,4 @@ from .detection import (
 )
 from .mitotic_count import MitoticCount, mitotic_count
 from .segmentation import ClassScores, segmentation_scores
-from .thresholds import POINTS, candidate_thresholds, matched_threshold, read_threshold
+from .thresholds import POINTS, candidate_thresholds, matched_threshold, read_cascade, read_threshold

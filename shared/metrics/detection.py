@@ -9,9 +9,9 @@ them by itself, of lists with an item for each image.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,11 +31,16 @@ class Detections(TypedDict):
         box: (n, 4) float32, x1, y1, x2, y2 in pixels of the image.
         score: (n,) float32, in [0, 1].
         label: (n,) int64; of the mitosis bundle 1 for mitotic, 0 for non-mitotic.
+        mitotic: (n,) float32, in [0, 1], where a classifier is to judge them: the detector's probability of class 1,
+            whatever the likelier class is.
+        subtype: (n,) float32, in [0, 1], where there is a classifier of subtypes: the probability of its class 1.
     """
 
     box: np.ndarray
     score: np.ndarray
     label: np.ndarray
+    mitotic: NotRequired[np.ndarray]
+    subtype: NotRequired[np.ndarray]
 
 
 def box_centres(boxes: np.ndarray) -> np.ndarray:
@@ -383,6 +388,25 @@ def best_detection_threshold(findings: Findings, class_id: int) -> tuple[float, 
     return float(candidates[best]), float(f1[best])
 
 
+def detection_scores_of_draws(
+    findings: Findings, class_id: int, threshold: float, matching: str, group: np.ndarray
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """What gives the scores of one class in resamples, (R,) each, from how often each group of images is drawn, (R, n).
+
+    Args:
+        findings, class_id, threshold, matching: see `bootstrap_detection`.
+        group: the number of the group of each image, from 0 to n - 1.
+    """
+    own = findings.of_class(class_id)
+    counts = _counts(own, threshold, matching)
+
+    def score(draws: np.ndarray) -> dict[str, np.ndarray]:
+        weights = draws[:, group]
+        return scores_of_counts(weights @ counts) | {"average_precision": _average_precision(own, weights)}
+
+    return score
+
+
 def bootstrap_detection(
     findings: Findings,
     class_id: int,
@@ -418,11 +442,6 @@ def bootstrap_detection(
     if len(groups) != own.count:
         raise ValueError(f"groups must name the group of each of {own.count} images, got {len(groups)}.")
     group, n = number_groups(groups)
-    counts = _counts(own, threshold, matching)
-
-    def score(draws: np.ndarray) -> dict[str, np.ndarray]:
-        weights = draws[:, group]
-        return scores_of_counts(weights @ counts) | {"average_precision": _average_precision(own, weights)}
-
+    score = detection_scores_of_draws(findings, class_id, threshold, matching, group)
     too_few = "there are not two images, or groups of them, to draw from"
     return bootstrap_intervals(score, n, len(own.scores), resamples, seed, too_few)

@@ -1,4 +1,4 @@
-"""The threshold of a score: among which to choose, and the file that training keeps the chosen one in."""
+"""The threshold of a score: among which to choose, and the files that a chosen one is kept in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from ..utils import DataError, parse_json
+from ..utils import DataError, parse_json, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -93,3 +94,43 @@ def read_threshold(path: str | os.PathLike) -> float:
             '{"threshold": 0.5}. Train again, or correct the file.'
         )
     return float(value)
+
+
+def read_cascade(
+    path: str | os.PathLike, weights: str | None, classifier: str | os.PathLike = "", flips: bool = False
+) -> dict[str, Any]:
+    """The weight of a classifier beside a detector, and the threshold of both together, as they were chosen.
+
+    Args:
+        path: of the file that `shared.handlers.CascadeChoice` writes.
+        weights: digests of both, see `shared.inferers.cascade_digest`.
+        classifier: its path; "": there is none, and nothing to read.
+        flips: whether the classifier sees each crop mirrored, too.
+
+    Returns:
+        What the file holds; {} without a classifier.
+
+    Raises:
+        DataError: when there is no such file, it holds no weight and threshold in [0, 1], or it was written for other
+            weights, or for the other kind of crops.
+    """
+    if not classifier:
+        return {}
+    path = Path(path)
+    remedy = (
+        "Choose them on the validation regions: --config_file \"['configs/train.json','configs/evaluate.json',"
+        f"'configs/cascade.json']\" --classifier {classifier}; or give --classifier_weight and --threshold."
+    )
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file, which has the classifier's weight and the threshold. {remedy}")
+    content = read_json_object(path, "a weight and a threshold in [0, 1]", remedy)
+    for key in ("weight", "threshold"):
+        value = content.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise DataError(f"{path}: its {key} is {json.dumps(value)}, expected a number in [0, 1]. {remedy}")
+    if weights and content.get("weights") != weights:
+        raise DataError(f"{path}: was chosen for other weights of the detector or the classifier. {remedy}")
+    if content.get("flips", False) != flips:
+        chosen = str(not flips).lower()
+        raise DataError(f"{path}: was chosen with --classifier_flips {chosen}. Give that, or choose again: {remedy}")
+    return content

@@ -147,17 +147,18 @@ def match_anchors(
     return match[0] if counts is None else match
 
 
-def decode_batch(output: Tensor, anchors: Tensor, top_k: int) -> Tensor:
+def decode_batch(output: Tensor, anchors: Tensor, top_k: int, class_id: int | None = None) -> Tensor:
     """The best detections in the network's output for each image, those of the lowest scores too.
 
     Args:
         output: (B, K + 4, A), of any precision.
         anchors: (A, 4).
         top_k: D, as many as there are anchors at most.
+        class_id: one of the classes, whose probability is wanted of each detection, whatever its likeliest class is.
 
     Returns:
-        float32 tensor (B, D, 6): x1, y1, x2, y2, score and class, by descending score. All scores of an image with a
-        value that is not finite are NaN.
+        float32 tensor (B, D, 6): x1, y1, x2, y2, score and class, by descending score; with `class_id` (B, D, 7), the
+        probability of that class last. All scores of an image with a value that is not finite are NaN.
 
     Raises:
         ValueError: when the number of anchors differs.
@@ -170,7 +171,10 @@ def decode_batch(output: Tensor, anchors: Tensor, top_k: int) -> Tensor:
     offsets = output[:, -4:].gather(2, best[:, None].expand(-1, 4, -1)).transpose(1, 2)
     scores = scores.masked_fill(~output.isfinite().flatten(1).all(dim=1, keepdim=True), torch.nan)
     labels = classes.gather(1, best).float()
-    return torch.cat([decode_boxes(offsets, anchors[best]), scores[..., None], labels[..., None]], dim=2)
+    columns = [decode_boxes(offsets, anchors[best]), scores[..., None], labels[..., None]]
+    if class_id is not None:
+        columns.append(output[:, class_id].sigmoid().gather(1, best)[..., None])
+    return torch.cat(columns, dim=2)
 
 
 def decode_detections(

@@ -100,6 +100,17 @@ def known_domains(record: ModelRecord) -> list[str] | None:
     return None if trained is None else sorted({*trained, *(record.get("val_domains") or [])})
 
 
+def joint_domains(record: ModelRecord, *others: ModelRecord) -> list[str] | None:
+    """The domains that one of several networks was trained on; None where one of the records does not say it.
+
+    Args:
+        record: of the first.
+        others: of those that work together with it; an empty one stands for no network.
+    """
+    trained = [each.get("train_domains") for each in (record, *filter(None, others))]
+    return None if None in trained else sorted({name for names in trained for name in names})
+
+
 def check_record(path: Path, record: ModelRecord, settings: Mapping[str, Any]) -> None:
     """Raise a `DataError` unless weights were trained with these settings, as far as their record says it.
 

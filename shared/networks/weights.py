@@ -44,10 +44,10 @@ def load_weights(network: nn.Module, ckpt_path: str | Path, **settings: Any) -> 
         )
     record = read_model_record(path)
     check_record(path, record, settings)
-    exported = _read_torchscript(path)
+    exported = read_torchscript(path)
     source = read_state_dict(path) if exported is None else exported.state_dict()
     _check_fit(path, source, network.state_dict(), record, settings)
-    _check_finite(path, source)
+    check_finite(path, source)
     if exported is None:
         network.load_state_dict(source)
     _tell_of_origin(path, record, sorted(settings.keys() - record.keys() - ABOUT))
@@ -67,7 +67,7 @@ def _tell_of_origin(path: Path, record: ModelRecord, unknown: list[str]) -> None
         logger.warning("%s: trained on synthetic data (%s): not for real scans", path, record.get("name", "unnamed"))
 
 
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
     bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise DataError(
@@ -103,7 +103,7 @@ def _check_fit(
         raise DataError(f"{path}: these weights belong to another network: {'; '.join(problems[:5])}{more}. {remedy}")
 
 
-def _read_torchscript(path: Path) -> nn.Module | None:
+def read_torchscript(path: Path) -> nn.Module | None:
     """The network in a TorchScript file, in eval mode; None where the file is something else."""
     try:
         with ZipFile(path) as file:

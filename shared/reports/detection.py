@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..data import RegionEntry, open_region
 from ..metrics import Findings, bootstrap_detection, detection_scores, precision_recall_curve
 from ..metrics.detection import MATCHINGS
+from ..networks import ModelRecord
 from .domains import (
     Column,
     Curve,
@@ -60,6 +61,7 @@ class DetectionScoring(DomainScoring):
         match_radius: how far from a figure a detection of it may lie, in pixels of the image.
         matching: see `detection_f1`.
         score_threshold: detections of a lower score were dropped.
+        classifier: what judged the detections, see `shared.inferers.CandidateJudge`; None: nothing.
 
     Raises:
         ValueError: as `DomainScoring`, or when `matching` or `class_id` is none that there is.
@@ -70,6 +72,7 @@ class DetectionScoring(DomainScoring):
     match_radius: float = 30.0
     matching: str = "one_to_one"
     score_threshold: float = 0.05
+    classifier: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +86,10 @@ class DetectionScoring(DomainScoring):
     def class_name(self) -> str:
         return self.class_names[self.class_id]
 
+    @property
+    def records(self) -> list[ModelRecord]:
+        return [*super().records, *([self.classifier["record"]] if self.classifier else [])]
+
     def settings(self) -> dict[str, Any]:
         threshold = super().settings()["threshold"]
         return {
@@ -91,6 +98,7 @@ class DetectionScoring(DomainScoring):
             "threshold": threshold,
             "match_radius": self.match_radius,
             "matching": self.matching,
+            **({"classifier": dict(self.classifier)} if self.classifier else {}),
         }
 
 
@@ -132,8 +140,17 @@ def _notes(how: DetectionScoring) -> list[str]:
         "Recall: share of the figures that are found. F1: 2 tp / (2 tp + fp + fn), of all images together.",
         f"AP: average precision, the area under the precision-recall curve of the detections that score "
         f"{how.score_threshold:g} or more.",
+        *([_judged(how.classifier)] if how.classifier else []),
         *how.notes(done="searched"),
     ]
+
+
+def _judged(classifier: Mapping[str, Any]) -> str:
+    weight = classifier["weight"]
+    return (
+        f"A classifier ({classifier['file']}) has judged each detection: its score is {1 - weight:.3g} of the "
+        f"detector's probability of a mitotic figure and {weight:.3g} of the classifier's."
+    )
 
 
 def summarise_detections(findings: Findings, regions: Sequence[RegionEntry], how: DetectionScoring) -> DomainSummary:

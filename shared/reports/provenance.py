@@ -16,15 +16,16 @@ SYNTHETIC_WARNING = "The network was trained on synthetic data: not for real sca
 UNKNOWN_WARNING = "Nobody knows what the network was trained on (no record beside its weights): not for clinical use."
 
 
-def warnings_of_scores(dataset: Mapping[str, Any], record: ModelRecord) -> list[str]:
-    """What a report must say in red: the data set, or what the weights were trained on, is made up, or leaks."""
-    found = {MADE_UP_CASES: dataset.get("synthetic"), MADE_UP_WEIGHTS: record.get("synthetic")}
-    found |= {LEAKAGE: dataset.get("leakage"), LEAKAGE_IN_TRAINING: record.get("leakage")}
+def warnings_of_scores(dataset: Mapping[str, Any], record: ModelRecord, *others: ModelRecord) -> list[str]:
+    """What a report must say in red: the data set, or what one of the networks was trained on, is made up, or leaks."""
+    records = (record, *others)
+    found = {MADE_UP_CASES: dataset.get("synthetic"), MADE_UP_WEIGHTS: any(r.get("synthetic") for r in records)}
+    found |= {LEAKAGE: dataset.get("leakage"), LEAKAGE_IN_TRAINING: any(r.get("leakage") for r in records)}
     return [text for text, applies in found.items() if applies]
 
 
-def warning_of_results(record: ModelRecord) -> str | None:
-    """What must stand beside results on real images, where their network is not known to be trained on such images."""
-    if not record:
+def warning_of_results(*records: ModelRecord) -> str | None:
+    """What must stand beside results on real images, where a network of theirs is not known to be trained on such."""
+    if not all(records):
         return UNKNOWN_WARNING
-    return SYNTHETIC_WARNING if record.get("synthetic") else None
+    return SYNTHETIC_WARNING if any(record.get("synthetic") for record in records) else None

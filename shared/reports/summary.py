@@ -44,6 +44,11 @@ class Scoring:
             raise ValueError(f"bootstrap must be at least 1, got {self.bootstrap}.")
         self.dataset, self.record = dict(self.dataset or {}), dict(self.record or {})
 
+    @property
+    def records(self) -> list[ModelRecord]:
+        """Of all networks that take part."""
+        return [self.record]
+
 
 @dataclass(kw_only=True)
 class Summary(ABC):
@@ -75,7 +80,7 @@ class Summary(ABC):
 
     @property
     def warnings(self) -> list[str]:
-        return warnings_of_scores(self.how.dataset, self.how.record)
+        return warnings_of_scores(self.how.dataset, *self.how.records)
 
     @property
     def title(self) -> str:

@@ -111,6 +111,16 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "pretrained": (OrNone(PATH, "random ones"), "file of weights to start from"),
     "threshold_path": (PATH, "file of the threshold that training chose"),
     "cache_dir": (PATH, "folder for preprocessed cases"),
+    # a classifier that judges what the detector finds
+    "classifier": (
+        Text("the model.pt of a trained mitosis_fusestyle_cls, or a folder with models/model.pt", empty=True),
+        "what judges the detections; none given: nothing",
+    ),
+    "classifier_flips": (FLAG, "it sees each crop mirrored, too, which takes four times as long"),
+    "classifier_batch_size": (Whole(1), "crops at a time"),
+    "classifier_weight": (OrNone(Number(0, 1), "as chosen"), "of its probability beside the detector's"),
+    "classifier_stain_weights": (PATH, "weights of the StainNet that it was trained with"),
+    "cascade_path": (PATH, "file of the weight and the threshold that cascade.json chose"),
     # DICOM objects, with variants/dicom.json
     "dicom": (
         Several(Choice(("seg", "sr", "rtstruct", "ann")), distinct=True, empty=True),

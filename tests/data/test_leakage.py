@@ -126,3 +126,15 @@ def test_unlabelled_images_that_training_sees(tmp_path: Path) -> None:
     for scored in (None, "test"):
         with pytest.raises(DataError, match=r"1 slide \(a\) of 'unlabelled' are in 'test', too"):
             check_leakage(path, scored=scored, unlabelled=True)
+
+
+def test_slides_that_a_classifier_was_trained_on(tmp_path: Path) -> None:
+    """By scanner and slide: of another scanner, the same name is another slide."""
+    path = write(tmp_path, training=slides("training", "a"), test=slides("test", "b", "c"))
+    domain = json.loads(path.read_text())["test"][0].get("domain")
+    other = [[domain, "a"], ["another scanner", "b"]]
+    assert check_leakage(path, scored="test", judged_by=other) == []
+    with pytest.raises(DataError, match=r"1 slide \(b\) of 'test' are of those that the classifier was trained on"):
+        check_leakage(path, scored="test", judged_by=[*other, [domain, "b"]])
+    assert check_leakage(path, True, scored="test", judged_by=[[domain, "b"]])
+    assert check_leakage(path, scored="training", judged_by=[[domain, "a"]])  # tells of the detector's own alone

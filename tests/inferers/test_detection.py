@@ -40,6 +40,22 @@ def test_centres_come_back_in_pixels_of_the_image() -> None:
     assert found["label"].tolist() == [1]
 
 
+def test_the_probability_of_a_class_comes_along() -> None:
+    """Of a figure that is taken for another, too, and through the suppression across tiles."""
+    out = output((128, 128), [(40.0, 40.0, 0.9, 1), (100.0, 40.0, 0.8, 0)]).unflatten(1, (16, 16))
+    out[1, 5, 12] = np.log(0.3 / 0.7)
+    for class_id, key in ((None, set()), (1, {"mitotic"})):
+        merger = DetectionMerger(ANCHORS, class_id=class_id)
+        empty = merger.merged("nothing")
+        add(merger, "a", out.flatten(1), [128, 128])
+        add(merger, "a", out.flatten(1), [128, 128])
+        found = merger.merged("a")
+        assert found.keys() == empty.keys() == {"box", "score", "label"} | key
+        assert found["score"] == pytest.approx([0.9, 0.8])
+    assert found["mitotic"] == pytest.approx([0.9, 0.3])
+    assert found["mitotic"].dtype == empty["mitotic"].dtype == np.float32
+
+
 def test_a_tile_answers_for_its_core() -> None:
     merger = DetectionMerger(ANCHORS, radius=3)
     figures = [(8.0, 40.0, 0.9, 1), (40.0, 40.0, 0.8, 0), (80.0, 40.0, 0.7, 1), (40.0, 80.0, 0.6, 1)]

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from shared.metrics import POINTS, candidate_thresholds, matched_threshold, read_threshold
+from shared.metrics import POINTS, candidate_thresholds, matched_threshold, read_cascade, read_threshold
 from shared.utils import DataError
 
 
@@ -70,3 +71,25 @@ def test_a_file_without_a_threshold_is_refused(tmp_path: Path, content: str) -> 
     (tmp_path / "threshold.json").write_text(content)
     with pytest.raises(DataError, match=r'threshold.json: .*xpected .*\{"threshold": 0.5\}'):
         read_threshold(tmp_path / "threshold.json")
+
+
+def test_a_cascade_is_read_for_its_own_weights(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.json"
+    assert read_cascade(path, "a", "") == {}
+    with pytest.raises(DataError, match=r"cascade\.json: there is no such file.*configs/cascade.json.*--classifier c"):
+        read_cascade(path, "a+b", "c.pt")
+    content = {"weight": 0.4, "threshold": 0.25, "weights": "a+b", "flips": False}
+    path.write_text(json.dumps(content))
+    assert read_cascade(path, "a+b", "c.pt") == content
+    with pytest.raises(DataError, match="chosen for other weights of the detector or the classifier"):
+        read_cascade(path, "a+c", "c.pt")
+    with pytest.raises(DataError, match="was chosen with --classifier_flips false"):
+        read_cascade(path, "a+b", "c.pt", flips=True)
+
+
+@pytest.mark.parametrize(("key", "value"), [("weight", 1.5), ("weight", "a"), ("threshold", None), ("threshold", True)])
+def test_a_cascade_without_its_numbers_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "cascade.json"
+    path.write_text(json.dumps({"weight": 0.4, "threshold": 0.25, "weights": "a+b"} | {key: value}))
+    with pytest.raises(DataError, match=rf"its {key} is .*, expected a number in \[0, 1\]"):
+        read_cascade(path, "a+b", "c.pt")

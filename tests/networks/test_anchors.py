@@ -201,6 +201,13 @@ def test_a_batch_is_decoded_as_each_of_its_images() -> None:
     for own, values in zip(found, output, strict=True):
         boxes, scores, classes = decode_detections(values, anchors, score_threshold=0, top_k=20)
         assert torch.equal(own, torch.cat([boxes, scores[:, None], classes[:, None]], dim=1))
+    more = decode_batch(output, anchors, 20, class_id=1)
+    assert torch.equal(more[..., :6], found)
+    own = torch.where(found[..., 5] == 1, found[..., 4], more[..., 6])
+    assert torch.equal(more[..., 6], own)  # of those that class 1 is likeliest for it is the score
+    for rows, values in zip(more, output, strict=True):
+        best = values[:2].amax(dim=0).topk(20).indices
+        torch.testing.assert_close(rows[:, 6], values[1, best].sigmoid())
     output[1, 5, 255] = torch.inf
     assert decode_batch(output, anchors, top_k=300)[:, :, 4].isnan().all(dim=1).tolist() == [False, True, False]
 

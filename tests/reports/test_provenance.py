@@ -39,3 +39,12 @@ def test_in_reports(dataset: dict[str, Any], record: dict[str, Any], leakage: st
     if leakage:
         given[leakage] = given[leakage] | {"leakage": ["1 file"]}
     assert warnings_of_scores(**given) == expected
+
+
+def test_a_second_network_counts_as_much() -> None:
+    real, made_up = {"name": "MIDOG"}, {"name": "toy", "synthetic": True}
+    assert warning_of_results(real, real) is None
+    assert warning_of_results(real, made_up) == SYNTHETIC_WARNING
+    assert warning_of_results(real, {}) == UNKNOWN_WARNING
+    assert warnings_of_scores({}, real, made_up) == [MADE_UP_WEIGHTS]
+    assert warnings_of_scores({}, real, {"leakage": ["1 file"]}) == [LEAKAGE_IN_TRAINING]
