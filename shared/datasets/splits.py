@@ -72,7 +72,9 @@ def split_regions(regions: Sequence[RegionEntry], seed: int = 0) -> dict[str, li
     return splits
 
 
-def split_patches(patches: Sequence[OneEntry], unit: str = "slide", seed: int = 0) -> dict[str, list[OneEntry]]:
+def split_patches(
+    patches: Sequence[OneEntry], unit: str = "slide", seed: int = 0, testing: bool = True
+) -> dict[str, list[OneEntry]]:
     """Deal out patches, within each domain on its own: a fifth to `test`, of the rest a fifth to `validation`.
 
     By slide, no slide is in two splits. By patch, as in the paper, patches of one slide, even neighbours, stand on
@@ -81,21 +83,23 @@ def split_patches(patches: Sequence[OneEntry], unit: str = "slide", seed: int = 
     Args:
         unit: `"slide"` or `"patch"`.
         seed: another one gives another split; the same gives the same, whatever the order of the patches.
+        testing: False keeps none for `test`.
 
     Raises:
-        DataError: when the unit is neither, or a domain has fewer than three slides (patches).
+        DataError: when the unit is neither, or a domain has fewer than three slides (patches), or two without a test.
     """
     check_value("unit", unit, Choice(SPLIT_UNITS))
     splits: dict[str, list[OneEntry]] = {split: [] for split in SPLITS}
     generator = torch.Generator().manual_seed(seed)
     for domain, units in _by_domain(patches, "slide" if unit == "slide" else "image"):
         count = len(units)
-        if count < 3:
+        if count < 2 + testing:
             raise DataError(
-                f"The domain {domain} has {count} {unit}(s), expected 3 or more: one each for training, "
-                'validation and test. Leave it out of the table, or split by patch (unit="patch").'
+                f"The domain {domain} has {count} {unit}(s), expected {2 + testing} or more: one each for training"
+                f"{', validation and test' if testing else ' and validation'}. Leave it out of the table, or split by "
+                'patch (unit="patch").'
             )
-        test = min(max(1, round(0.2 * count)), count - 2)
+        test = min(max(1, round(0.2 * count)), count - 2) if testing else 0
         validation = min(max(1, round(0.2 * (count - test))), count - test - 1)
         for split, chosen in _deal_out(units, test, validation, generator).items():
             splits[split] += [patch for one in chosen for patch in one]
