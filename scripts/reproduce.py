@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from command_line import run_command
 from experiments.camelyon_table import camelyon_table
+from experiments.cascade_table import cascade
 from experiments.detection_table import detection_table
 from experiments.generalisation_table import generalisation_table
 from experiments.midog_tables import partner_table, strap_table
@@ -19,6 +20,7 @@ if __name__ == "__main__":
             {
                 "organ_table": organ_table,
                 "camelyon_table": camelyon_table,
+                "cascade": cascade,
                 "detection_table": detection_table,
                 "generalisation_table": generalisation_table,
                 "new_scanner": new_scanner,

@@ -148,8 +148,12 @@ class Training:
 
     def evaluate(self, **options: Any) -> Path:
         """Score the test split; the folder of the report, in `output_dir` or else in the training's folder."""
-        self._run("evaluate", self.configs("evaluate"), options)
+        self.lay_over("evaluate", **options)
         return Path(options.get("output_dir", self.folder)) / "evaluation"
+
+    def lay_over(self, *overlays: str, **options: Any) -> None:
+        """Run the training's config with these overlays, such as "evaluate"; the last names the log."""
+        self._run(overlays[-1], self.configs(*overlays), options)
 
     def seconds_an_epoch(self) -> float | None:
         """The median time from the end of an epoch to that of the next, validation included; None of a single one."""
