@@ -123,6 +123,7 @@ TRAINING = [
         f"train {LAMBDA}",
         {
             "--reweighting_windoww 3": r"^reweighting_windoww: no such setting of .*did you mean reweighting_window\?",
+            "--reweighting_cumulative maybe": rf"^reweighting_cumulative is 'maybe', {YES_OR_NO}",
             "--reweighting_trigger never": r"^reweighting_trigger is 'never', expected .*decline",
             "--num_samples 0": rf"^num_samples is 0, {WHOLE} of 1 or above",
             "--sw_overlap 1.5": r"^sw_overlap is 1\.5, expected a number",

@@ -102,6 +102,11 @@ class ClassReweighting(ABC):
         return self._weights.clone()
 
     @property
+    def scores(self) -> Tensor:
+        """Those of the last evaluation: a copy, float64 (N,); NaN of a class that it lacked, and before the first."""
+        return self._scores[-1].clone() if len(self._scores) else torch.full((self.num_classes,), math.nan).double()
+
+    @property
     def evaluations(self) -> int:
         """Number j of evaluations so far."""
         return len(self._fired)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..utils import DataError
+from ..utils import DataError, flag
 from .class_reweighting import ClassReweighting
 
 
@@ -166,24 +166,38 @@ class ClassBoostStrategy(PlateauClassFreezing):
 
     Between firings the weights stay. A class without a score keeps its weight. The weights lie in [0.1, 2].
 
+    Cumulative, which the paper names as future work and leaves open, a firing multiplies the weight that a class has by
+    this boost: `w_k` = min(`w_k` · min(1 / (`S_kj` + zeta), 2), most). So weights tell a class that was weak at one
+    firing from one that stays weak: at 0 its weight doubles each time. They lie in [0.1, most].
+
     Args:
         zeta: added to a score before its inverse is taken.
-        max_weight: upper limit of a weight, at least 1.
+        max_weight: upper limit of a boost, at least 1.
+        cumulative: whether boosts are multiplied.
+        most: upper limit of a cumulative weight, at least `max_weight`.
         others: see `PlateauClassFreezing` and `ClassReweighting`.
     """
 
     zeta: float = 1e-3
     max_weight: float = 2.0
+    cumulative: bool = False
+    most: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.cumulative = flag("cumulative", self.cumulative)
         if self.zeta < 0 or self.max_weight < 1:
             given = f"{self.zeta} and {self.max_weight}"
             raise ValueError(f"zeta must not be negative and max_weight at least 1, got {given}.")
+        if self.most < self.max_weight:
+            raise ValueError(f"most must be at least max_weight, {self.max_weight}, got {self.most}.")
 
     def _reweight(self, scores: Tensor) -> bool:
         fired = super()._reweight(scores)
         if fired:
             boosted = ~self._frozen & ~scores.isnan()
-            self._weights[boosted] = (1 / (scores[boosted] + self.zeta)).clamp(max=self.max_weight).float()
+            boosts = (1 / (scores[boosted] + self.zeta)).clamp(max=self.max_weight)
+            if self.cumulative:
+                boosts = (self._weights[boosted] * boosts).clamp(max=self.most)
+            self._weights[boosted] = boosts.float()
         return fired

@@ -25,5 +25,6 @@ from .detection import (
     precision_recall_curve,
 )
 from .mitotic_count import MitoticCount, mitotic_count
+from .rule_scores import ClassFound, ClassSurfaceDice
 from .segmentation import ClassScores, segmentation_scores
 from .thresholds import POINTS, candidate_thresholds, matched_threshold, read_cascade, read_threshold

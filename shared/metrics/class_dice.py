@@ -7,7 +7,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine
 from ignite.metrics import MetricsLambda
 from monai.handlers import IgniteMetricHandler
-from monai.metrics import DiceMetric
+from monai.metrics import CumulativeIterationMetric, DiceMetric
 from torch import Tensor
 
 from ..utils import DataError
@@ -51,8 +51,11 @@ class ClassDice(IgniteMetricHandler):
     ) -> None:
         self.num_classes = num_classes
         self.case_transform = case_transform
-        dice = DiceMetric(include_background=False, reduction="none", num_classes=num_classes + 1)
-        super().__init__(metric_fn=dice, output_transform=output_transform)
+        super().__init__(metric_fn=self._case_metric(), output_transform=output_transform)
+
+    def _case_metric(self) -> CumulativeIterationMetric:
+        """What scores cases, given as label maps: (N,) of each, NaN where its label does not show a class."""
+        return DiceMetric(include_background=False, reduction="none", num_classes=self.num_classes + 1)
 
     def _label_map(self, prediction: Tensor) -> Tensor:
         channels = prediction.shape[1]

@@ -225,11 +225,12 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "norm": (Choice(("frozen", "batch", "group")), "norm of the backbone"),
     "anchor_levels": (Several(Whole(2, 7), distinct=True), "of the pyramid; level n has the stride 2^n"),
     # re-weighting
-    "reweight_on": (Choice(("validation", "training")), "whose Dice drives the rule"),
-    "reweighting_metric": (NAME, "that Dice among the metrics"),
+    "reweight_on": (Choice(("validation", "training")), "whose scores drive the rule"),
+    "reweighting_metric": (NAME, "those scores among the metrics; set by overlays"),
     "reweighting_trigger": (Choice(("decline", "stagnation")), "what fires the rule"),
     "reweighting_window": (Whole(1), "evaluations that it looks back, δ"),
     "reweighting_tolerance": (Number(0), "least change of the Dice, ε"),
+    "reweighting_cumulative": (FLAG, "each firing multiplies the weights that classes have by their boosts"),
     # evaluation and results
     "structures": (OrNone(Several(NAME, distinct=True), "all"), "classes that are written"),
     "per_structure": (FLAG, "a file for each class that was found, too"),

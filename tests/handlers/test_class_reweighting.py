@@ -34,9 +34,12 @@ NAN = math.nan
 
 
 def literal(
-    rule: type, history: list[list[float]], trigger: str, delta: int, eps: float, zeta: float
+    rule: type, history: list[list[float]], trigger: str, delta: int, eps: float, zeta: float, most: float = 0
 ) -> tuple[list[list[float]], list[int]]:
-    """Weights after every evaluation and the evaluations that fired, straight from the rules' wording."""
+    """Weights after every evaluation and the evaluations that fired, straight from the rules' wording.
+
+    With a limit `most` boosts are multiplied.
+    """
     n = len(history[0])
     score = {(i, j): history[j - 1][i] for j in range(1, len(history) + 1) for i in range(n)}
     w, frozen, u, weights, firings = [1.0] * n, set(), 0, [], []
@@ -73,7 +76,8 @@ def literal(
             for k in range(n) if rule is ClassBoostStrategy else ():
                 if k not in frozen and not math.isnan(score[k, j]):
                     total = score[k, j] + zeta
-                    w[k] = 2.0 if total == 0 else min(1 / total, 2.0)
+                    boost = 2.0 if total == 0 else min(1 / total, 2.0)
+                    w[k] = min(w[k] * boost, most) if most else boost
         weights.append(list(w))
     return weights, firings
 
@@ -91,8 +95,8 @@ def random_history(rng: np.random.Generator) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("trigger", ["decline", "stagnation"])
-@pytest.mark.parametrize("rule", RULES)
-def test_follows_the_wording_of_the_rules(rule: type, trigger: str) -> None:
+@pytest.mark.parametrize(("rule", "most"), [*((rule, 0) for rule in RULES), (ClassBoostStrategy, 5.0)])
+def test_follows_the_wording_of_the_rules(rule: type, most: float, trigger: str) -> None:
     rng = np.random.default_rng(0)
     fired, all_frozen = 0, 0
     for _ in range(1500):
@@ -104,9 +108,11 @@ def test_follows_the_wording_of_the_rules(rule: type, trigger: str) -> None:
             options = {"trigger": trigger, "window": delta, "tolerance": eps}
         if rule is ClassBoostStrategy:
             options["zeta"] = zeta
+        if most:
+            options |= {"cumulative": True, "most": most}
         handler = rule(num_classes=len(history[0]), **options)
         weights = torch.stack([handler.update(scores) for scores in history])
-        expected, firings = literal(rule, history, trigger, delta, eps, zeta)
+        expected, firings = literal(rule, history, trigger, delta, eps, zeta, most)
         torch.testing.assert_close(weights, torch.tensor(expected))
         assert handler.firings == len(firings)
         assert handler.last_firing == (firings[-1] if firings else 0)
@@ -143,6 +149,31 @@ def test_boost_by_hand() -> None:
     weights = rule.update([0.8, 0.624, 0.0, NAN])
     assert weights.tolist() == pytest.approx([0.1, 1 / 0.625, 2, 1])
     assert rule.update([0.9, 0.9, 0.9, 0.5]).tolist() == weights.tolist()  # stays between firings
+
+
+def test_cumulative_boosts_by_hand(tmp_path: Path) -> None:
+    """A class that stays at 0 gets ahead of one that is weak once; a resumed rule goes on multiplying."""
+    options = {"num_classes": 4, "window": 0, "zeta": 0.0, "cumulative": True, "most": 5.0}
+    rule = ClassBoostStrategy(**options)
+    for scores in ([0.9, 0.8, 0.4, 0.0], [0.8, 0.8, 0.5, 0.0]):
+        rule.update(scores)
+    assert rule.weights.tolist() == pytest.approx([0.1, 1.25, 2, 2])
+    torch.save(rule.state_dict(), tmp_path / "rule.pt")
+    rule = ClassBoostStrategy(**options)
+    rule.load_state_dict(torch.load(tmp_path / "rule.pt", weights_only=True))
+    rule.update([0.9, 0.7, 0.625, 0.0])
+    assert rule.weights.tolist() == pytest.approx([0.1, 0.1, 3.2, 4])
+    rule.update([0.9, 0.7, 0.5, 0.0])
+    assert rule.weights.tolist() == pytest.approx([0.1, 0.1, 0.1, 5])
+    assert ClassBoostStrategy(num_classes=1, cumulative="false").cumulative is False  # as a command line gives it
+
+
+def test_the_last_scores_are_told() -> None:
+    rule = ThresholdClassFreezing(num_classes=2)
+    assert rule.scores.isnan().tolist() == [True, True]
+    rule.update([0.25, NAN])
+    assert rule.scores.nan_to_num(-1).tolist() == [0.25, -1]
+    assert rule.scores.dtype == torch.float64
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -228,6 +259,8 @@ def test_refuses_a_loss_that_lost_its_weights_before_attach() -> None:
         (PlateauClassFreezing, {"num_classes": 2, "tolerance": -0.1}, "tolerance must not be negative"),
         (ClassBoostStrategy, {"num_classes": 2, "zeta": -1}, "zeta must not be negative"),
         (ClassBoostStrategy, {"num_classes": 2, "max_weight": 0.5}, "max_weight at least 1"),
+        (ClassBoostStrategy, {"num_classes": 2, "most": 1.5}, "most must be at least max_weight, 2.0, got 1.5"),
+        (ClassBoostStrategy, {"num_classes": 2, "cumulative": "maybe"}, "cumulative is 'maybe', expected true"),
     ],
 )
 def test_refuses_options(rule: type, options: dict[str, Any], message: str) -> None:
@@ -242,7 +275,16 @@ def test_options_are_named(rule: type) -> None:
     own = {
         ThresholdClassFreezing: {"threshold", "frozen_weight"},
         PlateauClassFreezing: {"trigger", "window", "tolerance", "frozen_weight"},
-        ClassBoostStrategy: {"trigger", "window", "tolerance", "zeta", "frozen_weight", "max_weight"},
+        ClassBoostStrategy: {
+            "trigger",
+            "window",
+            "tolerance",
+            "zeta",
+            "frozen_weight",
+            "max_weight",
+            "cumulative",
+            "most",
+        },
         StaticClassWeights: {"weights"},
     }
     assert (loss.name, loss.default) == ("loss", None)
