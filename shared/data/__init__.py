@@ -26,6 +26,7 @@ from .labels import foreground_labels, ids_in_files
 from .leakage import check_leakage
 from .region_tiles import RegionTiles, TileData, tile_items
 from .regions import Region, open_region
+from .rule_sampler import RuleSampler
 from .samplers import DomainBalancedSampler, DomainBatchSampler, InferenceSampler, ShuffledSampler, TileSampler
 from .seeded_dataset import SeededDataset
 from .sources import check_source, made_with, source_digest, weights_digest

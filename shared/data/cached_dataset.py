@@ -15,7 +15,7 @@ import ignite.distributed as idist
 import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
-from monai.transforms import Compose
+from monai.transforms import Compose, RandomizableTrait, Transform
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
@@ -63,6 +63,27 @@ def cached_dataset(
     _for_all_cases(dataset.cached_file, data[rank::ranks], num_workers)
     idist.barrier()
     return dataset
+
+
+def prepared_cases(dataset: Dataset, look: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
+    """What `look` makes of each case as it is before the first random transform.
+
+    Of a data set with a cache the cases come from there; of one without, they are preprocessed for it.
+
+    Args:
+        dataset: as `cached_dataset` gives it, or MONAI's `CacheDataset`, `PersistentDataset` or `Dataset`.
+        look: must not change what it is given.
+
+    Raises:
+        DataError: when cases cannot be used; the message lists them.
+    """
+    if isinstance(dataset, CacheDataset):
+        return [look(case) for case in dataset._cache]
+    if isinstance(dataset, PersistentDataset):
+        return [look(dataset._cachecheck(item)) for item in dataset.data]
+    compose = dataset.transform if isinstance(dataset.transform, Compose) else Compose(dataset.transform)
+    first = compose.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
+    return _for_all_cases(lambda item: look(compose(copy.deepcopy(item), end=first)), dataset.data, 2)
 
 
 class _MemoryCacheDataset(CacheDataset):

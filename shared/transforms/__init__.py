@@ -11,4 +11,4 @@ from .stain import RandStainJitter, RandStainJitterd, stain_jitter
 from .stain_norm import NormalizeByStainNet, NormalizeStain, NormalizeStaind, stain_normalizer
 from .stylized import RandStylizedd
 from .tile import RandFlipRotateBoxd, RandTiled
-from .volume import CropBodyd, CropCentresd, RandRotateVolumesd, ResampleVolumed
+from .volume import CropAroundClassesd, CropBodyd, CropCentresd, RandRotateVolumesd, ResampleVolumed

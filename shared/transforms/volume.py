@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import CropForegroundd, FgBgToIndicesd, RandRotated, Spacingd
-from monai.transforms.utils import create_rotate
+from monai.transforms import CropForegroundd, FgBgToIndicesd, RandCropByLabelClassesd, RandRotated, Spacingd
+from monai.transforms.utils import create_rotate, generate_label_classes_crop_centers
 from monai.utils import convert_to_tensor
 from torch.nn.functional import grid_sample
 
@@ -62,6 +62,56 @@ class CropCentresd(FgBgToIndicesd):
                     indices = indices[np.random.default_rng(0).choice(len(indices), self.most, replace=False)]
                 result[name] = indices
         return result
+
+
+class CropAroundClassesd(RandCropByLabelClassesd):
+    """MONAI's `RandCropByLabelClassesd`, each of whose crops is around a voxel of a class that it is told.
+
+    `asked_classes` are these classes, one a crop. `SeededDataset` sets them for each case, as a `RuleSampler` has it.
+    Where a voxel lies near the volume's border its crop is moved inwards, as MONAI does.
+
+    Args:
+        keys: what is cropped.
+        label_key: the label map among them.
+        spatial_size: of a crop, voxels.
+        num_classes: number of classes, background included.
+        num_samples: crops of a case.
+        indices_key: the voxels of each class, as `ClassesToIndicesd` finds them.
+
+    Raises:
+        DataError: when called with another number of classes than crops, or with one that the case lacks.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        spatial_size: Sequence[int] | int,
+        num_classes: int,
+        num_samples: int = 1,
+        indices_key: str = "label_cls_indices",
+    ) -> None:
+        options = {"num_classes": num_classes, "num_samples": num_samples, "indices_key": indices_key}
+        super().__init__(keys, label_key, spatial_size, warn=False, **options)
+        self.asked_classes: tuple[int, ...] = ()
+
+    def randomize(
+        self, label: torch.Tensor, indices: Sequence[torch.Tensor] | None = None, image: torch.Tensor | None = None
+    ) -> None:
+        if len(self.asked_classes) != self.cropper.num_samples:
+            raise DataError(
+                f"{len(self.asked_classes)} classes for {self.cropper.num_samples} crops of a case, expected one for "
+                "each: the sampler's `crops` and the `num_samples` of CropAroundClassesd are to be the same."
+            )
+        self.cropper.centers = [self._centre(label.shape[1:], indices or (), value) for value in self.asked_classes]
+
+    def _centre(self, shape: Sequence[int], indices: Sequence[torch.Tensor], value: int) -> tuple[int, ...]:
+        if value >= len(indices) or not len(indices[value]):
+            raise DataError(f"A crop around class {value} was asked of a case without a voxel of it.")
+        (centre,) = generate_label_classes_crop_centers(
+            self.cropper.spatial_size, 1, shape, [indices[value]], rand_state=self.cropper.R
+        )
+        return centre
 
 
 class RandRotateVolumesd(RandRotated):

@@ -110,6 +110,7 @@ def test_training_leaves_what_it_promises(trained: Path) -> None:
         (("class_balanced_sampling",), {}),
         ((), {"sampling": SPATIAL, "batch_size": 3}),
         (("class_balanced_sampling",), {"sampling#indices_key": None, "batch_size": 3}),
+        (("cbs_sampling",), {"batch_size": 3}),
     ],
 )
 def test_a_batch_holds_plain_tensors(
@@ -142,6 +143,40 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, data: Path, bundle: Path
     curves, before = (scalars(folder / "tensorboard") for folder in (tmp_path, trained))
     assert [step for step, _ in curves["train_loss"]] == list(range(1, len(curves["train_loss"]) + 1))
     assert repr(curves) == repr(before)  # a score may be NaN
+
+
+@pytest.mark.slow
+def test_a_resumed_run_crops_around_the_same_classes(tmp_path: Path, data: Path, bundle: Path) -> None:
+    """With all that follows the rule: crops, cumulative weights, another score; and with workers or without."""
+    variants = ("cbs_sampling", "score_found")
+    options = {"bundle": bundle, "variants": variants, "reweighting_cumulative": True, "num_samples": 2}
+    options |= {"reweighting_trigger": "stagnation", "reweighting_window": 1, "reweighting_tolerance": 1}
+    whole = train(tmp_path / "whole", data, max_epochs=4, **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", data, max_epochs=4, stop=8, num_workers=2, **options)
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["trainer"]["epoch"] == 2
+    resumed = train(tmp_path / "cut", data, max_epochs=4, resume=True, num_workers=1, **options)
+    assert whole["reweighting"]["fired"].sum() > 1
+    assert whole["reweighting"]["weights"].max() > 2
+    assert resumed["reweighting"].pop("rule") == whole["reweighting"].pop("rule") == "ClassBoostStrategy"
+    for key in ("model", "optimizer", "reweighting"):
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0, equal_nan=True, msg=key)
+    assert whole["record"]["reweighting_metric"] == "val_class_found"
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path / "cut", data, resume=True, **options | {"reweighting_cumulative": False, "max_epochs": 4})
+    assert "reweighting_cumulative was True, now it is False" in (data_error_message(error.value) or "")
+
+
+def test_an_organ_in_no_training_case_is_said_and_training_goes_on(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = {**LABELS, "gallbladder": 5}
+    state = train(tmp_path, data, variants=("cbs_sampling",), max_epochs=2, labels=labels)
+    assert state["trainer"]["epoch"] == 2
+    said = [r.getMessage() for r in caplog.records if "No training case has a voxel of" in r.getMessage()]
+    assert said == [
+        "No training case has a voxel of gallbladder on the grid of the training: no crop is drawn around it."
+    ]
 
 
 def test_an_epoch_of_some_cases(tmp_path: Path, data: Path) -> None:
@@ -376,7 +411,7 @@ flow.finalize()
 @pytest.mark.slow
 def test_two_ranks_train_and_stay_equal(tmp_path: Path, data: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    names = ("train", "multi_gpu_train", "variants/demo", "variants/tcf")
+    names = ("train", "multi_gpu_train", "variants/demo", "variants/tcf", "variants/cbs_sampling")
     options = {"config_file": config_files(UNETR, names), "labels": LABELS}
     options |= {"dataset_dir": str(data), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "num_workers": 0}
     options |= {"max_epochs": 2, "val_interval": 1, "num_samples": 1, "cache_dir": str(tmp_path / "cache")}

@@ -11,6 +11,7 @@ import torch
 from monai.transforms import MapTransform, RandShiftIntensityd, Transform
 
 from shared.data import cached_dataset
+from shared.data.cached_dataset import prepared_cases
 from shared.utils import DataError, DiskFullError
 
 
@@ -55,6 +56,16 @@ def test_all_caches_give_the_same_and_read_once(
     assert values(dataset) == values(dataset) == [10, 11, 12]
     assert len(ReadNumberd.reads) == reads
     assert dataset[0]["case"] == "0"
+
+
+@pytest.mark.parametrize(("cache", "reads"), [("disk", 0), ("memory", 0), ("none", 3)])
+def test_cases_are_looked_at_before_anything_random(
+    data: list[dict[str, str]], tmp_path: Path, cache: str, reads: int
+) -> None:
+    dataset = cached_dataset(data, transforms(offset=10), cache=cache, cache_dir=tmp_path / "cache")
+    ReadNumberd.reads.clear()
+    assert prepared_cases(dataset, lambda case: (case["case"], case["image"].item())) == [("0", 0), ("1", 1), ("2", 2)]
+    assert len(ReadNumberd.reads) == reads
 
 
 def test_the_disk_cache_is_found_again_by_a_later_run(data: list[dict[str, str]], tmp_path: Path) -> None:
