@@ -11,6 +11,7 @@
 #
 #   --port 8000       of the server, on this machine alone
 #   --app_dir DIR     where the packed bundles go, and what is trained here; runs/monai_label by default
+#   --classifier FILE the model.pt of a classifier that judges what the detector finds
 #   --mpp 0.25        micrometres a pixel of slides and regions that do not say it; without it they are refused
 #
 # The environment is .venv-monailabel, with the versions of requirements-monailabel.txt, never the project's own.
@@ -38,7 +39,7 @@ for argument in "$@"; do
         exit
         ;;
     # the first call makes an environment, which takes minutes: what no option is, is refused before that
-    --port | --port=* | --app[_-]dir | --app[_-]dir=* | --mpp | --mpp=*) ;;
+    --port | --port=* | --app[_-]dir | --app[_-]dir=* | --mpp | --mpp=* | --classifier | --classifier=*) ;;
     --set_up) [ $# = 1 ] || fail_usage "--set_up goes alone." ;;
     --*) fail_usage "${argument%%=*}: no such option of monai_label.sh." ;;
     esac

@@ -22,6 +22,7 @@ def main(
     weights_url: str = "",
     base_url: str = "",
     zoo_dir: str = "",
+    classifier: str = "",
 ) -> None:
     """Write NAME_vVERSION.zip of each bundle, its manifest (.json), and model_info.json, to OUTPUT_DIR.
 
@@ -37,6 +38,8 @@ def main(
         base_url: where the zips will be found, for model_info.json.
         zoo_dir: a folder, or a clone of the model zoo, in which to lay out what a pull request to it needs. What bars
             one still is listed, and written to OUTPUT_DIR/NAME_vVERSION_zoo.txt.
+        classifier: of a detector's weights: the model.pt of the classifier that judges what they find. It goes inside,
+            with the cascade.json beside the weights, and is used unless told otherwise.
     """
     there = bundle_names(BUNDLES)
     chosen = list(dict.fromkeys(names)) or there
@@ -45,7 +48,7 @@ def main(
     if weights and len(chosen) > 1:
         raise DataError(f"--weights are those of one bundle, {len(chosen)} were named. Name one.")
     output, zoo = (Path(folder).expanduser() for folder in (output_dir, zoo_dir))
-    packages = [read_package(BUNDLES / name, weights, variant, weights_url) for name in chosen]
+    packages = [read_package(BUNDLES / name, weights, variant, weights_url, classifier) for name in chosen]
     read_object(output / "model_info.json")  # before anything is written
     for package in packages:
         refuse_to_replace(package, output / f"{package.title}.zip")

@@ -15,7 +15,7 @@ from shared.utils import DataError, atomic_path, fault_list, read_json_object, w
 from .bundle import PACKED, ROOT, Bundle, find_files
 from .checks import check_changelog, check_paths, check_requirements
 from .overlays import check_references
-from .package import WEIGHTS, Package, baked_configs, baked_metadata, read_package, tell_of_weights
+from .package import CLASSIFIER, WEIGHTS, Package, baked_configs, baked_metadata, read_package, tell_of_weights
 
 SHARED = ROOT / "shared"
 LEFT_OUT = "datasets"  # the room of `shared` that no run needs
@@ -165,6 +165,11 @@ def write_tree(package: Package, folder: Path) -> None:
     if weights := package.weights:
         files = {"model.json": weights.with_suffix(".json"), "threshold.json": weights.with_name("threshold.json")}
         files |= {} if package.url else {"model.pt": weights}
+        if judge := package.classifier:
+            own = Path(CLASSIFIER)
+            files |= {own.name: judge, own.with_suffix(".json").name: judge.with_suffix(".json")}
+            files |= {name: judge.with_name(name) for name in ("stainnet.pt",)}
+            files |= {"cascade.json": weights.with_name("cascade.json")}
         (folder / "models").mkdir(exist_ok=True)
         for name, source in files.items():
             if source.is_file():
@@ -182,7 +187,14 @@ def write_package(package: Package, folder: Path) -> Path:
     return folder
 
 
-def lay_out(bundle: Path, folder: Path, weights: Path | None = None, variant: str = "", weights_url: str = "") -> Path:
+def lay_out(
+    bundle: Path,
+    folder: Path,
+    weights: Path | None = None,
+    variant: str = "",
+    weights_url: str = "",
+    classifier: str | Path = "",
+) -> Path:
     """Lay a bundle out as a folder that runs anywhere: its files, with the package `shared` inside as `scripts`.
 
     Args:
@@ -191,6 +203,7 @@ def lay_out(bundle: Path, folder: Path, weights: Path | None = None, variant: st
         weights: the `model.pt` of a training; the record and the threshold beside it go along.
         variant: overlays that the weights were trained with, separated by commas; they become part of the configs.
         weights_url: where the file of weights can be downloaded; it is named then, and not put inside.
+        classifier: of a detector: what judges its detections; it goes inside, with the choice beside the weights.
 
     Returns:
         `folder`.
@@ -198,7 +211,7 @@ def lay_out(bundle: Path, folder: Path, weights: Path | None = None, variant: st
     Raises:
         DataError: when the bundle is faulty, or the weights do not fit the network.
     """
-    return write_package(read_package(bundle, weights, variant, weights_url), folder)
+    return write_package(read_package(bundle, weights, variant, weights_url, classifier), folder)
 
 
 def write_zip(folder: Path, path: Path, name: str) -> None:

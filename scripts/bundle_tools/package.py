@@ -12,13 +12,25 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from shared.networks import ModelRecord, check_record, load_weights, read_model_record
+from shared.inferers import cascade_digest
+from shared.metrics import read_cascade
+from shared.networks import (
+    ModelRecord,
+    check_classifier_labels,
+    check_record,
+    load_classifier,
+    load_weights,
+    read_classifier_record,
+    read_model_record,
+    weights_of_classifier,
+)
 from shared.utils import DataError, fault_list
 
 from .bundle import Bundle, lay_over
 from .overlays import recorded_default, recorded_key
 
 WEIGHTS = "models/model.pt"
+CLASSIFIER = "models/classifier.pt"
 TRAINED_WITH = {"labels", "spacing", "intensity_range", "roi_size"}  # of the record, as training has them
 
 
@@ -30,6 +42,7 @@ class Package(NamedTuple):
     weights: Path | None
     url: str  # of the weights, which are then not put inside
     record: ModelRecord  # of the weights
+    classifier: Path | None = None  # that judges what a detector finds
 
     @property
     def version(self) -> str:
@@ -59,6 +72,12 @@ class Package(NamedTuple):
             text = f"The weights of this package were trained on synthetic data ({data}): of no use on real images."
         else:
             text = f"The weights of this package were trained on {data}."
+        if self.classifier:
+            judged = read_classifier_record(self.classifier)
+            kind = "synthetic data" * (judged.get("synthetic") is True) or judged.get(
+                "name", "a data set without a name"
+            )
+            text += f" A classifier, which was trained on {kind}, judges what they find."
         files = {name: file for name in self.variants for file in map(named_file, self.overlay(name).values()) if file}
         return text + "".join(
             f" The variant {name} starts from {file}, which is not in this package." for name, file in files.items()
@@ -74,7 +93,9 @@ class Package(NamedTuple):
         return {name: overlay for name, overlay in kept.items() if overlay}
 
 
-def read_package(folder: Path, weights: str | Path | None = None, variant: str = "", url: str = "") -> Package:
+def read_package(
+    folder: Path, weights: str | Path | None = None, variant: str = "", url: str = "", classifier: str | Path = ""
+) -> Package:
     """What was asked for, with the record of the weights.
 
     Raises:
@@ -100,7 +121,27 @@ def read_package(folder: Path, weights: str | Path | None = None, variant: str =
     record = read_model_record(path) if path else {}
     if path:
         check_record(path, record, {"bundle": bundle.config("train").get("bundle", bundle.name)})
-    return Package(bundle, variants, path, url, record)
+    judge = checked_classifier(bundle, path, record, classifier) if classifier else None
+    return Package(bundle, variants, path, url, record, judge)
+
+
+def checked_classifier(bundle: Bundle, weights: Path | None, record: ModelRecord, classifier: str | Path) -> Path:
+    """The file of a classifier that goes with a detector's weights.
+
+    Raises:
+        DataError: when the bundle has no use for it, the weights are missing, it does not fit, or its weight beside
+            them was not chosen.
+    """
+    if "classifier" not in bundle.config("inference"):
+        raise DataError(f"--classifier goes with a bundle that detects, {bundle.name} does not. Leave it out.")
+    if weights is None:
+        raise DataError("--classifier judges what weights find. Give those too (--weights).")
+    file = weights_of_classifier(classifier)
+    labels = record.get("labels") or {"non_mitotic": 0, "mitotic": 1}
+    check_classifier_labels(file, read_classifier_record(file), labels)
+    load_classifier(file)
+    read_cascade(weights.with_name("cascade.json"), cascade_digest(weights, file), file)
+    return file
 
 
 def named_file(value: Any) -> str:
@@ -152,6 +193,8 @@ def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
             f"{package.weights}: its record names the network of {recorded or 'train.json itself'}, the package would "
             f"have that of {overlay or 'train.json itself'}. Give {wanted}."
         )
+    for config in (evaluate, inference) if package.classifier else ():
+        config["classifier"] = f"$@bundle_root + '/{CLASSIFIER}'"
     return {"train": train, "evaluate": evaluate, "inference": inference}
 
 

@@ -21,6 +21,7 @@ from shared.utils import DataError
 from shared.utils.values import Number, Whole
 
 HOST = "127.0.0.1"
+DETECTOR = "mitosis_retinanet_fusestyle"
 # MONAI Label sees in the name of a folder what its bundle is for. What metadata.json says of the output, and that word.
 KINDS = {"segmentation": "segmentation", "classification": "classification", "anchor outputs": "detection"}
 IMAGES = ("nii.gz", "nii", "nrrd", "mha", "jpg", "jpeg", "png", "tif", "tiff", "svs", "ndpi", "mrxs")
@@ -61,11 +62,17 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
     return files
 
 
-def deploy(name: str, weights: Path, models: Path) -> str:
+def deploy(name: str, weights: Path, models: Path, classifier: str = "") -> str:
     """Pack a bundle into a folder below `models`, and return what it is called there.
 
     The record beside the weights names the variant that they belong to. What was trained in MONAI Label stays, and so
     does what was served before, until the new package is complete.
+
+    Args:
+        name: of the bundle.
+        weights: of it.
+        models: the folder.
+        classifier: of a detector: what judges its detections.
 
     Raises:
         DataError: when the weights do not fit the network.
@@ -79,7 +86,7 @@ def deploy(name: str, weights: Path, models: Path) -> str:
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models, prefix=".new-") as temporary:
         try:
-            new = lay_out(BUNDLES / name, Path(temporary) / served, weights, Path(overlay).stem)
+            new = lay_out(BUNDLES / name, Path(temporary) / served, weights, Path(overlay).stem, classifier=classifier)
         except DataError as e:
             if "--variant" not in str(e):  # an option of package_bundles.py
                 raise
@@ -130,6 +137,7 @@ def main(
     port: Annotated[int, Whole(1, 65535)] = 8000,
     app_dir: str = "",
     mpp: Annotated[float, Number(0)] = 0.0,
+    classifier: str = "",
 ) -> None:
     """Serve bundles with MONAI Label.
 
@@ -139,6 +147,8 @@ def main(
         port: of the server, on this machine alone.
         app_dir: where the packed bundles go, and what is trained here; runs/monai_label by default.
         mpp: µm a pixel of slides and regions that do not say it; 0: they are refused.
+        classifier: the model.pt of a classifier that judges what the detector finds; the cascade.json of the choice
+            lies beside the detector's weights.
     """
     files = read_weights(weights)
     place = check_studies(studies)
@@ -146,7 +156,10 @@ def main(
     app = Path(app_dir).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
     app.mkdir(parents=True, exist_ok=True)
     (app / "main.py").write_text(MAIN)
-    names = [deploy(name, file, app / "model") for name, file in files.items()]
+    if classifier and DETECTOR not in files:
+        raise DataError(f"--classifier judges what {DETECTOR} finds, which is not served. Give its weights, too.")
+    judges = {DETECTOR: classifier}
+    names = [deploy(name, file, app / "model", judges.get(name, "")) for name, file in files.items()]
     print(f"{', '.join(names)}: soon at http://{HOST}:{port}, log in {app / 'logs' / 'app.log'}", flush=True)
     origins = os.environ.pop("MONAI_LABEL_CORS_ORIGINS", "") or json.dumps([f"http://{HOST}:{port}"])
     command = ["start_server", "--app", str(app), "--studies", place, "--uvicorn_app", "monai_label.web:app"]

@@ -27,6 +27,8 @@ from package_bundles import main
 from web_folder import served
 
 from shared.datasets.ct_cases import BTCV_LABELS
+from shared.inferers import cascade_digest
+from shared.networks import fusestyle_resnet
 from shared.networks.retinanet import FrozenBatchNorm2d
 from shared.utils import DataError, write_json
 
@@ -197,6 +199,71 @@ def test_a_variant_becomes_part_of_all_configs(tmp_path: Path, weights: Path) ->
     assert "demo, demo_schedule" in card.split("\n\n")[2]
     assert "No clinically trained weights are shipped" not in card
     assert "and no weights" not in (folder / "docs" / "data_license.txt").read_text()
+
+
+def save_pair(folder: Path, weight: float | None = 0.4) -> tuple[Path, Path]:
+    """Weights of the demo's detector and of a classifier, trained by nobody, and the choice of both."""
+    detector, classifier, labels = folder / "d" / "model.pt", folder / "c" / "best.pt", {"non_mitotic": 0, "mitotic": 1}
+    configs = ROOT / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
+    parser = ConfigParser()
+    parser.read_config([configs / "inference.json", configs / "variants" / "demo.json"])
+    networks = {detector: parser.get_parsed_content("network_def"), classifier: fusestyle_resnet("resnet10")}
+    for path, network in networks.items():
+        path.parent.mkdir(parents=True)
+        torch.save(network.state_dict(), path)
+    bundle = {"bundle": "mitosis_retinanet_fusestyle", "name": "made_up", "synthetic": True, "labels": labels}
+    write_json(detector.with_suffix(".json"), {**bundle, "network_overlay": DEMO})
+    write_json(classifier.with_suffix(".json"), {"bundle": "mitosis_fusestyle_cls", "name": "cells", "labels": labels})
+    if weight is not None:
+        content = {"weight": weight, "threshold": 0.3, "weights": cascade_digest(detector, classifier)}
+        write_json(detector.with_name("cascade.json"), content)
+    return detector, classifier
+
+
+def test_a_classifier_goes_along_with_its_weight(tmp_path: Path) -> None:
+    detector, classifier = save_pair(tmp_path)
+    main(
+        "mitosis_retinanet_fusestyle",
+        output_dir=str(tmp_path / "dist"),
+        weights=str(detector),
+        variant="demo",
+        classifier=str(classifier),
+    )
+    with zipfile.ZipFile(tmp_path / "dist" / "mitosis_retinanet_fusestyle_v0.1.0.zip") as file:
+        file.extractall(tmp_path / "out")
+    folder = tmp_path / "out" / "mitosis_retinanet_fusestyle"
+    assert (folder / "models" / "classifier.pt").read_bytes() == classifier.read_bytes()
+    assert (folder / "models" / "cascade.json").read_bytes() == detector.with_name("cascade.json").read_bytes()
+    assert "A classifier, which was trained on cells, judges what they find." in (folder / "docs/README.md").read_text()
+    configs = [folder / "configs" / "inference.json", folder / "configs" / "variants" / "demo.json"]
+    found = run("-c", USES_THE_CLASSIFIER, *configs[:1], cwd=folder)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["0.4", "0.3", "cells"]
+
+
+USES_THE_CLASSIFIER = """
+import sys
+from monai.bundle import ConfigParser
+parser = ConfigParser()
+parser.read_config(sys.argv[1])
+parser["device"] = "cpu"
+judge = parser.get_parsed_content("judge")
+print(judge.weight, judge.threshold, judge.about["record"]["name"])
+"""
+
+
+def test_a_classifier_that_does_not_go_along(tmp_path: Path) -> None:
+    detector, classifier = save_pair(tmp_path, weight=None)
+    name = "mitosis_retinanet_fusestyle"
+    for options, expected in (
+        ({"names": (name,), "weights": str(detector)}, r"cascade\.json: there is no such file"),
+        ({"names": (name,)}, "--classifier judges what weights find"),
+        ({"names": (UNETR.name,)}, "--classifier goes with a bundle that detects, abdominal_unetr_cbs does not"),
+    ):
+        names = options.pop("names")
+        with pytest.raises(DataError, match=expected):
+            main(*names, output_dir=str(tmp_path / "dist"), variant="demo", classifier=str(classifier), **options)
+    assert not (tmp_path / "dist").exists()
 
 
 def test_pictures_of_a_card_go_along(tmp_path: Path, copy: Path) -> None:
