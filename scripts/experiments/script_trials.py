@@ -253,6 +253,17 @@ SCRIPT_TRIALS = [
         },
     ),
     *script(
+        f"make_nvflare_job.py {UNETR} --output_dir $FOLDER/out",
+        {
+            "": r"no datalists were given",
+            "/nowhere.json": r"/nowhere\.json: no such file",
+            "$DATA/ct/a.nii.gz": r"a\.nii\.gz: not readable as JSON",
+            "$DATA/ct/dataset.json --rounds 0": rf"^--rounds is 0, {WHOLE} of 1 or above",
+            "$DATA/ct/dataset.json --variant demoo": r"demoo.*demo",
+            "$DATA/ct/dataset.json --round 3": unknown("--round", "make_nvflare_job.py", "--rounds"),
+        },
+    ),
+    *script(
         "verify_bundles.py",
         {
             "nonesuch": r"nonesuch",
