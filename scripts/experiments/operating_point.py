@@ -18,7 +18,7 @@ from .kept_runs import read_runs, unpacked
 from .methods import CLASSIFIER, METHODS, PLAIN
 from .patch_runs import NORMS, Predictions
 from .runs import AtLeastOne
-from .tables import Score, draw_runs, flat, markdown_grid, mean_score, seeds_cell, table_rows, write_table
+from .tables import Score, draw_runs, flat, markdown_grid, seeds_cell, table_rows, write_table
 
 CHOSEN = "as chosen"
 FIELDS = (
@@ -75,24 +75,22 @@ def points_of_runs(
     images: Sequence[int],
     draws: int,
 ) -> dict[tuple[str, ...], dict[int, Score]]:
-    """By point, start, method, treatment of batch norm, true and stated share of positives, and images: the means over
-    the scanners left out, by seed, of the seeds that have them all.
+    """By point, start, method, treatment of batch norm, true and stated share of positives, and images: the runs, each
+    with a number that is that of the scanner left out and the seed.
     """
-    parts: dict[tuple[str, ...], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    found: dict[tuple[str, ...], dict[int, Score]] = defaultdict(dict)
+    pairs = sorted({(run["seed"], run["left_out"]) for run in runs})
     for run in runs:
+        number = pairs.index((run["seed"], run["left_out"]))
         for norm in NORMS:
             kept = run["predictions"][norm]
             predictions = unpacked(kept["logits"], labels[run["left_out"]], kept["threshold"])
             for rate, stated in rates:
                 for count in images:
+                    told = (f"{rate:g}", f"{stated:g}", str(count or "all"))
                     for point, score in score_points(predictions, rate, stated, count, draws).items():
-                        told = (f"{rate:g}", f"{stated:g}", str(count or "all"))
-                        key = (point, run["start"], run["method"], norm, *told)
-                        parts[key][run["seed"]][run["left_out"]] = score
-    return {
-        key: {s: mean_score([Score(x) for x in own.values()]) for s, own in seeds.items() if len(own) == len(labels)}
-        for key, seeds in parts.items()
-    }
+                        found[point, run["start"], run["method"], norm, *told][number] = Score(score)
+    return found
 
 
 def operating_point(
@@ -126,7 +124,7 @@ def operating_point(
         labels = json.loads(next(lines))["labels"]
     rates = [(rate, other) for rate in positives for other in (stated or [rate])]
     cells = points_of_runs(kept, labels, rates, images, draws)
-    rows = table_rows({key: own for key, own in cells.items() if own}, FIELDS, CHOSEN)
+    rows = table_rows(cells, FIELDS, CHOSEN)
     text = markdown(rows, len(kept), draws)
     figure = Figure(figsize=(8, 4), layout="constrained")
     of_all = {
@@ -161,8 +159,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], runs: int, draws: int) -> str:
         *(x for p in POINTS for x in (p, "gain")),
     ]
     caption = (
-        f"Balanced accuracy on the scanner left out, mean over the scanners, {runs} runs; threshold as chosen on the "
-        f"others, or matched to the stated share of positives among unlabelled images of it, mean over {draws} draws "
-        "of them; mean (least to greatest) over seeds.\n\n"
+        f"Balanced accuracy on the scanner left out, {runs} runs; threshold as chosen on the others, or matched to the "
+        f"stated share of positives among unlabelled images of it, mean over {draws} draws of them; mean (least to "
+        "greatest) over runs.\n\n"
     )
     return f"{caption}{markdown_grid(head, grid)}\n"
