@@ -6,6 +6,7 @@ from command_line import run_command
 from experiments.camelyon_table import camelyon_table
 from experiments.cascade_table import cascade
 from experiments.detection_table import detection_table
+from experiments.frozen_features import frozen_features
 from experiments.generalisation_table import generalisation_table
 from experiments.midog_tables import partner_table, strap_table
 from experiments.new_scanner import new_scanner
@@ -22,6 +23,7 @@ if __name__ == "__main__":
                 "camelyon_table": camelyon_table,
                 "cascade": cascade,
                 "detection_table": detection_table,
+                "frozen_features": frozen_features,
                 "generalisation_table": generalisation_table,
                 "new_scanner": new_scanner,
                 "operating_point": operating_point,

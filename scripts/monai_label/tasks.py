@@ -75,6 +75,8 @@ class Detector(BundleInferTask):
     ) -> tuple[str | None, dict[str, Any]]:
         threshold = self.bundle_config.get_parsed_content("threshold")
         result = {key: data[key].tolist() for key in ("box", "score", "label")} | {"threshold": threshold}
+        if "subtype" in data:  # JSON knows no NaN
+            result["subtype"] = [p if p == p else None for p in data["subtype"].tolist()]
         write = WRITERS.get(data.get("output"))
         if write is None:
             return None, result

@@ -14,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from ..data import Region, near_tissue, source_digest, tissue_mask
+from ..inferers import SubtypeCaller
 from ..metrics import Detections, MitoticCount, box_centres, mitotic_count
 from ..reports.detection_files import ANNOTATION_FILES, MITOTIC, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
@@ -30,6 +31,11 @@ COLUMNS = (
     *("notes", "reason"),
 )
 _REACH = 10.0  # µm from the tissue mask, to which a figure still belongs: the mask is coarse
+
+
+def _column(subtype: str) -> str:
+    """Of the summary: the number of figures of this kind."""
+    return f"subtype_{subtype}"
 
 
 class SaveDetections:
@@ -66,6 +72,7 @@ class SaveDetections:
         export: what writes the DICOM objects and stores them, see `shared.dicom.AnnotationExport`; None: there are
             none. What the PACS refuses is a failure of the case, whose files are there all the same.
         classifier: what judged the detections, see `shared.inferers.CandidateJudge`; None: nothing.
+        subtypes: what told kinds of mitotic figures apart, whose numbers then stand in the summary; None: nothing.
 
     Raises:
         ValueError: when the threshold or the class names are out of range, or `on_glass` is neither.
@@ -86,6 +93,7 @@ class SaveDetections:
         on_glass: str = "drop",
         export: Any = None,
         classifier: Mapping[str, Any] | None = None,
+        subtypes: SubtypeCaller | None = None,
     ) -> None:
         if on_glass not in ("drop", "keep"):
             raise ValueError(f"on_glass is {on_glass!r}, expected drop or keep.")
@@ -95,7 +103,10 @@ class SaveDetections:
         self.output_dir = writable_folder(output_dir)
         self.threshold = float(threshold)
         self.record = dict(record or {})
-        self.warning = warning_of_results(self.record, *([classifier["record"]] if classifier else []))
+        self.subtypes = subtypes
+        others = {"classifier": classifier, "subtype_classifier": subtypes and subtypes.about}
+        others = {key: dict(about) for key, about in others.items() if about}
+        self.warning = warning_of_results(self.record, *(about["record"] for about in others.values()))
         self.count_options = {"area_mm2": float(area_mm2), "aspect": float(aspect), "min_tissue": float(min_tissue)}
         mitotic_count([], (1, 1), 1.0, **self.count_options)  # wrong options stop here, and not after the first image
         head = {
@@ -103,7 +114,7 @@ class SaveDetections:
             "classes": list(self.class_names),
             "model": self.record or None,
             "mitotic_count": self.count_options,
-            **({"classifier": dict(classifier)} if classifier else {}),
+            **others,
             **(made_with or {}),
         }
         self.table = ResultTable(self.output_dir, "summary", "images", head)
@@ -166,7 +177,8 @@ class SaveDetections:
         on_glass = int((~near).sum())
         if self.on_glass == "drop":
             found = {key: value[near] for key, value in found.items()}
-        image = DetectedImage(region=region, detections=found, title=case, **how)
+        names = self.subtypes.names_of(found["subtype"]) if self.subtypes else ()
+        image = DetectedImage(region=region, detections=found, title=case, subtypes=names, **how)
         points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
         roi_mm2 = None if part.roi is None else part.roi.area(mask.shape, scale) * part.mpp**2 / 1e6
         count = self._count(part, points[mitotic] - part.corner, mask, scale, roi_mm2)
@@ -201,6 +213,7 @@ class SaveDetections:
             "tissue_share": count.tissue,
             "enough_tissue": count.enough_tissue,
             "notes": "; ".join(region.notes) or None,
+            **({_column(name): list(names).count(name) for name in self.subtypes.names} if self.subtypes else {}),
         }
 
     def _count(
@@ -232,7 +245,8 @@ class SaveDetections:
         try:
             kept = self.table.read().rows.items()
             self.table.rows = {case: row for case, row in kept if case not in begun and self._is_whole(case)}
-            self.table.write(rows, failures, COLUMNS, **({"warning": warning} if warning else {}))
+            columns = (*COLUMNS, *map(_column, self.subtypes.names if self.subtypes else ()))
+            self.table.write(rows, failures, columns, **({"warning": warning} if warning else {}))
         finally:
             unlock_folder(self.output_dir)
 

@@ -7,7 +7,16 @@ May import: data, layers, metrics, networks, utils.
 
 from .detection import DetectionMerger, TilePlace
 from .findings import FindingsCollector
-from .judge import CandidateJudge, CropClassifier, candidate_judge, cascade_digest, combine_scores, crop_classifier
+from .judge import (
+    CandidateJudge,
+    CropClassifier,
+    SubtypeCaller,
+    candidate_judge,
+    cascade_digest,
+    combine_scores,
+    crop_classifier,
+    subtype_caller,
+)
 from .region import RegionInferer
 from .restore import NativeLabels, axis_maps, restore_label_map
 from .sliding_window import SlidingWindowLabelInferer

@@ -200,6 +200,52 @@ class CandidateJudge:
         return {key: value[order] for key, value in changed.items()}
 
 
+class SubtypeCaller:
+    """Says of each mitotic figure which of two kinds it is, by a classifier that tells these apart.
+
+    Args:
+        classify: see `CropClassifier`.
+        names: of its classes 0 and 1.
+        threshold: of the detections: from which score on one is a figure, in [0, 1].
+        subtype_threshold: from which probability on a figure is of class 1, in [0, 1].
+        about: what results have to say of the classifier.
+
+    Raises:
+        ValueError: when a threshold is out of range.
+    """
+
+    def __init__(
+        self,
+        classify: Callable[[Region, np.ndarray], np.ndarray],
+        names: Sequence[str],
+        threshold: float = 0.5,
+        subtype_threshold: float = 0.5,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not (0 <= threshold <= 1 and 0 <= subtype_threshold <= 1):
+            raise ValueError(f"thresholds must be in [0, 1], got {threshold} and {subtype_threshold}.")
+        self.classify = classify
+        self.names = tuple(names)
+        self.threshold, self.subtype_threshold = float(threshold), float(subtype_threshold)
+        self.about = dict(about or {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, see `shared.data.made_with`."""
+        return {"subtype_classifier": {key: value for key, value in self.about.items() if key != "record"}}
+
+    def __call__(self, region: Region, found: Detections) -> Detections:
+        """The detections with `subtype`, the probability of class 1, NaN of what is no mitotic figure."""
+        figures = (found["label"] == MITOTIC) & (found["score"] >= self.threshold)
+        subtype = np.full(len(figures), np.nan, np.float32)
+        subtype[figures] = self.classify(region, box_centres(found["box"][figures].astype(np.float64)))
+        return {**found, "subtype": subtype}
+
+    def names_of(self, subtype: np.ndarray) -> list[str]:
+        """The name of each detection's kind, by its probability; "" where it has none."""
+        return ["" if np.isnan(p) else self.names[p >= self.subtype_threshold] for p in subtype.tolist()]
+
+
 def cascade_digest(ckpt_path: str | os.PathLike, classifier: str | os.PathLike = "") -> str | None:
     """SHA-256 of a detector's weights; with a classifier those of both, joined by "+"."""
     files = [Path(ckpt_path), *([weights_of_classifier(classifier)] if classifier else [])]
@@ -251,6 +297,24 @@ def candidate_judge(
         return None
     about = describe_classifier(path, classify, read_classifier_record(path))
     return CandidateJudge(classify, weight, threshold, about | {"weight": weight})
+
+
+def subtype_caller(
+    path: str | os.PathLike, classify: CropClassifier | None, threshold: float, subtype_threshold: float
+) -> SubtypeCaller | None:
+    """The caller of subtypes of a configuration; None where no classifier of them is given.
+
+    Args:
+        path: of the classifier.
+        classify: see `crop_classifier`.
+        threshold, subtype_threshold: see `SubtypeCaller`.
+    """
+    if classify is None:
+        return None
+    record = read_classifier_record(path)
+    about = describe_classifier(path, classify, record) | {"threshold": subtype_threshold}
+    names = sorted(record["labels"], key=record["labels"].get)
+    return SubtypeCaller(classify, names, threshold, subtype_threshold, about)
 
 
 def describe_classifier(path: str | os.PathLike, classify: CropClassifier, record: ModelRecord) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..metrics import Detections, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError, progress
 from .detection import DetectionMerger, TilePlace
-from .judge import MITOTIC, CandidateJudge, device_of
+from .judge import MITOTIC, CandidateJudge, SubtypeCaller, device_of
 
 _FEW_TILES = 16  # read before worker processes would have started
 
@@ -61,6 +61,7 @@ class RegionInferer(Inferer):
         top_k: how many a tile has at most.
         input_mpp: µm per pixel of images at hand, which do not say it themselves.
         judge: what a classifier says of the detections in an image, see `CandidateJudge`; None: nothing.
+        subtypes: says of which kind the mitotic figures are, see `SubtypeCaller`; None: nothing does.
         progress: show a bar over the tiles of an image, when they take more than a few seconds.
 
     Raises:
@@ -92,6 +93,7 @@ class RegionInferer(Inferer):
         input_mpp: float | None = None,
         progress: bool = True,
         judge: CandidateJudge | None = None,
+        subtypes: SubtypeCaller | None = None,
     ) -> None:
         super().__init__()
         check_overlap(tile_size, overlap)
@@ -117,6 +119,7 @@ class RegionInferer(Inferer):
         self.input_mpp = input_mpp
         self.progress = progress
         self.judge = judge
+        self.subtypes = subtypes
 
     def scale(self, region: Region) -> float:
         """Pixels of the file to one of the network.
@@ -145,7 +148,8 @@ class RegionInferer(Inferer):
 
         Returns:
             `box` (n, 4) float32, x1, y1, x2, y2 in pixels of the image, which it may overhang, their middles do not;
-            `score` (n,) float32, descending; `label` (n,) int64; with a judge `mitotic` (n,) float32.
+            `score` (n,) float32, descending; `label` (n,) int64; with a judge `mitotic`, with subtypes
+            `subtype`, (n,) float32.
         """
         given = _ImageInMemory(inputs, self.input_mpp) if isinstance(inputs, Tensor) else inputs
         region = given.searched()
@@ -190,6 +194,8 @@ class RegionInferer(Inferer):
             found = {key: value[inside] for key, value in found.items()}
         if self.judge is not None:
             found = self.judge(region, found)
+        if self.subtypes is not None:
+            found = self.subtypes(region, found)
         corner = (0, 0) if region is given else region.corner
         return {**found, "box": found["box"] + np.array(corner * 2, np.float32)}
 

@@ -33,7 +33,8 @@ class Detections(TypedDict):
         label: (n,) int64; of the mitosis bundle 1 for mitotic, 0 for non-mitotic.
         mitotic: (n,) float32, in [0, 1], where a classifier is to judge them: the detector's probability of class 1,
             whatever the likelier class is.
-        subtype: (n,) float32, in [0, 1], where there is a classifier of subtypes: the probability of its class 1.
+        subtype: (n,) float32, in [0, 1], where there is a classifier of subtypes: the probability of its class 1; NaN
+            of what is no mitotic figure.
     """
 
     box: np.ndarray

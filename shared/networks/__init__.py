@@ -5,7 +5,13 @@ May import: layers, utils.
 
 from .anchors import PyramidAnchors, decode_batch, decode_detections, match_anchors
 from .batch_norm import adapt_batch_norm
-from .classifier import check_classifier_labels, load_classifier, read_classifier_record, weights_of_classifier
+from .classifier import (
+    check_classifier_labels,
+    check_subtype_labels,
+    load_classifier,
+    read_classifier_record,
+    weights_of_classifier,
+)
 from .densenet import fusestyle_densenet
 from .lambda3d import Lambda3D
 from .prepare import place_network, prepare_network

@@ -68,6 +68,16 @@ def check_classifier_labels(path: str | Path, record: ModelRecord, labels: Mappi
         )
 
 
+def check_subtype_labels(path: str | Path, record: ModelRecord, labels: Mapping[str, int]) -> None:
+    """Raise a `DataError` where a classifier of subtypes is given that tells the detector's own classes apart."""
+    if path and dict(record["labels"]) == dict(labels):
+        names = " and ".join(sorted(labels, key=labels.get))
+        raise DataError(
+            f"{path}: this classifier tells {names} apart, as the detector does, and no kinds of mitotic figures. Give "
+            "it with --classifier."
+        )
+
+
 def load_classifier(path: str | Path) -> nn.Module:
     """The network of a trained classifier of patches, with its weights, in eval mode, in main memory.
 

@@ -26,6 +26,7 @@ from .gallery import BAR, add_scale_bar, draw_gallery, save_figure
 
 MITOTIC = 1
 COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold", "qupath_x", "qupath_y")
+SUBTYPE_COLUMNS = ("subtype", "subtype_probability")
 COLOURS = ([40, 120, 255], [0, 170, 0])  # of non-mitotic and mitotic, RGB; both stand out from pink and violet
 OVERVIEW = 1400  # pixels of its longer side, made from the picture that the tissue mask is made from
 MANY = 100  # figures in an overview, whose rings are smaller where there are more
@@ -47,6 +48,7 @@ class DetectedImage:
         count: of the mitotic figures, see `shared.metrics.mitotic_count`; None: it is not shown.
         title: of the pictures.
         warning: stands below their titles, in red, and in the GeoJSON's annotation.
+        subtypes: of each detection the kind of mitotic figure, "" where it has none; empty: kinds are not told apart.
     """
 
     region: Region
@@ -56,6 +58,7 @@ class DetectedImage:
     count: MitoticCount | None = None
     title: str = ""
     warning: str | None = None
+    subtypes: Sequence[str] = ()
 
     @property
     def centres(self) -> np.ndarray:
@@ -98,7 +101,8 @@ def write_midog_json(path: str | os.PathLike, image: DetectedImage) -> None:
 def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
     """Write the detections from the threshold on as GeoJSON that QuPath (0.4 or later) imports, in its pixels.
 
-    A detection object each, the box, with its class and its score as a measurement; and one locked annotation, the
+    A detection object each, the box, with its class, of a mitotic figure with its subtype behind a colon where it has
+    one, and its score as a measurement; and one locked annotation, the
     area of the mitotic count, with the count in its name.
     """
     features, count, corner = [], image.count, np.tile(image.qupath, 2)
@@ -117,12 +121,15 @@ def write_geojson(path: str | os.PathLike, image: DetectedImage) -> None:
         }
         features.append(_feature(count.outline - corner, properties))
     found = image.detections
-    for box, score, label in zip(found["box"], found["score"], found["label"], strict=True):
+    for i, (box, score, label) in enumerate(zip(found["box"], found["score"], found["label"], strict=True)):
         if score >= image.threshold:
+            name, measured = image.class_names[label].replace("_", "-"), {"score": float(score)}
+            if image.subtypes and image.subtypes[i]:  # QuPath's way to write a class within a class
+                name, measured = f"{name}: {image.subtypes[i]}", {**measured, "subtype": float(found["subtype"][i])}
             properties = {
                 "objectType": "detection",
-                "classification": {"name": image.class_names[label].replace("_", "-"), "color": COLOURS[label]},
-                "measurements": {"score": float(score)},
+                "classification": {"name": name, "color": COLOURS[label]},
+                "measurements": measured,
             }
             features.append(_feature(box - corner, properties))
     _write_json(path, {"type": "FeatureCollection", "features": features})
@@ -149,7 +156,7 @@ def count_text(count: MitoticCount) -> str:
 
 def write_detections_csv(path: str | os.PathLike, image: DetectedImage) -> None:
     """Write all detections as a table: middle and box in pixels of the file, class, score, whether that is the
-    threshold's, and the middle in QuPath's pixels.
+    threshold's, and the middle in QuPath's pixels; where subtypes are told apart these, and their probabilities.
     """
     found, shown = image.detections, (image.centres - image.qupath).round(2).tolist()
     places = np.hstack([image.centres, found["box"].astype(np.float64)]).round(2).tolist()
@@ -157,7 +164,9 @@ def write_detections_csv(path: str | os.PathLike, image: DetectedImage) -> None:
     for place, score, label, qupath in zip(places, found["score"], found["label"], shown, strict=True):
         called = (image.class_names[label], round(float(score), 6), int(score >= image.threshold))
         rows.append(dict(zip(COLUMNS, (*place, *called, *qupath), strict=True)))
-    write_csv(path, rows, COLUMNS)
+    for row, name, p in zip(rows, image.subtypes, found.get("subtype", ()), strict=False):
+        row |= dict(zip(SUBTYPE_COLUMNS, (name, round(float(p), 6) if name else ""), strict=True))
+    write_csv(path, rows, (*COLUMNS, *SUBTYPE_COLUMNS) if "subtype" in found else COLUMNS)
 
 
 def write_overview(path: str | os.PathLike, image: DetectedImage) -> None:

@@ -120,6 +120,12 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "classifier_batch_size": (Whole(1), "crops at a time"),
     "classifier_weight": (OrNone(Number(0, 1), "as chosen"), "of its probability beside the detector's"),
     "classifier_stain_weights": (PATH, "weights of the StainNet that it was trained with"),
+    "subtype_classifier": (
+        Text("the model.pt of a trained mitosis_fusestyle_cls, or a folder with models/model.pt", empty=True),
+        "what tells kinds of mitotic figures apart; none given: nothing",
+    ),
+    "subtype_threshold": (SHARE, "its probability from which a figure is of its class 1"),
+    "subtype_stain_weights": (PATH, "weights of the StainNet that it was trained with"),
     "cascade_path": (PATH, "file of the weight and the threshold that cascade.json chose"),
     # DICOM objects, with variants/dicom.json
     "dicom": (

@@ -203,6 +203,42 @@ def test_weight_and_threshold_may_be_given(tmp_path: Path, data: Path, trained: 
     )
 
 
+def test_kinds_of_mitotic_figures_are_told(tmp_path: Path, data: Path, trained: dict[str, Path]) -> None:
+    """By a second classifier, here the first with other names for its classes, alone and behind the first."""
+    kinds = Path(shutil.copytree(trained["classifier"], tmp_path / "kinds"))
+    record = json.loads((kinds / "model.json").read_text())
+    (kinds / "model.json").write_text(json.dumps({**record, "labels": {"Normal": 0, "Atypical": 1}}))
+    (kinds / "threshold.json").write_text('{"threshold": 0.4}')
+    subtype = {"subtype_classifier": str(kinds / "model.pt")}
+    options = {"input": str(data / "dataset.json"), "ckpt_path": str(trained["detector"] / "model.pt")}
+    for name, more in (("alone", {}), ("both", options_of(trained))):
+        workflow(["inference"], tmp_path / name, data, **options, **subtype, **more).run()
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["subtype_classifier"]["threshold"] == 0.4
+        assert summary["settings"]["subtype_classifier"]["file"] == "model.pt"
+        told = 0
+        for row, line in zip(summary["images"], rows(tmp_path / name / "summary.csv"), strict=True):
+            table = rows(tmp_path / name / f"{row['case']}.csv")
+            for found in table:
+                figure = found["class"] == "mitotic" and found["above_threshold"] == "1"
+                expected = ("Atypical" if float(found["subtype_probability"]) >= 0.4 else "Normal") if figure else ""
+                assert found["subtype"] == expected
+            counts = {kind: [found["subtype"] for found in table].count(kind) for kind in ("Normal", "Atypical")}
+            assert {kind: row[f"subtype_{kind}"] for kind in counts} == counts
+            assert {kind: int(line[f"subtype_{kind}"]) for kind in counts} == counts
+            assert sum(counts.values()) == row["mitotic"]
+            features = json.loads((tmp_path / name / f"{row['case']}.geojson").read_text())["features"]
+            names = [f["properties"]["classification"]["name"] for f in features if "classification" in f["properties"]]
+            assert {kind: names.count(f"mitotic: {kind}") for kind in counts} == counts
+            assert "mitotic" not in names
+            told += row["mitotic"]
+        assert told > 3
+    own = {"subtype_classifier": options_of(trained)["classifier"], "output_dir": tmp_path / "no", **SMALL}
+    done = run(*command(config_files(DETECTOR, ["inference", "variants/demo"]), **options, **own), cwd=DETECTOR)
+    assert done.returncode == 1
+    assert "as the detector does, and no kinds of mitotic figures. Give it with --classifier" in done.stderr
+
+
 def test_a_slide_of_the_classifiers_training_is_not_scored(
     tmp_path: Path, data: Path, trained: dict[str, Path]
 ) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from shared.data import Region
 from shared.inferers import FindingsCollector
 from shared.networks import PyramidAnchors
 from shared.utils import DataError
@@ -87,6 +90,47 @@ def test_all_ranks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     other = dict(collect(TILES[1], TILES[2]).merger.parts)
     monkeypatch.setattr(idist, "all_gather", lambda own: [own, other])
     assert collect(TILES[0]).findings(25.0).match.tolist() == [1, 0, 2]
+
+
+def pictures(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for region in REGIONS:
+        Image.new("RGB", (400, 400), (200, 150, 190)).save(folder / region["image"])
+        found.append({**region, "image": str(folder / region["image"])})
+    return found
+
+
+def test_a_judge_sees_each_region_and_all_that_was_found_in_it(tmp_path: Path) -> None:
+    seen = []
+
+    def judge(region: Region, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append((Path(region.path).name, found["mitotic"].round(3).tolist()))
+        return {**found, "label": np.ones(len(found["score"]), int), "score": found["score"] / 2}
+
+    collector = FindingsCollector(pictures(tmp_path), PyramidAnchors(), suppress_radius=10.0, judge=judge)
+    collector.add(*batch(*TILES))
+    findings = collector.findings(25.0)
+    # of class 0 next to nothing is left for class 1
+    assert seen == [("a.png", [0.0, 0.75]), ("b.png", []), ("c.png", [0.625])]
+    assert findings.classes.tolist() == [1, 1, 1]
+    assert findings.scores == pytest.approx([0.4375, 0.375, 0.3125], abs=1e-6)
+
+
+def test_ranks_share_the_regions_to_be_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = FindingsCollector(pictures(tmp_path), PyramidAnchors())
+    found, parts = [{"score": np.full(1, i)} for i in range(3)], []
+
+    def work(region: Region, own: dict[str, np.ndarray]) -> str:
+        return f"{Path(region.path).name} {own['score'][0]}"
+
+    def gather(own: dict[int, str]) -> list[dict[int, str]]:
+        parts.append(sorted(own))
+        return [own, {1: "b.png 1"}]
+
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(idist, "all_gather", gather)
+    assert collector.of_each(work, found) == ["a.png 0", "b.png 1", "c.png 2"]
+    assert parts == [[0, 2]]
 
 
 def test_what_was_added_is_forgotten() -> None:

@@ -14,7 +14,7 @@ from region_images import HEIGHT, WIDTH, texture, write_picture, write_pyramid
 from torch import Tensor, nn
 
 from shared.data import Region
-from shared.inferers import CandidateJudge, CropClassifier, combine_scores
+from shared.inferers import CandidateJudge, CropClassifier, SubtypeCaller, combine_scores
 from shared.transforms import LoadPatchd
 from shared.utils import DataError
 
@@ -218,3 +218,25 @@ def test_region_of_a_picture_in_memory(tmp_path: Path) -> None:
     """What the inferer makes of a tensor has limits, too."""
     image = Image.fromarray(texture())
     assert Region(write_picture(tmp_path / "a.png", np.array(image)), MPP).limits == (0, 0, WIDTH, HEIGHT)
+
+
+def test_kinds_are_told_of_what_is_called_a_figure(region: Region) -> None:
+    found = detections(2)
+    asked: list[np.ndarray] = []
+
+    def classify(given: Region, points: np.ndarray) -> np.ndarray:
+        asked.append(points)
+        return np.linspace(0, 1, len(points), dtype=np.float32)
+
+    caller = SubtypeCaller(classify, ("Normal", "Atypical"), 0.6, 0.5)
+    told = caller(region, found)
+    figures = [i for i in range(40) if found["label"][i] == 1 and found["score"][i] >= 0.6]
+    np.testing.assert_allclose(asked[0], found["box"][figures][:, :2] + 25, atol=1e-4)
+    assert 5 < len(figures) < 40
+    expected = dict(zip(figures, np.linspace(0, 1, len(figures)), strict=True))
+    for i, (p, name) in enumerate(zip(told["subtype"].tolist(), caller.names_of(told["subtype"]), strict=True)):
+        assert name == ("" if i not in expected else "Atypical" if expected[i] >= 0.5 else "Normal")
+        assert math.isnan(p) == (i not in expected)
+    np.testing.assert_array_equal(told["score"], found["score"])
+    with pytest.raises(ValueError, match="thresholds must be in"):
+        SubtypeCaller(classify, ("a", "b"), 1.5)

@@ -10,6 +10,7 @@ from torch import nn
 
 from shared.networks import (
     check_classifier_labels,
+    check_subtype_labels,
     fusestyle_densenet,
     fusestyle_resnet,
     joint_domains,
@@ -105,6 +106,13 @@ def test_classes_have_to_be_the_detectors() -> None:
         DataError, match=r"a\.pt: this classifier tells Normal and Atypical apart, and the detector non_"
     ):
         check_classifier_labels("a.pt", {"labels": {"Atypical": 1, "Normal": 0}}, LABELS)
+
+
+def test_kinds_of_figures_are_not_the_detectors_classes() -> None:
+    check_subtype_labels("", {}, LABELS)
+    check_subtype_labels("a.pt", {"labels": {"Atypical": 1, "Normal": 0}}, LABELS)
+    with pytest.raises(DataError, match=r"a\.pt: this classifier tells non_mitotic and mitotic apart, as the detector"):
+        check_subtype_labels("a.pt", RECORD, LABELS)
 
 
 def test_domains_of_several_networks() -> None:

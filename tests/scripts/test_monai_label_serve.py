@@ -112,6 +112,32 @@ def test_a_variant_that_the_bundle_has_not(weights: Path, tmp_path: Path) -> Non
         deploy(NAME, weights, tmp_path / "models")
 
 
+def test_a_classifier_goes_to_the_detector_alone(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `lay_out` then does with it, test_package_bundles.py tells."""
+    given = {}
+
+    def lay_out(bundle: Path, folder: Path, weights: Path, variant: str, classifier: str) -> Path:
+        given[bundle.name] = classifier
+        folder.mkdir()
+        return folder
+
+    def started(*arguments: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(monai_label, "lay_out", lay_out)
+    monkeypatch.setattr(monai_label, "check_port", lambda port: None)
+    monkeypatch.setattr("os.execv", started)
+    detector = shutil.copy(weights, tmp_path / "detector.pt")
+    both = (f"{NAME}={weights}", f"{monai_label.DETECTOR}={detector}")
+    with pytest.raises(SystemExit):
+        monai_label.main(str(tmp_path), *both, app_dir=str(tmp_path / "app"), classifier="judge.pt")
+    assert given == {NAME: "", monai_label.DETECTOR: "judge.pt"}
+    with pytest.raises(DataError, match="--classifier judges what mitosis_retinanet_fusestyle finds, which is not"):
+        monai_label.main(str(tmp_path), both[0], app_dir=str(tmp_path / "app"), classifier="judge.pt")
+
+
 def test_studies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert check_studies("https://a.server/dicom-web") == "https://a.server/dicom-web"
     assert check_studies(str(tmp_path)) == str(tmp_path)
