@@ -14,6 +14,7 @@ from experiments.operating_point import operating_point
 from experiments.organ_table import organ_table
 from experiments.rule_table import compare, cost
 from experiments.runs import forking
+from experiments.small_organs import small_organs
 
 if __name__ == "__main__":
     with forking():  # what a table starts
@@ -29,6 +30,7 @@ if __name__ == "__main__":
                 "operating_point": operating_point,
                 "partner_table": partner_table,
                 "strap_table": strap_table,
+                "small_organs": small_organs,
                 "rule_table": {"compare": compare, "cost": cost},
             }
         )

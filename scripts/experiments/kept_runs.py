@@ -1,7 +1,8 @@
-"""Runs of the patch classifier in a small file, with what they said of the domain left out: enough for all tables.
+"""Runs in a small file, with what a table needs of them.
 
 A line of JSON each, so that a campaign is carried on wherever the file is. The first line says of what they are: size
-and length of the trainings, how patches were cut, and of each domain the labels of its patches, slide by slide.
+and length of the trainings, and the data; of the patch classifier how patches were cut, and of each domain the labels
+of its patches, slide by slide.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from shared.utils import DataError, atomic_path
 
 from .patch_runs import Predictions
 
-KEY = ("start", "method", "left_out", "seed")
+KEY = ("start", "seed", "left_out", "method")  # of the patch classifier: in this order the file is sorted
 LIMIT = 12.0  # of the logits that are kept
 
 
@@ -51,12 +52,13 @@ def unpacked(text: str, labels: Mapping[str, str], threshold: float) -> Predicti
     )
 
 
-def read_runs(file: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read_runs(file: Path, head: Mapping[str, Any], key: Sequence[str] = KEY) -> list[dict[str, Any]]:
     """The runs that a file holds; none where it is not there yet.
 
     Args:
         file: written by `write_runs`.
         head: what its first line has to be.
+        key: what tells a run from others.
 
     Raises:
         DataError: when it is of other data, or no such file.
@@ -65,11 +67,11 @@ def read_runs(file: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     try:
         first, *runs = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-        if not all(set(KEY) <= run.keys() for run in runs):
+        if not all(set(key) <= run.keys() for run in runs):
             raise ValueError
     except (ValueError, AttributeError) as e:
         raise DataError(f"{file}: expected the results that this command keeps. Give another --results.") from e
-    differ = [key for key in head if first.get(key) != head[key]]
+    differ = [name for name in head if first.get(name) != head[name]]
     if differ:
         raise DataError(
             f"{file}: its runs differ from these in {', '.join(differ)}. Give the same data and options, or another "
@@ -78,10 +80,12 @@ def read_runs(file: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
-def write_runs(file: Path, head: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Write runs, one a line, in the order of start, seed, domain and method; of each the last that is given."""
-    chosen = {tuple(run[key] for key in KEY): run for run in runs}
-    order = sorted(chosen.values(), key=lambda run: (run["start"], run["seed"], run["left_out"], run["method"]))
+def write_runs(
+    file: Path, head: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], key: Sequence[str] = KEY
+) -> None:
+    """Write runs, one a line, sorted by what tells them apart, `key`; of each the last that is given."""
+    chosen = {tuple(run[name] for name in key): run for run in runs}
+    order = [chosen[each] for each in sorted(chosen)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         lines = [json.dumps(each, separators=(",", ":")) for each in (head, *order)]

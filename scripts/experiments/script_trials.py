@@ -87,6 +87,8 @@ SCRIPT_TRIALS = [
             "--cases 2": rf"^--cases is 2, {WHOLE} of 3 or above",
             "--cases abc": rf"^--cases is 'abc', {WHOLE}",
             "--case 3": unknown("--case", "make_synthetic.py ct", "--cases"),
+            "--test_cases 0": rf"^--test_cases is 0, {WHOLE} of 1 or above",
+            "--cases 10 --test_cases 9": rf"^test_cases is 9, {WHOLE} from 1 to 8",
         },
     ),
     *script(
@@ -315,6 +317,15 @@ SCRIPT_TRIALS = [
             "--pretrained /nowhere.pt": r"/nowhere\.pt: --pretrained is not there",
             "--budget_minutes 0": r"^--budget_minutes is 0, expected a number above 0",
             "--results $DATA/histology/dataset.json": r"dataset\.json: expected the results that this command keeps",
+        },
+    ),
+    *script(
+        "reproduce.py small_organs --dataset_dir $DATA/ct --output_dir $FOLDER/out",
+        {
+            "--arms magic": r"^--arms is .*'magic'.*, expected a list, each plain, cbs",
+            "--network vnet": r"^--network is 'vnet', expected unetr, lambda3d",
+            "--budget_minutes 0": r"^--budget_minutes is 0, expected a number above 0",
+            "--results $DATA/ct/dataset.json": r"dataset\.json: expected the results that this command keeps",
         },
     ),
     *script(

@@ -549,12 +549,18 @@ def _stored(array: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image
 
 
 def make_synthetic_ct(
-    output_dir: str | Path, cases: int = 12, seed: int = 0, processes: int | None = None, dicom: bool = False
+    output_dir: str | Path,
+    cases: int = 12,
+    seed: int = 0,
+    processes: int | None = None,
+    dicom: bool = False,
+    test_cases: int | None = None,
 ) -> Path:
     """Write made-up abdominal CTs as a data set: `dataset.json` (decathlon layout), images and label maps.
 
-    A sixth of the cases (rounded, at least one) is for testing, an eighth for validation. The same `cases` and `seed`
-    give the same bytes, whatever the number of processes; a case depends on `seed` and its number alone.
+    An eighth of the cases (rounded, at least one) is for validation, a sixth for testing, or `test_cases`. The same
+    `cases` and `seed` give the same volumes, whatever the number of processes; a case depends on `seed` and its number
+    alone.
 
     Args:
         output_dir: an empty or new folder, or one that holds this very data set, which is then written again.
@@ -562,6 +568,7 @@ def make_synthetic_ct(
         seed: 0 or above.
         processes: how many work at the same time; by default one for each core.
         dicom: write each image as a DICOM series, a folder of axial slices, and its label map on the same grid.
+        test_cases: for testing, the last ones; one at least is left for training.
 
     Returns:
         the path of `dataset.json`.
@@ -571,7 +578,10 @@ def make_synthetic_ct(
     """
     check_value("cases", cases, Whole(3))  # one each for training, validation and test
     check_value("seed", seed, Whole(0))
-    datalist = _datalist(cases, seed, "" if dicom else ".nii.gz")
+    validations = max(1, round(cases / 8))
+    tests = max(1, round(cases / 6)) if test_cases is None else test_cases
+    check_value("test_cases", tests, Whole(1, cases - validations - 1))
+    datalist = _datalist(cases, validations, tests, seed, "" if dicom else ".nii.gz")
     items = [item for split in SPLITS for item in datalist[split]]
     files = [name for item in items for name in item.values()]
     work = list(zip(items, np.random.SeedSequence(seed).spawn(cases), strict=True))
@@ -579,8 +589,7 @@ def make_synthetic_ct(
     return make_data_set(output_dir, {"dataset.json": datalist}, files, write, work, processes, "case")
 
 
-def _datalist(cases: int, seed: int, ending: str) -> dict:
-    tests, validations = max(1, round(cases / 6)), max(1, round(cases / 8))
+def _datalist(cases: int, validations: int, tests: int, seed: int, ending: str) -> dict:
     first_test = cases - tests
     items = [
         {"image": f"images{folder}/ct_{k:03d}{ending}", "label": f"labels{folder}/ct_{k:03d}.nii.gz"}

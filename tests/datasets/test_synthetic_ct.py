@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic") / "ct"
-    make_synthetic_ct(folder, cases=6, seed=5, processes=1)
+    make_synthetic_ct(folder, cases=6, seed=5, processes=1, test_cases=2)
     return folder
 
 
@@ -155,12 +155,18 @@ def test_datalist_splits_are_disjoint_and_marked_synthetic(data_dir: Path) -> No
     }
     names = [item["image"] for split in ("training", "validation", "test") for item in datalist[split]]
     assert len(set(names)) == len(names) == 6
-    assert [len(datalist[split]) for split in ("training", "validation", "test")] == [4, 1, 1]
+    assert [len(datalist[split]) for split in ("training", "validation", "test")] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("test_cases", [0, 9])
+def test_one_case_at_least_is_left_for_training(tmp_path: Path, test_cases: int) -> None:
+    with pytest.raises(DataError, match=rf"^test_cases is {test_cases}, expected a whole number from 1 to 8"):
+        make_synthetic_ct(tmp_path, cases=10, test_cases=test_cases)
 
 
 def test_the_same_data_set_may_be_written_again_but_no_other(tmp_path: Path, data_dir: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.json: already describes another data set.*Choose a new folder"):
-        make_synthetic_ct(data_dir, cases=6, seed=6)
+        make_synthetic_ct(data_dir, cases=6, seed=6, test_cases=2)
     foreign = tmp_path / "imagesTr" / "patient.nii.gz"
     foreign.parent.mkdir()
     foreign.touch()
