@@ -94,11 +94,11 @@ def test_they_stand_beside_the_dice_and_count_a_case_once() -> None:
         metric.attach(engine, name)
     engine.run(batches)
     for name, metric in metrics.items():
+        assert engine.state.metric_details[name].shape == (2, 3)
         metric.reset()
         metric.update([predictions[:2], labels[:2]])
         metric.cases = ["a", "b"]
         torch.testing.assert_close(engine.state.metrics[name], metric.compute(), equal_nan=True)
-        assert engine.state.metric_details[name].shape == (2, 3)
 
 
 @pytest.mark.parametrize("least", [0, -1, 1.1])
