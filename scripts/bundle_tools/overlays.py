@@ -223,7 +223,7 @@ def check_metrics(bundle: Bundle) -> list[str]:
         computed = {
             name
             for engine in (content.get("train"), content.get("validate"), content)
-            for key in ("key_metric", "additional_metrics", "train_metrics")
+            for key in ("key_metric", "additional_metrics", "train_metrics", "validation_metrics")
             if isinstance(engine, dict) and isinstance(engine.get(key), dict)
             for name in engine[key]
         }
