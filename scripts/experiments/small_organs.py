@@ -266,7 +266,7 @@ def small_organs(
     test = load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS)
     trainings = plan_trainings(network, arms, seeds, data, work, size, epochs)
     head = {"data": file_digest(data / "dataset.json"), "cases": sorted(case["case"] for case in test)}
-    head |= {"size": size, "epochs": epochs}
+    head |= {"size": size, "epochs": epochs, "options": dict(DEMO) if size == "demo" else {}}
     file, lock = Path(results).expanduser().resolve() if results else work / "small_organs.jsonl", threading.Lock()
 
     def keep(runs: Sequence[Run]) -> None:
