@@ -191,7 +191,7 @@ class PacsLabels:
         (outcome,) = self.web.store([segmentation])
         if not outcome.is_there:
             raise DataError(f"{self.web.url}: does not take the label ({outcome.reason}). It is not submitted.")
-        self._lists.pop("labels", None)
+        self._lists.clear()  # that of images too: this one may be new
 
     def label(self, label: SubmittedLabel) -> Path:
         """A label map as NIfTI on the grid of its image, with the ids that were submitted, made unless it is there.

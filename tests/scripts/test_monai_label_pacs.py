@@ -17,13 +17,16 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from commands import run
 from ct_phantom import Phantom, structures, write_phantom
 from monai_label.pacs_labels import PacsLabels
 from monai_label_server import MISSING, Server, form, made, start, wanted
 from orthanc import INSTALLS, Orthanc, missing, program
 from view_ohif import INSTALLS as VIEWER
 from view_ohif import OHIF
+from workflows import BUNDLES, command, load_config
 
+from shared.datasets.synthetic_ct import make_synthetic_ct
 from shared.dicom import DicomWeb, store
 
 MODULES = OHIF.parents[1] / "node_modules"
@@ -193,6 +196,60 @@ def test_a_label_is_withdrawn(server: Server, uid: str, orthanc: Orthanc) -> Non
     server.ask(f"/datastore/label?id={uid}&tag=final", method="DELETE")
     assert orthanc.count() == before - 2
     assert server.ask_json("/datastore/?output=train") == []
+
+
+def stored_case(orthanc: Orthanc, folder: Path, case: dict[str, str]) -> tuple[str, Path]:
+    """Put a CT of a datalist into the PACS; its UID, and the file of its labels."""
+    files = sorted((folder / case["image"]).iterdir())
+    store(orthanc.url, files)
+    return pydicom.dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID, folder / case["label"]
+
+
+def voxels_of(file: str | Path) -> np.ndarray:
+    return np.asanyarray(nib.as_closest_canonical(nib.load(file)).dataobj)
+
+
+def test_training_from_labels_in_the_pacs(server: Server, uid: str, orthanc: Orthanc, tmp_path: Path) -> None:
+    """From two labels that are submitted to weights that are served; what else the PACS has of CTs takes no part."""
+    datalist = make_synthetic_ct(tmp_path / "cts", cases=3, processes=1, dicom=True)
+    splits = json.loads(datalist.read_text())
+    cases = [case for split in ("training", "validation", "test") for case in splits[split]]
+    third, *two = (stored_case(orthanc, datalist.parent, case) for case in reversed(cases))
+    request = form("a", "a", b"", params={"device": "cpu", "save_label": True})
+    for image in (uid, third[0]):  # results of the network, which nobody has submitted
+        server.ask(f"/infer/{MODEL}?image={image}&output=image", *request)
+    labels = load_config(BUNDLES / "abdominal_unetr_cbs", "train")["labels"]
+    sent = {"label_info": [{"name": name, "idx": i} for name, i in labels.items()]}
+    for number, (image, file) in enumerate(two, 1):
+        content = form("label", "label.nii.gz", file.read_bytes(), params=sent)
+        assert server.answer(f"/datastore/label?image={image}&tag=final", *content, "PUT")[0] == 200
+        if number == 1:
+            failed = server.train(MODEL)
+            assert failed["status"] == "ERROR"
+            assert any("1 studies with a submitted label make" in line for line in failed["details"])
+    listed = server.ask_json("/datastore/?output=train")
+    found = {Path(each["image"]).name.removesuffix(".nii.gz"): each for each in listed}
+    assert found.keys() == {image for image, _ in two}
+    for image, file in two:
+        np.testing.assert_array_equal(voxels_of(found[image]["label"]), voxels_of(file))
+
+    models = server.bundle(MODEL) / "models"
+    before, there = (models / "model.pt").read_bytes(), orthanc.count()
+    task = server.train(MODEL)
+    assert task["status"] == "DONE", "\n".join(task["details"])
+    assert (models / "model.pt").read_bytes() != before
+    record = json.loads((models / "model.json").read_text())
+    assert (record["epoch"], record["name"], record["labels"]) == (1, "labels submitted to MONAI Label", labels)
+    assert orthanc.count() == there
+
+    image = two[0][0]
+    request = form("a", "a", b"", params={"device": "cpu"})
+    answer, _ = opened(server.ask(f"/infer/{MODEL}?image={image}&output=image", *request), tmp_path)
+    options = {"input": found[image]["image"], "output_dir": tmp_path / "bundle"}
+    done = run(*command(["configs/inference.json"], **options), cwd=server.bundle(MODEL))
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "bundle").rglob("*_seg.nii.gz")
+    np.testing.assert_array_equal(answer, voxels_of(written))
 
 
 def test_a_pacs_that_is_away(server: Server, uid: str, orthanc: Orthanc) -> None:

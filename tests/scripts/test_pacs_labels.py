@@ -196,6 +196,18 @@ def test_images_that_are_new_or_unknown(place: PacsLabels, pacs: Pacs, ct: Phant
     assert pacs_of_one.image(uid(ct)) is None
 
 
+def test_a_label_of_a_new_image_counts_at_once(
+    place: PacsLabels, pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacs_labels, "FRESH", 1000.0)
+    place.images()
+    new = write_phantom(tmp_path / "new", patient="P2")
+    store(pacs.url, sorted(new.folder.iterdir()))
+    place.submit(uid(new), label_file(new, 1))
+    assert uid(new) in place.images()
+    assert uid(new) in place.labels()
+
+
 def test_raw_voxels_are_in_the_order_of_the_image(place: PacsLabels, ct: Phantom, tmp_path: Path) -> None:
     expected = np.zeros((24, 16, 8), np.uint8)
     expected[3:5, 2:9, 6] = 1
