@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from shared.data import Region, RegionTiles, read_rgb
 from shared.datasets.synthetic_histology import make_synthetic_histology
-from shared.inferers import RegionInferer, suppress_within_radius
+from shared.inferers import CropClassifier, RegionInferer, suppress_within_radius
 from shared.losses import RetinaNetLoss
-from shared.networks import PyramidAnchors, StainNet, fusestyle_retinanet
+from shared.networks import PyramidAnchors, StainNet, fusestyle_resnet, fusestyle_retinanet
 from shared.networks.resnet import NAMES
 from shared.transforms import NormalizeByStainNet, NormalizeStain, NormalizeStaind
 from shared.transforms.stain_norm import METHODS, Normalizer
@@ -259,6 +259,26 @@ def cost_of_stains(path: str, backbone: str, device: str, rounds: int, num_worke
     return {"device": device, "backbone": backbone, "seconds_plain": float(np.median(found["plain"])), **ratios}
 
 
+def cost_of_candidates(region: Region, backbone: str, device: str, rounds: int) -> dict[str, Any]:
+    """How many candidates a classifier judges in a fifth of the time that the detector takes for a tile.
+
+    Both of the same backbone; reading and cutting of the crops, of the bundle's size, is the classifier's.
+    """
+    detector, inferer = fusestyle_retinanet(backbone).to(device).eval(), bundle_inferer(0)
+    classify = CropClassifier(fusestyle_resnet(backbone, num_classes=1).to(device).eval())
+    tiles = torch.zeros(inferer.batch_size, 3, inferer.tile_size, inferer.tile_size, device=device)
+    points = np.random.default_rng(0).uniform(0, region.size, (classify.batch_size, 2))
+
+    def detect() -> float:
+        with torch.no_grad(), torch.autocast(device, enabled=device == "cuda"):
+            return seconds_of(lambda: detector(tiles).cpu()) / len(tiles)
+
+    found = in_turns({"tile": detect, "candidate": lambda: seconds_of(lambda: classify(region, points))}, rounds)
+    name = "candidates that cost a fifth of a tile's time"
+    counts = 0.2 * found["tile"] / (found["candidate"] / len(points))
+    return {"device": device, "backbone": backbone, name: show_quartiles(name, counts)}
+
+
 def memory_of_region(path: str, num_workers: int) -> tuple[int, int]:
     """The peak memory in bytes of this process and of the largest of its workers, for a region and a stub."""
     inferer = bundle_inferer(num_workers)
@@ -303,8 +323,9 @@ def benchmark_detection(
         milliseconds: that the stub takes for a tile.
         rounds: measurements of each.
         num_workers: processes that read tiles; by default the bundle's.
-        backbone: with its name, the share of the time outside of a real network is measured too, and what it costs to
-            normalise stains; by default where there is a GPU, with resnet50.
+        backbone: with its name, the share of the time outside of a real network is measured too, what a classifier
+            adds that judges candidates, and what it costs to normalise stains; by default where there is a GPU, with
+            resnet50.
         device: cpu or cuda; cuda where there is one.
     """
     device = chosen_device(device)
@@ -317,6 +338,7 @@ def benchmark_detection(
         result["region"] = outside_the_network(region, milliseconds, rounds, num_workers)
         if backbone:
             result["network"] = share_outside(region, backbone, device, rounds, num_workers)
+            result["candidates"] = cost_of_candidates(region, backbone, device, rounds)
             result["stains"] = cost_of_stains(region.path, backbone, device, rounds, num_workers)
         squares = [make_region(folder / f"{side}.tif", side, side, tissue) for side in sides]
         result["memory"] = memory(squares, result["region"]["num_workers"])

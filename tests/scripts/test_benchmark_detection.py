@@ -22,6 +22,7 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
     assert region["seconds_network"] >= 0.02  # of 20 tiles
     assert region["seconds_region"] > region["seconds_network"]
     assert 0 < found["network"]["share of the time outside the network"]["median"] < 1
+    assert found["candidates"]["candidates that cost a fifth of a tile's time"]["median"] > 0
     for method in ("macenko", "reinhard", "stainnet"):
         assert found["stains"][f"time with stains normalised by {method} / without"]["median"] > 0.5
     assert found["memory"]["sizes"] == [[600, 600], [1000, 1000]]
