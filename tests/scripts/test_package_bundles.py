@@ -440,7 +440,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: Path, kind
     [
         (("nowhere",), {}, "nowhere: there is no such bundle, expected abdominal"),
         ((UNETR.name,), {"weights": "nowhere.pt"}, "nowhere.pt: there is no such file"),
-        ((UNETR.name,), {"variant": "demo,big"}, "--variant is big, abdominal_unetr_cbs has class_balanced"),
+        ((UNETR.name,), {"variant": "demo,big"}, "--variant is big, abdominal_unetr_cbs has cbs_sampling"),
         ((), {"weights": "model.pt"}, "--weights are those of one bundle, 4 were named"),
         ((UNETR.name,), {"weights_url": "https://example.org/model.pt"}, "give the file too"),
         ((UNETR.name,), {"weights": __file__, "weights_url": "model.pt"}, "begins with http"),

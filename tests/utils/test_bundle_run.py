@@ -235,6 +235,7 @@ NO_SETTINGS = {
     "stain_jitter",
     "stylized",
     "train_metrics",
+    "validation_metrics",
 }
 
 
