@@ -290,16 +290,31 @@ def small_organs(
     wanted = {tuple(t.facts[key] for key in KEY) for t in trainings}
     runs = [run for run in read_runs(file, head, KEY) if tuple(run[key] for key in KEY) in wanted]
     if runs:
-        found = summarise(runs, arms)
-        info, said = dataset_info(data / "dataset.json", "test"), verdict(found, voxels, len(runs) == len(trainings))
-        text = caption(info, network, len(test), len(runs), len(trainings), said) + markdown(found, voxels)
-        rows = table_rows(found)
-        content = {"network": network, "runs": len(runs), "planned_runs": len(trainings), "arms": found}
-        content |= {"voxel_classifier": voxels, "verdict": said}
-        write_table(work / f"small_organs_{network}", text, picture(runs, arms, network), content, rows, list(rows[0]))
-        print(text)
+        info = dataset_info(data / "dataset.json", "test")
+        write_tables(work, info, network, arms, len(test), runs, len(trainings), voxels)
     print(f"{len(runs)} of {len(trainings)} runs are finished: {file}")
     tell_failures(failures)
+
+
+def write_tables(
+    work: Path,
+    info: Mapping[str, Any],
+    network: str,
+    arms: Sequence[str],
+    cases: int,
+    runs: Sequence[Run],
+    planned: int,
+    voxels: Mapping[str, float | None],
+) -> None:
+    """Write small_organs_NETWORK.md, .png, .csv and .json, and print the first."""
+    found = summarise(runs, arms)
+    said = verdict(found, voxels, len(runs) == planned)
+    text = caption(info, network, cases, len(runs), planned, said) + markdown(found, voxels)
+    rows = table_rows(found)
+    content = {"network": network, "runs": len(runs), "planned_runs": planned, "arms": found}
+    content |= {"voxel_classifier": voxels, "verdict": said}
+    write_table(work / f"small_organs_{network}", text, picture(runs, arms, network), content, rows, list(rows[0]))
+    print(text)
 
 
 def table_rows(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
