@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,10 +72,8 @@ def main(
         write_job(temporary / "job", configs)
     for site, file in zip(sites, lists, strict=True):
         print(f"{site}: {file}")
-    print(
-        f"PYTHONPATH={folder / 'server'} nvflare simulator {folder / 'job'} -w {folder / 'workspace'} "
-        f"-c {','.join(sites)} -t {len(sites)}"
-    )
+    server, job, workspace = (shlex.quote(str(folder / name)) for name in ("server", "job", "workspace"))
+    print(f"PYTHONPATH={server} nvflare simulator {job} -w {workspace} -c {','.join(sites)} -t {len(sites)}")
 
 
 def write_bundles(package: Package, folder: Path, sites: Sequence[str], seed: int) -> None:

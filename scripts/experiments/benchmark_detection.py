@@ -275,7 +275,7 @@ def cost_of_candidates(region: Region, backbone: str, device: str, rounds: int) 
     Both of the same backbone; reading and cutting of the crops, of the bundle's size, is the classifier's.
     """
     detector, inferer = fusestyle_retinanet(backbone).to(device).eval(), bundle_inferer(0)
-    classify = CropClassifier(fusestyle_resnet(backbone, num_classes=1).to(device).eval())
+    classify = CropClassifier(fusestyle_resnet(backbone, num_classes=1).to(device).eval(), amp=device == "cuda")
     tiles = torch.zeros(inferer.batch_size, 3, inferer.tile_size, inferer.tile_size, device=device)
     points = np.random.default_rng(0).uniform(0, region.size, (classify.batch_size, 2))
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -19,7 +20,7 @@ from shared.metrics import best_threshold, classification_scores, weighted_auc
 from shared.networks.weights import read_torchscript
 from shared.reports.provenance import MADE_UP_SLIDES
 from shared.transforms import LoadPatchd
-from shared.utils import DataError, write_json
+from shared.utils import DataError, atomic_path, write_json
 from shared.utils.values import Whole
 
 from .patch_runs import ALL, IN, NORMS, OUT, Names, Predictions, add_means, collect, deal_out_all, domains_left_out
@@ -98,7 +99,7 @@ def fit_and_score(
     mean, std = x["training"].mean(axis=0), x["training"].std(axis=0) + 1e-6
 
     def probabilities(name: str, parameters: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-((x[name] - mean) / std @ parameters[:-1] + parameters[-1])))
+        return expit((x[name] - mean) / std @ parameters[:-1] + parameters[-1])
 
     fits = [logistic_regression((x["training"] - mean) / std, y["training"], penalty) for penalty in PENALTIES]
     best = max(fits, key=lambda fit: weighted_auc(probabilities("validation", fit), y["validation"]))
@@ -174,5 +175,6 @@ def frozen_features(
     text = f"{info['name']}, logistic regression on frozen features, {seeds} seeds. {SPREAD}{made_up}\n\n"
     text += markdown(cells, left_out) + "\n"
     write_json(work / "frozen_features.json", {"dataset": info, "runs": runs})
-    (work / "frozen_features.md").write_text(text, encoding="utf-8")
+    with atomic_path(work / "frozen_features.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(text)

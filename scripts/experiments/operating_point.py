@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shared.metrics import POINTS, matched_threshold
+from shared.utils import DataError
 from shared.utils.values import Choice, Number, Several, Text, Whole
 
 from .kept_runs import read_runs, unpacked
@@ -120,6 +121,11 @@ def operating_point(
     """
     file, work = Path(results).expanduser().resolve(), Path(output_dir).expanduser().resolve()
     kept = [r for r in read_runs(file, {}) if r["method"] in methods and (not starts or r["start"] in starts)]
+    if not kept:
+        raise DataError(
+            f"{file}: holds no run of {', '.join(methods)}" + (f" from {', '.join(starts)}" if starts else "") + ". "
+            "Give the --results of new_scanner, and --methods and --starts that it holds."
+        )
     with file.open(encoding="utf-8") as lines:
         labels = json.loads(next(lines))["labels"]
     rates = [(rate, other) for rate in positives for other in (stated or [rate])]

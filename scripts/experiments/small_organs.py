@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shared.data import dataset_info, load_datalist
+from shared.data.rule_sampler import AT_ZERO
 from shared.datasets.ct_cases import BTCV_LABELS
 from shared.reports.provenance import MADE_UP_CASES
 from shared.utils import read_csv
@@ -30,7 +31,6 @@ from .voxel_classifier import voxel_classifier
 
 ORGANS = ("gallbladder", "oesophagus", "right_adrenal_gland", "left_adrenal_gland")
 LIVER = "liver"
-AT_ZERO = 0.005  # a Dice below it is 0.00
 FOUND_BY_VOXELS = 0.1  # Dice of the voxel classifier from which on an organ must not be at 0
 LIVER_LOSS = 0.01  # at the interval's bound
 KEY = ("network", "seed", "arm")
@@ -154,7 +154,7 @@ def holds(arm: Mapping[str, Any], voxels: Mapping[str, float | None]) -> bool:
     """Whether a complete arm does what the protocol asks for."""
     gains = [arm["minus"][base]["small organs"]["interval"] for base in BASES]
     liver = arm["minus"]["plain"][LIVER]["interval"]
-    lost = [o for o in ORGANS if arm["dice"][o]["mean"] < AT_ZERO and (voxels[o] or 0) >= FOUND_BY_VOXELS]
+    lost = [o for o in ORGANS if (voxels[o] or 0) >= FOUND_BY_VOXELS and arm["dice"][o]["mean"] < AT_ZERO]
     raised = all(gain is not None and gain[0] > 0 for gain in gains)
     return raised and liver is not None and liver[0] >= -LIVER_LOSS and not lost
 

@@ -71,7 +71,8 @@ def prepared_cases(dataset: Dataset, look: Callable[[Mapping[str, Any]], Any]) -
     Of a data set with a cache the cases come from there; of one without, they are preprocessed for it.
 
     Args:
-        dataset: as `cached_dataset` gives it, or MONAI's `CacheDataset`, `PersistentDataset` or `Dataset`.
+        dataset: as `cached_dataset` gives it, or MONAI's `CacheDataset` that holds all cases, `PersistentDataset` or
+            `Dataset`.
         look: must not change what it is given.
 
     Raises:

@@ -134,7 +134,8 @@ class RuleSampler(DistributedSampler):
         weights = self.rule.weights.numpy().astype(float) * there
         at_zero = there & (self.rule.scores.numpy() < AT_ZERO)
         crops = self.total_size * self.crops
-        organs, _ = _shared_out(crops, [1 - self.background, self.background], rng)
+        background = self.background if self.held[:, 0].any() else 0.0
+        organs, _ = _shared_out(crops, [1 - background, background], rng)
         first, _ = _shared_out(organs, [self.first, 1 - self.first], rng)
         first = min(organs, max(first, int(at_zero.sum()))) if at_zero.any() else 0
         counts = _shared_out(organs - first, weights, rng)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedEvaluator
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..metrics import matched_threshold
+from ..utils import DataError
 from .domain_images import FEW, DomainImages
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class MatchPositiveRate:
 
     Raises:
         ValueError: when `rate` is out of range.
-        DataError: at the start of a batch that mixes domains.
+        DataError: at the start of a batch that mixes domains; when a logit is not a number.
     """
 
     def __init__(
@@ -88,6 +90,11 @@ class MatchPositiveRate:
         with torch.no_grad(), eval_mode(self.network), amp:
             outputs = [engine.inferer(images, self.network) for images in self.images.of(domain, device)]
         prob = torch.cat(outputs).double().sigmoid().flatten().cpu().numpy()
+        if not np.isfinite(prob).all():
+            raise DataError(
+                f"{domain}: the network gives no number for some images. Its weights are damaged, or overflow in half "
+                "precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
+            )
         matched = matched_threshold(prob, self.rate)
         chosen = min(max(self.threshold, SURE), 1 - SURE)
         shift = float(logit(chosen) - logit(matched))

@@ -154,7 +154,8 @@ class NativeLabels:
             first: index of the first of them.
 
         Raises:
-            ValueError: when the logits have another shape, are not finite, or do not go on where the last ones ended.
+            ValueError: when the logits have another shape, hold NaN or +infinity, or do not go on where the last ones
+                ended.
         """
         there = [self.shape[i] if i == self.axis else n for i, n in enumerate(logits.shape[1:])]
         if not 1 <= len(logits) <= 256 or there != self.shape:
@@ -218,7 +219,8 @@ def restore_label_map(
         uint8 tensor of shape `native_shape` on the CPU.
 
     Raises:
-        ValueError: when the logits are not (C, X, Y, Z) with C ≤ 256, or not finite, or the grids are not parallel.
+        ValueError: when the logits are not (C, X, Y, Z) with C ≤ 256, or hold NaN or +infinity (−infinity is a
+            probability of 0), or the grids are not parallel.
     """
     native = NativeLabels(
         affine, native_affine, native_shape, logits.shape[1:] if logits.ndim == 4 else (1,) * 3, 0, slab

@@ -61,9 +61,9 @@ def matched_threshold(prob: np.ndarray, rate: float, point: str = POINTS[0]) -> 
     if point == "quantile":
         return float(np.quantile(prob, 1 - rate))
     logits, aim = logit(np.clip(prob, 1e-12, 1 - 1e-12).astype(float)), float(logit(rate))
-    # all probabilities are at most the rate at the one end, and at least the rate at the other
-    ends = aim - logits.max(), aim - logits.min()
-    shift = ends[0] if ends[0] == ends[1] else brentq(lambda b: expit(logits + b).mean() - rate, *ends)
+    # all probabilities are below the rate at the one end, and above it at the other
+    ends = aim - logits.max() - 1, aim - logits.min() + 1
+    shift = brentq(lambda b: expit(logits + b).mean() - rate, *ends)
     return float(expit(aim - shift))
 
 

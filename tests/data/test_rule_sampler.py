@@ -52,6 +52,10 @@ def shares(sampler: RuleSampler, epochs: int) -> np.ndarray:
     return np.array([drawn[k] for k in range(4)]) / drawn.total()
 
 
+def test_without_a_voxel_of_background_all_crops_are_around_organs() -> None:
+    np.testing.assert_allclose(shares(RuleSampler(cases([{1, 2, 3}] * 4), rule([1.0] * 3), NAMES, 30), 50)[0], 0)
+
+
 @pytest.mark.parametrize("crops", [1, 4])
 @pytest.mark.parametrize("num_samples", [3, 8, 21])
 def test_crops_are_in_proportion_to_the_weights(crops: int, num_samples: int) -> None:

@@ -79,6 +79,13 @@ def test_the_same_network_gives_the_same_shift_again_and_few_images_are_told(cap
     assert "XR: by 8 images, very few," in caplog.text
 
 
+def test_what_is_no_number_is_told() -> None:
+    data = items(8)
+    data[3]["image"] *= torch.nan
+    with pytest.raises(DataError, match="CS: the network gives no number for some images"):
+        make(data, [], Mean(), rate=0.25).run()
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="rate must be above 0 and below 1, got 1"):
         MatchPositiveRate(Mean(), Dataset([]), rate=1)

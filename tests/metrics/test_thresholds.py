@@ -43,6 +43,10 @@ def test_the_intercept_makes_the_mean_probability_the_rate() -> None:
     assert expit(logits - 1.3 + shift).mean() == pytest.approx(0.2, abs=1e-9)
     assert threshold == pytest.approx(expit(logit(0.2) - 1.3), abs=0.01)
     assert matched_threshold(np.array([0.7, 0.7]), 0.2) == pytest.approx(0.7)
+    for seed in range(300):  # all but equal, where rounding decides which of them is above the rate
+        rng = np.random.default_rng(seed)
+        prob = rng.uniform(0.05, 0.95) + 1e-15 * rng.random(5)
+        assert matched_threshold(prob, rng.uniform(0.1, 0.9)) == pytest.approx(prob[0])
     assert matched_threshold(np.array([0.0, 1.0]), 0.5) == pytest.approx(0.5)
 
 

@@ -23,7 +23,7 @@ class Colours(nn.Module):
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Patches of two scanners, four slides each; those of class 1 are redder."""
+    """Patches of two scanners, six slides each; those of class 1 are redder."""
     rng, lists = np.random.default_rng(0), {"training": [], "validation": [], "test": []}
     for scanner in ("XR", "CS"):
         for slide in range(6):

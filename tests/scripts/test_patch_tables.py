@@ -305,6 +305,12 @@ def test_a_threshold_from_unlabelled_images_beside_the_chosen_one(tmp_path: Path
     assert "| scratch | erm | plain | 0.5 | 0.25 | all |" in (tmp_path / "operating_point.md").read_text()
 
 
+def test_a_threshold_is_looked_for_in_runs_that_are_there(tmp_path: Path, data: Path, started: list) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: holds no run of erm, jitter\. Give"):
+        operating_point(str(tmp_path / "none.jsonl"), str(tmp_path))
+    assert not list(tmp_path.glob("operating_point*"))
+
+
 def test_unlabelled_images_have_the_stated_share_of_positives() -> None:
     labels, rng = np.array([0] * 60 + [1] * 40), np.random.default_rng(0)
     for rate, images, count in ((0.1, 0, 66), (0.5, 0, 80), (0.5, 20, 20), (0.1, 500, 66)):
