@@ -74,9 +74,8 @@ class Package(NamedTuple):
             text = f"The weights of this package were trained on {data}."
         if self.classifier:
             judged = read_classifier_record(self.classifier)
-            kind = "synthetic data" * (judged.get("synthetic") is True) or judged.get(
-                "name", "a data set without a name"
-            )
+            named = judged.get("name", "a data set without a name")
+            kind = "synthetic data" if judged.get("synthetic") else named
             text += f" A classifier, which was trained on {kind}, judges what they find."
         files = {name: file for name in self.variants for file in map(named_file, self.overlay(name).values()) if file}
         return text + "".join(
@@ -277,8 +276,8 @@ def baked_metadata(package: Package, configs: Mapping[str, dict[str, Any]]) -> d
 
     changes = {" x ".join(map(str, old_size)): " x ".join(map(str, size)), listing(old_names): listing(names)}
     changes[f"{len(old_names)} channels"] = f"{len(names)} channels"
-    if "mpp" in train and "mpp" in package.record:
-        changes[f"{base['mpp']} micrometres"] = f"{package.record['mpp']} micrometres"
+    if "mpp" in package.record and (said := re.search(r"[\d.]+ micrometres", metadata["image_classes"])):
+        changes[said[0]] = f"{package.record['mpp']} micrometres"
     if "spacing" in train:
         changes[" x ".join(map(str, base["spacing"]))] = " x ".join(map(str, train["spacing"]))
     if pred["format"] == "segmentation":  # the background is none

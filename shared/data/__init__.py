@@ -18,7 +18,7 @@ from .entries import (
     scanner_name,
     slide_names,
 )
-from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch_labels, region_labels
+from .histology_datalist import MPP_TOLERANCE, load_patches, load_regions, patch_labels, patch_mpp, region_labels
 from .images import read_rgb
 from .inputs import list_images, list_inputs
 from .label_maps import tell_reoriented

@@ -426,6 +426,17 @@ def patch_labels(path: str | os.PathLike) -> dict[str, int]:
     return PatchDatalist(path).labels()
 
 
+def patch_mpp(path: str | os.PathLike, default: float = 0.25) -> float:
+    """µm a pixel of the patches of a datalist, where it says it, else `default`.
+
+    Raises:
+        DataError: when the datalist is missing, not JSON, or says something that is no size of a pixel.
+    """
+    mpp = PatchDatalist(path).content.get("mpp")
+    check_value(f"{path}: 'mpp'", mpp, OrNone(MPP, f"{default:g} µm"))
+    return default if mpp is None else float(mpp)
+
+
 def region_labels(path: str | os.PathLike) -> dict[str, int]:
     """The same, of a datalist of regions."""
     return RegionDatalist(path).labels()

@@ -147,10 +147,17 @@ def cut_candidates(
     head = {"name": f"{content.get('name') or Path(datalist).resolve().parent.name}, candidates"}
     head |= {"synthetic": content.get("synthetic") is True}
     head |= {"labels": {str(i): name for name, i in region_labels(datalist).items()}}
-    head |= {"mpp": content["mpp"]} if content.get("mpp") else {}
+    mpp = _pixel_size(summary, regions)
+    head |= {"mpp": mpp} if mpp else {}
     head |= {"split_unit": "slide", "split_seed": seed, "detector": summary.get("weights")}
     write_datalist(output / "dataset.json", head | splits, overwrite)
     return splits
+
+
+def _pixel_size(summary: Mapping[str, Any], regions: Sequence[RegionEntry]) -> float | None:
+    """µm a pixel that the detector was trained with, or else, mostly, the regions have; None where nothing says it."""
+    stated = [region["mpp"] for region in regions if region.get("mpp")]
+    return (summary.get("model") or {}).get("mpp") or (float(np.median(stated)) if stated else None)
 
 
 def _patches(number: int, region: RegionEntry, found: Mapping[str, np.ndarray], radius: float) -> list[dict[str, Any]]:

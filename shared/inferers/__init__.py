@@ -11,11 +11,9 @@ from .judge import (
     CandidateJudge,
     CropClassifier,
     SubtypeCaller,
-    candidate_judge,
     cascade_digest,
     combine_scores,
     crop_classifier,
-    subtype_caller,
 )
 from .region import RegionInferer
 from .restore import NativeLabels, axis_maps, restore_label_map

@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 from ..data import MPP_TOLERANCE, Region, weights_digest
 from ..metrics import Detections, box_centres
-from ..networks import (
-    ModelRecord,
-    load_classifier,
-    place_network,
-    read_classifier_record,
-    weights_of_classifier,
-)
+from ..networks import load_classifier, place_network, read_classifier_record, weights_of_classifier
 from ..utils import DataError, flag, progress
 
 MITOTIC = 1
@@ -43,6 +37,10 @@ class CropClassifier:
         batch_size: crops at a time.
         flips: take the mean of the probabilities of the crop and its three mirror images.
         amp, amp_dtype: mixed precision, and its type.
+
+    Attributes:
+        about: what results have to say of it: of one that `crop_classifier` has read its file, the digest of that, how
+            its crops are cut, and its record.
 
     Raises:
         ValueError: when a size or the batch size is less than 1, or a µm a pixel is not positive.
@@ -77,6 +75,7 @@ class CropClassifier:
         self.normalizer = normalizer
         self.flips = flips
         self.amp, self.amp_dtype = amp, amp_dtype
+        self.about: dict[str, Any] = {}
 
     def scale(self, region: Region) -> float:
         """Pixels of the file to one of a crop before it is resampled; 1 where they differ by no more than scanners."""
@@ -273,62 +272,14 @@ def crop_classifier(
     """
     if not path:
         return None
-    record = read_classifier_record(path)
+    record, file = read_classifier_record(path), weights_of_classifier(path)
     network = place_network(load_classifier(path), device, channels_last)
     known = ("crop_size", "patch_size", "mpp", "image_mean", "image_std")
     taken = {key: record[key] for key in known if record.get(key) is not None}
-    return CropClassifier(network, **taken, amp=flag("amp", amp), **options)
-
-
-def candidate_judge(
-    path: str | os.PathLike,
-    classify: CropClassifier | None,
-    weight: float | None,
-    threshold: float,
-) -> CandidateJudge | None:
-    """The judge of a configuration; None where no classifier is given.
-
-    Args:
-        path: of the classifier.
-        classify: see `crop_classifier`.
-        weight, threshold: see `CandidateJudge`.
-    """
-    if classify is None:
-        return None
-    about = describe_classifier(path, classify, read_classifier_record(path))
-    return CandidateJudge(classify, weight, threshold, about | {"weight": weight})
-
-
-def subtype_caller(
-    path: str | os.PathLike, classify: CropClassifier | None, threshold: float, subtype_threshold: float
-) -> SubtypeCaller | None:
-    """The caller of subtypes of a configuration; None where no classifier of them is given.
-
-    Args:
-        path: of the classifier.
-        classify: see `crop_classifier`.
-        threshold, subtype_threshold: see `SubtypeCaller`.
-    """
-    if classify is None:
-        return None
-    record = read_classifier_record(path)
-    about = describe_classifier(path, classify, record) | {"threshold": subtype_threshold}
-    names = sorted(record["labels"], key=record["labels"].get)
-    return SubtypeCaller(classify, names, threshold, subtype_threshold, about)
-
-
-def describe_classifier(path: str | os.PathLike, classify: CropClassifier, record: ModelRecord) -> dict[str, Any]:
-    """What results have to say of a classifier: its file and its digest, how its crops are cut, its record."""
-    file = weights_of_classifier(path)
-    return {
-        "file": file.name,
-        "weights": weights_digest(file),
-        "flips": classify.flips,
-        "crop_size": classify.crop_size,
-        "patch_size": classify.patch_size,
-        "mpp": classify.mpp,
-        "record": dict(record),
-    }
+    classify = CropClassifier(network, **taken, amp=flag("amp", amp), **options)
+    cut = {key: getattr(classify, key) for key in ("flips", "crop_size", "patch_size", "mpp")}
+    classify.about = {"file": file.name, "weights": weights_digest(file), **cut, "record": dict(record)}
+    return classify
 
 
 def device_of(network: Callable) -> torch.device:

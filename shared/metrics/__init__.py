@@ -27,4 +27,11 @@ from .detection import (
 from .mitotic_count import MitoticCount, mitotic_count
 from .rule_scores import ClassFound, ClassSurfaceDice
 from .segmentation import ClassScores, segmentation_scores
-from .thresholds import POINTS, candidate_thresholds, matched_threshold, read_cascade, read_threshold
+from .thresholds import (
+    POINTS,
+    candidate_thresholds,
+    chosen_flips,
+    matched_threshold,
+    read_cascade,
+    read_threshold,
+)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from ..utils import DataError, parse_json, read_json_object
+from ..utils import DataError, flag, parse_json, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,18 @@ def matched_threshold(prob: np.ndarray, rate: float, point: str = POINTS[0]) -> 
     return float(expit(aim - shift))
 
 
-def read_threshold(path: str | os.PathLike) -> float:
+def read_threshold(
+    path: str | os.PathLike, cascade: Mapping[str, Any] | None = None, weight: float | None = None
+) -> float:
     """The threshold that training chose, from `{"threshold": 0.37, ...}`; 0.5, with a warning, where there is no file.
 
+    Args:
+        path: of the file.
+        cascade: of a detector with a classifier, see `read_cascade`: its threshold goes with its weight alone.
+        weight: of that classifier.
+
     Raises:
-        DataError: when the file holds no threshold in [0, 1].
+        DataError: when the file holds no threshold in [0, 1], or the cascade's, chosen for another weight.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,17 +94,25 @@ def read_threshold(path: str | os.PathLike) -> float:
         raise DataError(
             f'{path}: not readable as JSON ({e}). Expected {{"threshold": 0.5}}, as training writes it.'
         ) from e
-    value = content.get("threshold") if isinstance(content, Mapping) else content
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    value = _share(
+        path,
+        content if isinstance(content, Mapping) else {"threshold": content},
+        "threshold",
+        ' as in {"threshold": 0.5}. Train again, or correct the file.',
+    )
+    if cascade and weight != cascade["weight"] and value == cascade["threshold"]:
         raise DataError(
-            f"{path}: its threshold is {json.dumps(value)}, expected a number in [0, 1] as in "
-            '{"threshold": 0.5}. Train again, or correct the file.'
+            f"{path}: its threshold was chosen for a weight of {cascade['weight']:g} of the classifier, and "
+            f"--classifier_weight is {weight:g}. Give --threshold, too, or neither."
         )
-    return float(value)
+    return value
 
 
 def read_cascade(
-    path: str | os.PathLike, weights: str | None, classifier: str | os.PathLike = "", flips: bool = False
+    path: str | os.PathLike,
+    weights: str | None,
+    classifier: str | os.PathLike = "",
+    flips: bool | None = None,
 ) -> dict[str, Any]:
     """The weight of a classifier beside a detector, and the threshold of both together, as they were chosen.
 
@@ -105,7 +120,7 @@ def read_cascade(
         path: of the file that `shared.handlers.CascadeChoice` writes.
         weights: digests of both, see `shared.inferers.cascade_digest`.
         classifier: its path; "": there is none, and nothing to read.
-        flips: whether the classifier sees each crop mirrored, too.
+        flips: whether the classifier sees each crop mirrored, too; None: as it was chosen.
 
     Returns:
         What the file holds; {} without a classifier.
@@ -125,12 +140,37 @@ def read_cascade(
         raise DataError(f"{path}: there is no such file, which has the classifier's weight and the threshold. {remedy}")
     content = read_json_object(path, "a weight and a threshold in [0, 1]", remedy)
     for key in ("weight", "threshold"):
-        value = content.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise DataError(f"{path}: its {key} is {json.dumps(value)}, expected a number in [0, 1]. {remedy}")
+        _share(path, content, key, f". {remedy}")
     if weights and content.get("weights") != weights:
         raise DataError(f"{path}: was chosen for other weights of the detector or the classifier. {remedy}")
-    if content.get("flips", False) != flips:
-        chosen = str(not flips).lower()
-        raise DataError(f"{path}: was chosen with --classifier_flips {chosen}. Give that, or choose again: {remedy}")
+    chosen = flag(f"{path}: flips", content.get("flips", False))
+    if flips not in (None, chosen):
+        raise DataError(
+            f"{path}: was chosen with --classifier_flips {str(chosen).lower()}. Leave that option out, or choose "
+            f"again: {remedy}"
+        )
     return content
+
+
+def chosen_flips(path: str | os.PathLike, weights: str | None, classifier: str | os.PathLike = "") -> bool:
+    """Whether the classifier sees each crop mirrored, too, as it was chosen for these weights; False where nothing was.
+
+    A weight and a threshold that are given need no choice, so a missing one is no error here. Arguments are those of
+    `read_cascade`.
+
+    Raises:
+        DataError: when the file is damaged.
+    """
+    path = Path(path)
+    if not classifier or not path.is_file():
+        return False
+    content = read_json_object(path, "a weight and a threshold in [0, 1]", "Choose again, or give --classifier_flips.")
+    fits = not weights or content.get("weights") == weights
+    return fits and flag(f"{path}: flips", content.get("flips", False))
+
+
+def _share(path: Path, content: Mapping[str, Any], key: str, remedy: str) -> float:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise DataError(f"{path}: its {key} is {json.dumps(value)}, expected a number in [0, 1]{remedy}")
+    return float(value)

@@ -23,12 +23,12 @@ from shared.inferers import combine_scores, crop_classifier
 from shared.transforms import LoadPatchd
 
 DETECTOR, CLASSIFIER = BUNDLES / "mitosis_retinanet_fusestyle", BUNDLES / "mitosis_fusestyle_cls"
-SIZE, MPP = (192, 144), 0.25
+SIZE, MPP = (192, 144), 0.5
 SPLITS = {"training": range(6), "validation": range(6, 9), "test": range(9, 12)}
 COLOURS = {"XR": (225, 190, 215), "CS": (200, 150, 190)}
 SMALL = {"network_def#backbone": "resnet10", "network_def#channels": 32}
 QUICK = {"max_epochs": 8, "learning_rate": 0.001, "batch_size": 4, "tile_size": 96, "val_tile_size": 128}
-QUICK |= {"empty_tiles_per_region": 1}
+QUICK |= {"empty_tiles_per_region": 1, "mpp": MPP}
 
 
 def region(rng: np.random.Generator, colour: tuple[int, ...]) -> tuple[Image.Image, list[list[int]], list[int]]:
@@ -87,6 +87,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, P
     workflows.train(workflows.workflow(files, **options))
     choice = {"classifier": str(classifier / "model.pt"), "ckpt_dir": str(detector)}
     workflow(["train", "evaluate", "cascade"], work / "choice", data, **choice).run()
+    flipped = {"cascade_path": str(detector / "flipped.json"), "classifier_flips": True}
+    workflow(["train", "evaluate", "cascade"], work / "choice", data, **choice, **flipped).run()
     return {"detector": detector, "classifier": classifier, "candidates": work / "candidates"}
 
 
@@ -99,6 +101,9 @@ def test_the_choice_is_kept_beside_the_detector(trained: dict[str, Path]) -> Non
     assert 0 <= content["weight"] <= 1 > content["threshold"] > 0
     assert (content["split"], content["domains"]) == ("validation", ["XR"])
     assert content["weights"].count("+") == 1
+    flipped = json.loads((trained["detector"] / "flipped.json").read_text())
+    assert (content["flips"], flipped["flips"]) == (False, True)
+    assert content["by_weight"][10] != flipped["by_weight"][10]
     assert not list(trained["detector"].parent.glob("choice/evaluation*"))
 
 
@@ -110,9 +115,10 @@ def test_the_classifier_learned_of_training_slides_alone(trained: dict[str, Path
     assert (record["mpp"], record["crop_size"], record["labels"]) == (MPP, 64, {"non_mitotic": 0, "mitotic": 1})
 
 
-def expected_rows(trained: dict[str, Path], file: Path, alone: list[dict[str, str]], tmp_path: Path) -> list[tuple]:
+def expected_rows(
+    trained: dict[str, Path], chosen: dict[str, Any], file: Path, alone: list[dict[str, str]], tmp_path: Path
+) -> list[tuple]:
     """What the cascade makes of the detector's rows, in a loop over patches that are cut and classified one by one."""
-    content = json.loads((trained["detector"] / "cascade.json").read_text())
     network = crop_classifier(trained["classifier"] / "model.pt").network
     record = json.loads((trained["classifier"] / "model.json").read_text())
     found = []
@@ -123,45 +129,44 @@ def expected_rows(trained: dict[str, Path], file: Path, alone: list[dict[str, st
         image = (image - torch.tensor(record["image_mean"])[:, None, None]) / torch.tensor(record["image_std"])[
             :, None, None
         ]
+        ways = [image, image.flip(1), image.flip(2), image.flip(1, 2)] if chosen["flips"] else [image]
         with torch.no_grad():
-            opinion = network(image[None].float()).sigmoid().numpy().ravel()
-        found.append((float(row["x"]), float(row["y"]), row["class"], float(row["score"]), float(opinion[0])))
-    weight, threshold = content["weight"], content["threshold"]
+            opinion = np.mean([network(way[None].float()).sigmoid().item() for way in ways])
+        found.append((float(row["x"]), float(row["y"]), row["class"], float(row["score"]), opinion))
     judged = []
     for x, y, name, score, opinion in found:
         if name == "mitotic":  # of the others the detector's probability of class 1 is not in the table
-            judged.append((x, y, float(combine_scores(np.array(score), np.array(opinion), weight))))
-    assert threshold > 0
+            judged.append((x, y, float(combine_scores(np.array(score), np.array(opinion), chosen["weight"]))))
     return judged
 
 
-@pytest.mark.parametrize("flips", [False])
-def test_inference_and_evaluation_say_the_same(
-    tmp_path: Path, data: Path, trained: dict[str, Path], flips: bool
-) -> None:
-    judge, weights = options_of(trained), str(trained["detector"] / "model.pt")
+@pytest.mark.parametrize("name", ["cascade.json", "flipped.json"])
+def test_inference_and_evaluation_say_the_same(tmp_path: Path, data: Path, trained: dict[str, Path], name: str) -> None:
+    """Both see crops mirrored where the choice was made so, without being told."""
+    place, weights = str(trained["detector"] / name), str(trained["detector"] / "model.pt")
+    judge = options_of(trained, cascade_path=place)
     evaluation = {"ckpt_dir": str(trained["detector"]), "bootstrap": 10}
     workflow(["train", "evaluate"], tmp_path, data, **evaluation, **judge).run()
     inputs = {"input": str(data / "dataset.json"), "ckpt_path": weights}
     workflow(["inference"], tmp_path / "out", data, **inputs, **judge).run()
     workflow(["inference"], tmp_path / "alone", data, **inputs).run()
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
-    chosen = json.loads((trained["detector"] / "cascade.json").read_text())
-    assert summary["threshold"] == {"value": chosen["threshold"], "from": str(trained["detector"] / "cascade.json")}
-    assert summary["classifier"]["weight"] == chosen["weight"]
+    chosen = json.loads(Path(place).read_text())
+    assert summary["threshold"] == {"value": chosen["threshold"], "from": place}
+    assert [summary["classifier"][key] for key in ("weight", "flips")] == [chosen["weight"], name == "flipped.json"]
     assert summary["classifier"]["record"]["bundle"] == "mitosis_fusestyle_cls"
     assert (summary["weights"], summary["train_domains"]) == (chosen["weights"], ["XR"])
     assert any("A classifier (model.pt) has judged each detection" in note for note in summary["notes"])
     evaluated, changed = rows(tmp_path / "evaluation" / "detections.csv"), 0
-    for name in [f"{scanner}_{slide}" for scanner in COLOURS for slide in SPLITS["test"]]:
-        own = sorted((float(r["score"]), r["class"]) for r in evaluated if r["image"] == f"{name}.png")
-        found = rows(tmp_path / "out" / f"{name}.csv")
+    for image in [f"{scanner}_{slide}" for scanner in COLOURS for slide in SPLITS["test"]]:
+        own = sorted((float(r["score"]), r["class"]) for r in evaluated if r["image"] == f"{image}.png")
+        found = rows(tmp_path / "out" / f"{image}.csv")
         assert [c for _, c in sorted((float(r["score"]), r["class"]) for r in found)] == [c for _, c in own]
         np.testing.assert_allclose(sorted(float(r["score"]) for r in found), [s for s, _ in own], atol=1e-4)
-        alone = rows(tmp_path / "alone" / f"{name}.csv")
+        alone = rows(tmp_path / "alone" / f"{image}.csv")
         assert sorted((r["x"], r["y"]) for r in found) == sorted((r["x"], r["y"]) for r in alone)
         by_place = {(float(r["x"]), float(r["y"])): r for r in found}
-        for x, y, score in expected_rows(trained, data / f"{name}.png", alone, tmp_path):
+        for x, y, score in expected_rows(trained, chosen, data / f"{image}.png", alone, tmp_path):
             assert float(by_place[x, y]["score"]) == pytest.approx(score, abs=2e-3)  # places are rounded in the table
             assert by_place[x, y]["class"] == "mitotic"
             changed += 1
@@ -182,7 +187,7 @@ def test_a_region_without_a_detection_or_smaller_than_a_crop(
     Image.new("RGB", SIZE, (225, 190, 215)).save(folder / "empty.png")
     Image.open(data / "XR_9.png").crop((140, 0, 185, 144)).save(folder / "narrow.png")
     options = {"input": str(folder), "ckpt_path": str(trained["detector"] / "model.pt"), "mpp": MPP}
-    workflow(["inference"], tmp_path / "out", data, **options, **options_of(trained, classifier_flips=False)).run()
+    workflow(["inference"], tmp_path / "out", data, **options, **options_of(trained)).run()
     done = {row["case"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["images"]}
     assert done.keys() == {"empty", "narrow"}
 
@@ -201,6 +206,44 @@ def test_weight_and_threshold_may_be_given(tmp_path: Path, data: Path, trained: 
         True,
         0.5,
     )
+    del options["classifier_flips"]
+    assert not workflow(["inference"], tmp_path / "out", data, **options).parser.get_parsed_content("classify").flips
+
+
+def test_a_threshold_of_its_own_goes_before_the_chosen_one(
+    tmp_path: Path, data: Path, trained: dict[str, Path]
+) -> None:
+    chosen = json.loads((trained["detector"] / "cascade.json").read_text())
+    own = tmp_path / "own.json"
+    own.write_text('{"threshold": 0.0625}')
+    judge = options_of(trained, threshold_path=str(own))
+    workflow(["train", "evaluate"], tmp_path, data, ckpt_dir=str(trained["detector"]), bootstrap=1, **judge).run()
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["threshold"] == {"value": 0.0625, "from": str(own)}
+    assert summary["classifier"]["weight"] == chosen["weight"]
+    options = {"input": str(data / "XR_9.png"), "ckpt_path": str(trained["detector"] / "model.pt"), "mpp": MPP}
+    judged = workflow(["inference"], tmp_path / "out", data, **options, **judge).parser.get_parsed_content("judge")
+    assert (judged.threshold, judged.weight) == (0.0625, chosen["weight"])
+
+
+@pytest.mark.parametrize("step", ["evaluate", "inference"])
+def test_a_weight_alone_does_not_take_the_threshold_of_another(
+    tmp_path: Path, data: Path, trained: dict[str, Path], step: str
+) -> None:
+    chosen = json.loads((trained["detector"] / "cascade.json").read_text())
+    other = {"classifier_weight": 0.55}
+    options: dict[str, Any] = {"ckpt_dir": str(trained["detector"])}
+    configs = ["train", "evaluate"]
+    if step == "inference":
+        configs, options = [step], {"input": str(data), "ckpt_path": str(trained["detector"] / "model.pt")}
+    flow = workflow(configs, tmp_path, data, **options, **options_of(trained, **other))
+    with pytest.raises(RuntimeError) as error:
+        flow.parser.get_parsed_content("judge")
+    assert f"was chosen for a weight of {chosen['weight']:g} of the classifier" in message(error.value)
+    assert "--classifier_weight is 0.55. Give --threshold, too, or neither." in message(error.value)
+    both = workflow(configs, tmp_path, data, **options, **options_of(trained, **other, threshold=chosen["threshold"]))
+    judge = both.parser.get_parsed_content("judge")
+    assert (judge.weight, judge.threshold) == (0.55, chosen["threshold"])
 
 
 def test_kinds_of_mitotic_figures_are_told(tmp_path: Path, data: Path, trained: dict[str, Path]) -> None:

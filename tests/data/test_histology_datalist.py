@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data import domain_names, load_patches, load_regions, patch_labels, region_labels
+from shared.data import domain_names, load_patches, load_regions, patch_labels, patch_mpp, region_labels
 from shared.data.histology_datalist import PatchDatalist
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.utils import DataError
@@ -497,3 +497,12 @@ def test_regions_of_another_scale_are_refused(tmp_path: Path) -> None:
     assert load_regions(path, "training")
     with pytest.raises(DataError, match=f"{content['training'][-1]['image']} has 0.3 µm"):
         load_regions(path, "training", mpp=0.25)
+
+
+def test_the_size_of_a_patchs_pixels(tmp_path: Path) -> None:
+    content = make_patches()
+    path = write(tmp_path, content)
+    assert (patch_mpp(path), patch_mpp(path, 0.5)) == (0.25, 0.5)
+    assert patch_mpp(write(tmp_path, content | {"mpp": 0.46})) == 0.46
+    with pytest.raises(DataError, match=r"'mpp' is 40, expected a number from 0\.05 to 4"):
+        patch_mpp(write(tmp_path, content | {"mpp": 40}))

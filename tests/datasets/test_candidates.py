@@ -138,6 +138,18 @@ def test_scanners_that_the_detector_does_not_know_stay_out(source: Path, tmp_pat
     assert {patch["domain"] for patches in splits.values() for patch in patches} == {"XR"}
 
 
+def test_the_size_of_a_pixel_is_the_detectors_or_that_of_the_regions(source: Path, tmp_path: Path) -> None:
+    """Many a datalist says it of each region alone."""
+    content = json.loads(source.read_text())
+    del content["mpp"]
+    for i, region in enumerate(content["training"]):
+        region["mpp"] = 0.5 + 0.01 * (i == 0)
+    source.write_text(json.dumps(content))
+    for name, more, expected in (("a", {}, 0.5), ("b", {"model": {"mpp": 0.48}}, 0.48)):
+        cut_candidates(source, evaluation(tmp_path / f"e{name}", TRAINING, **more), tmp_path / name)
+        assert json.loads((tmp_path / name / "dataset.json").read_text())["mpp"] == expected
+
+
 def test_other_lists_never_train(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is an evaluation of test, expected one of a detector on 'training'"):
         cut_candidates(source, evaluation(tmp_path / "e", ["XR_6.png"], split="test"), tmp_path / "out")

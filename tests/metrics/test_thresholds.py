@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from shared.metrics import POINTS, candidate_thresholds, matched_threshold, read_cascade, read_threshold
+from shared.metrics import (
+    POINTS,
+    candidate_thresholds,
+    chosen_flips,
+    matched_threshold,
+    read_cascade,
+    read_threshold,
+)
 from shared.utils import DataError
 
 
@@ -89,6 +96,32 @@ def test_a_cascade_is_read_for_its_own_weights(tmp_path: Path) -> None:
         read_cascade(path, "a+c", "c.pt")
     with pytest.raises(DataError, match="was chosen with --classifier_flips false"):
         read_cascade(path, "a+b", "c.pt", flips=True)
+
+
+def test_crops_are_mirrored_as_it_was_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.json"
+    assert chosen_flips(path, "a+b", "c.pt") is False
+    content = {"weight": 0.4, "threshold": 0.25, "weights": "a+b", "flips": True}
+    path.write_text(json.dumps(content))
+    assert chosen_flips(path, "a+b", "c.pt") is True
+    assert read_cascade(path, "a+b", "c.pt") == read_cascade(path, "a+b", "c.pt", flips=True) == content
+    assert chosen_flips(path, "a+c", "c.pt") is chosen_flips(path, "a+b", "") is False
+    with pytest.raises(DataError, match=r"was chosen with --classifier_flips true\. Leave that option out"):
+        read_cascade(path, "a+b", "c.pt", flips=False)
+    path.write_text(json.dumps(content | {"flips": "maybe"}))
+    for read in (chosen_flips, read_cascade):
+        with pytest.raises(DataError, match=r"cascade\.json: flips is 'maybe', expected true or false"):
+            read(path, "a+b", "c.pt")
+
+
+def test_the_threshold_of_a_cascade_goes_with_its_weight(tmp_path: Path) -> None:
+    path, cascade = tmp_path / "cascade.json", {"weight": 0.4, "threshold": 0.25}
+    path.write_text(json.dumps(cascade))
+    assert read_threshold(path, cascade, 0.4) == 0.25
+    with pytest.raises(DataError, match=r"was chosen for a weight of 0\.4 .* is 0\.6\. Give --threshold, too"):
+        read_threshold(path, cascade, 0.6)
+    path.write_text('{"threshold": 0.5}')
+    assert read_threshold(path, cascade, 0.6) == 0.5
 
 
 @pytest.mark.parametrize(("key", "value"), [("weight", 1.5), ("weight", "a"), ("threshold", None), ("threshold", True)])

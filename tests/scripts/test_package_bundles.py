@@ -201,7 +201,7 @@ def test_a_variant_becomes_part_of_all_configs(tmp_path: Path, weights: Path) ->
     assert "and no weights" not in (folder / "docs" / "data_license.txt").read_text()
 
 
-def save_pair(folder: Path, weight: float | None = 0.4) -> tuple[Path, Path]:
+def save_pair(folder: Path, weight: float | None = 0.4, flips: bool = False) -> tuple[Path, Path]:
     """Weights of the demo's detector and of a classifier, trained by nobody, and the choice of both."""
     detector, classifier, labels = folder / "d" / "model.pt", folder / "c" / "best.pt", {"non_mitotic": 0, "mitotic": 1}
     configs = ROOT / "bundles" / "mitosis_retinanet_fusestyle" / "configs"
@@ -215,13 +215,14 @@ def save_pair(folder: Path, weight: float | None = 0.4) -> tuple[Path, Path]:
     write_json(detector.with_suffix(".json"), {**bundle, "network_overlay": DEMO})
     write_json(classifier.with_suffix(".json"), {"bundle": "mitosis_fusestyle_cls", "name": "cells", "labels": labels})
     if weight is not None:
-        content = {"weight": weight, "threshold": 0.3, "weights": cascade_digest(detector, classifier)}
+        content = {"weight": weight, "threshold": 0.3, "weights": cascade_digest(detector, classifier), "flips": flips}
         write_json(detector.with_name("cascade.json"), content)
     return detector, classifier
 
 
-def test_a_classifier_goes_along_with_its_weight(tmp_path: Path) -> None:
-    detector, classifier = save_pair(tmp_path)
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_classifier_goes_along_with_its_weight(tmp_path: Path, flips: bool) -> None:
+    detector, classifier = save_pair(tmp_path, flips=flips)
     main(
         "mitosis_retinanet_fusestyle",
         output_dir=str(tmp_path / "dist"),
@@ -238,7 +239,7 @@ def test_a_classifier_goes_along_with_its_weight(tmp_path: Path) -> None:
     configs = [folder / "configs" / "inference.json", folder / "configs" / "variants" / "demo.json"]
     found = run("-c", USES_THE_CLASSIFIER, *configs[:1], cwd=folder)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["0.4", "0.3", "cells"]
+    assert found.stdout.split() == ["0.4", "0.3", "cells", str(flips)]
 
 
 USES_THE_CLASSIFIER = """
@@ -248,7 +249,7 @@ parser = ConfigParser()
 parser.read_config(sys.argv[1])
 parser["device"] = "cpu"
 judge = parser.get_parsed_content("judge")
-print(judge.weight, judge.threshold, judge.about["record"]["name"])
+print(judge.weight, judge.threshold, judge.about["record"]["name"], judge.classify.flips)
 """
 
 
