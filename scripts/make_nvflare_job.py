@@ -14,11 +14,17 @@ from bundle_tools.bundle import BUNDLES, bundle_names
 from bundle_tools.package import Package, baked_configs, build_network, read_package
 from command_line import Seed, run_command
 
-from shared.utils import DataError, atomic_path, read_json_object, write_json
+from shared.data import load_datalist, load_patches, load_regions
+from shared.utils import DataError, atomic_path, write_json
 from shared.utils.values import Whole
 
-# By the format of a bundle's output, the mean score by which the server chooses the best weights.
-METRICS = {"segmentation": "mean_dice", "classification": "auc", "anchor outputs": "f1"}
+# By the format of a bundle's output: the mean score by which the server chooses the best weights, and what reads a
+# datalist.
+KINDS = {
+    "segmentation": ("mean_dice", load_datalist),
+    "classification": ("auc", load_patches),
+    "anchor outputs": ("f1", load_regions),
+}
 START = "models/start.pt"  # of the server's copy of the bundle: the weights of the first round
 
 
@@ -53,15 +59,18 @@ def main(
     lists = [Path(file).expanduser().resolve() for file in datalists]
     if not lists:
         raise DataError("no datalists were given. Give one for each client, as site_1.json site_2.json.")
-    for file in lists:
-        read_json_object(file, "a datalist", "Give one for each client.")
+    if twice := [str(file) for i, file in enumerate(lists) if file in lists[:i]]:
+        raise DataError(f"{twice[0]}: given twice. Give each client a datalist of its own.")
     folder = Path(output_dir).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: there is something already. Choose a new folder, or delete this one first.")
     package = read_package(BUNDLES / name, weights, variant)
-    sites = [f"site-{number}" for number in range(1, len(lists) + 1)]
     outputs = package.bundle.metadata["network_data_format"]["outputs"]
-    (metric,) = (METRICS[pred["format"]] for pred in outputs.values())
+    ((metric, read),) = (KINDS[pred["format"]] for pred in outputs.values())
+    for file in lists:
+        for split in ("training", "validation"):
+            read(file, split)
+    sites = [f"site-{number}" for number in range(1, len(lists) + 1)]
     configs = {"server": server_config(folder / "server", len(sites), rounds)}
     for site, file in zip(sites, lists, strict=True):
         data = {"dataset_dir": str(file.parent), "datalist": str(file), "seed": seed}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -44,7 +45,8 @@ class MatchPositiveRate:
 
     Raises:
         ValueError: when `rate` is out of range.
-        DataError: at the start of a batch that mixes domains; when a logit is not a number.
+        DataError: at the start of a batch that mixes domains; when a logit is not a number, or so few
+            images are there that not one of a class is to be expected.
     """
 
     def __init__(
@@ -94,6 +96,12 @@ class MatchPositiveRate:
             raise DataError(
                 f"{domain}: the network gives no number for some images. Its weights are damaged, or overflow in half "
                 "precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
+            )
+        if (least := math.ceil(1 / min(self.rate, 1 - self.rate))) > len(prob):
+            raise DataError(
+                f"{domain}: {len(prob)} image{'s' * (len(prob) > 1)}, and with a share of {self.rate:g} positive ones "
+                f"fewer than {least} say nothing of where the threshold belongs. Give more of this scanner, a hundred "
+                "better, or leave out --positive_rate."
             )
         matched = matched_threshold(prob, self.rate)
         chosen = min(max(self.threshold, SURE), 1 - SURE)

@@ -55,6 +55,7 @@ class DomainScoring(Scoring):
             chosen, are strangers no longer: those that were not trained on are neither in nor out.
         adapted: whether batch norm was adapted to each domain.
         threshold_from: where the threshold comes from, such as the path of its file.
+        positive_rate: the share of positives that was stated of each domain; None: none was.
 
     Attributes:
         shifts: what was added to the logits, by domain, see `shared.handlers.MatchPositiveRate`.
@@ -68,6 +69,7 @@ class DomainScoring(Scoring):
     train_domains: Sequence[str] | None = None
     adapted: bool = False
     threshold_from: str | None = None
+    positive_rate: float | None = None
     shifts: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +107,10 @@ class DomainScoring(Scoring):
             known += f' The epoch was chosen by {chosen_by}, not trained on: marked "choice", and counted in neither.'
         unknown = "What domains (scanners) the network was trained on is not known, so none is marked in or out."
         adapted = f"Batch norm was adapted to each domain's images, without their labels, before they were {done}."
-        shifted = "Logits were shifted by domain, so that the threshold fits the share of positives that was stated."
+        shifted = (
+            "Logits were shifted by domain, so that the threshold fits the share of positives that was stated, "
+            f"{self.positive_rate}."
+        )
         return [
             "Brackets: 95 % interval, from drawing whole slides anew; few slides make it unreliable.",
             unknown if self.train_domains is None else known,
@@ -213,8 +218,14 @@ class DomainSummary(Summary):
             "mean_over_domains": self.means,
             "intervals": self.intervals("slides"),
             "adapted_batch_norm": self.how.adapted,
-            **({"logit_shifts": self.how.shifts} if self.how.shifts else {}),
+            **self.shifted(),
         }
+
+    def shifted(self) -> dict[str, Any]:
+        """The share of positives that was stated, and what was added to the logits for it, where one was."""
+        if self.how.positive_rate is None:
+            return {}
+        return {"positive_rate": self.how.positive_rate, "logit_shifts": self.how.shifts}
 
     def metrics(self, scores: Sequence[str], each: str) -> dict[str, float]:
         """For an engine: scores of all items, and one of `each` domain, as `accuracy_XR`; NaN where undefined."""

@@ -251,6 +251,7 @@ def test_evaluation_knows_the_scanners(
     predictions = {row["case"]: row for row in rows(tmp_path / "evaluation" / "predictions.csv")}
     assert len(predictions) == 24
     assert set(summary.get("logit_shifts", ())) == (set() if rate is None else set(COLOURS))
+    assert summary.get("positive_rate") == rate
 
 
 def test_inference_says_what_evaluation_says(tmp_path: Path, data: Path, trained: Path) -> None:

@@ -47,19 +47,20 @@ def make(data: list[dict[str, Any]], handlers: list[Any], network: nn.Module, **
 
 def test_the_chosen_threshold_fits_each_scanner(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    report = ClassificationReport(tmp_path, threshold=0.4, train_domains=["GT450"], bootstrap=1)
+    report = ClassificationReport(tmp_path, threshold=0.4, train_domains=["GT450"], bootstrap=1, positive_rate=0.25)
     evaluator = make(items(), [report], Mean().train(), rate=0.25, threshold=0.4, batch_size=32)
     evaluator.run()
     summary = read_json_object(tmp_path / "summary.json", "a summary", "")
+    assert summary["positive_rate"] == 0.25
     for domain, shift in SHIFTS.items():
         assert summary["domains"][domain]["balanced_accuracy"]["value"] == 1
         assert summary["logit_shifts"][domain] == pytest.approx(-shift, abs=1.0)
-    assert any("share of positives that was stated" in note for note in summary["notes"])
+    assert any("share of positives that was stated, 0.25." in note for note in summary["notes"])
     assert "CS: by 80 images, with a share of 0.25 positive ones as stated, the threshold of 0.4 is 0." in caplog.text
-    without = make(items(), [report], Mean())
+    without = make(items(), [ClassificationReport(tmp_path, threshold=0.4, bootstrap=1)], Mean())
     without.run()
     summary = read_json_object(tmp_path / "summary.json", "a summary", "")
-    assert "logit_shifts" not in summary
+    assert not summary.keys() & {"positive_rate", "logit_shifts"}
     assert min(summary["domains"][domain]["balanced_accuracy"]["value"] for domain in SHIFTS) < 0.9
 
 
@@ -77,6 +78,15 @@ def test_the_same_network_gives_the_same_shift_again_and_few_images_are_told(cap
     assert np.isfinite(shifts).all()
     assert network.training  # as before
     assert "XR: by 8 images, very few," in caplog.text
+
+
+def test_too_few_images_say_nothing() -> None:
+    with pytest.raises(
+        DataError, match=r"CS: 3 images, and with a share of 0\.25 positive ones fewer than 4 say nothing"
+    ):
+        make(items(3), [], Mean(), rate=0.25).run()
+    with pytest.raises(DataError, match=r"CS: 1 image, and .* fewer than 4"):
+        make(items(1), [], Mean(), rate=0.75).run()
 
 
 def test_what_is_no_number_is_told() -> None:

@@ -134,4 +134,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         main(CLASSIFY, str(tmp_path / "gone.json"), **options)
     with pytest.raises(DataError, match="full: there is something already"):
         main(CLASSIFY, str(tmp_path / "list.json"), output_dir=str(tmp_path / "full"))
+    with pytest.raises(DataError, match=r"list\.json: the list 'training' is missing"):
+        main(CLASSIFY, str(tmp_path / "list.json"), **options)
+    with pytest.raises(DataError, match=r"list\.json: given twice"):
+        main(CLASSIFY, *[str(tmp_path / "list.json")] * 2, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "list.json"]
+    write_data(SEGMENT, tmp_path / "ct")
+    with pytest.raises(DataError, match=r"dataset\.json: .* as in a datalist of patches"):
+        main(CLASSIFY, str(tmp_path / "ct" / "dataset.json"), **options)
+    assert not (tmp_path / "out").exists()
