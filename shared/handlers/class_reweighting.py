@@ -239,7 +239,8 @@ class ClassReweighting(ABC):
         return DataError(
             f'{type(self).__name__} reads the metric "{self.metric_name}", but the engine\'s metrics are: '
             f"{', '.join(found) or 'none'}. Set metric_name (--reweighting_metric) to one that holds a "
-            "score per class, such as variants/score_found.json adds, or add shared.metrics.ClassDice to the engine under that name, before the rule."
+            "score per class, as variants/score_found.json does, or add shared.metrics.ClassDice to the engine under "
+            "that name, before the rule."
         )
 
     def _started(self, engine: Engine) -> None:
