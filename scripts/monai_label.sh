@@ -12,6 +12,7 @@
 #   --port 8000       of the server, on this machine alone
 #   --app_dir DIR     where the packed bundles go, and what is trained here; runs/monai_label by default
 #   --classifier FILE the model.pt of a classifier that judges what the detector finds
+#   --subtype_classifier FILE  that of one that names kinds of its mitotic figures
 #   --mpp 0.25        micrometres a pixel of slides and regions that do not say it; without it they are refused
 #
 # The environment is .venv-monailabel, with the versions of requirements-monailabel.txt, never the project's own.
@@ -39,7 +40,8 @@ for argument in "$@"; do
         exit
         ;;
     # the first call makes an environment, which takes minutes: what no option is, is refused before that
-    --port | --port=* | --app[_-]dir | --app[_-]dir=* | --mpp | --mpp=* | --classifier | --classifier=*) ;;
+    --port | --port=* | --app[_-]dir | --app[_-]dir=* | --mpp | --mpp=*) ;;
+    --classifier | --classifier=* | --subtype[_-]classifier | --subtype[_-]classifier=*) ;;
     --set_up) [ $# = 1 ] || fail_usage "--set_up goes alone." ;;
     --*) fail_usage "${argument%%=*}: no such option of monai_label.sh." ;;
     esac

@@ -23,6 +23,7 @@ def main(
     base_url: str = "",
     zoo_dir: str = "",
     classifier: str = "",
+    subtype_classifier: str = "",
 ) -> None:
     """Write NAME_vVERSION.zip of each bundle, its manifest (.json), and model_info.json, to OUTPUT_DIR.
 
@@ -40,6 +41,7 @@ def main(
             one still is listed, and written to OUTPUT_DIR/NAME_vVERSION_zoo.txt.
         classifier: of a detector's weights: the model.pt of the classifier that judges what they find. It goes inside,
             with the cascade.json beside the weights, and is used unless told otherwise.
+        subtype_classifier: the same, of one that names kinds of the mitotic figures, as atypical ones.
     """
     there = bundle_names(BUNDLES)
     chosen = list(dict.fromkeys(names)) or there
@@ -48,7 +50,9 @@ def main(
     if weights and len(chosen) > 1:
         raise DataError(f"--weights are those of one bundle, {len(chosen)} were named. Name one.")
     output, zoo = (Path(folder).expanduser() for folder in (output_dir, zoo_dir))
-    packages = [read_package(BUNDLES / name, weights, variant, weights_url, classifier) for name in chosen]
+    packages = [
+        read_package(BUNDLES / name, weights, variant, weights_url, classifier, subtype_classifier) for name in chosen
+    ]
     read_object(output / "model_info.json")  # before anything is written
     for package in packages:
         refuse_to_replace(package, output / f"{package.title}.zip")

@@ -22,6 +22,7 @@ from shared.datasets.midog_datalist import (
     named_patches,
     write_midog,
 )
+from shared.datasets.midog_mosaics import write_mosaics
 from shared.datasets.preparation import resolve_folders, worker_count
 from shared.datasets.splits import SPLIT_UNITS, split_patches, split_regions
 from shared.utils import text_table
@@ -246,6 +247,51 @@ def nuclei(
     print(f"{len(crops)} patches of {len(figures)} figures: {target / 'dataset.json'}")
 
 
+def mosaics(
+    annotations: str,
+    patch_dir: str,
+    output_dir: str,
+    prefix: str = "",
+    columns: Annotated[int, Whole(1)] = 4,
+    domain: str = "scanner",
+    dataset: str = "",
+    scanners: str = "",
+    seed: Seed = 0,
+    name: str = "",
+    overwrite: bool = False,
+) -> None:
+    """From patches around mitotic figures that others have cropped, as AMi-Br, put together regions for the detector.
+
+    The patches of an image lie side by side; marked are all figures that the annotations know, hard negatives too. Real
+    tissue of a few megabytes, but with seams: to try a detector, not to judge it. OUTPUT_DIR then holds dataset.json,
+    split by slide, and regions.
+
+    Args:
+        annotations: MIDOG.json, MIDOG2022_training.json or MIDOG++.json: whose ids the names hold.
+        patch_dir: the folder with a folder for each class, whatever they are.
+        output_dir: a new or empty folder.
+        prefix: before the ids in the files' names, such as MIDOG21_; files with another one are left out.
+        columns: patches side by side.
+        domain: what the domains are: scanner, tumor_type, species, origin, or several joined by +.
+        dataset: midog21, midog22 or midog++, where the annotation file does not say it.
+        scanners: CSV table with file_name and any of scanner, tumor_type, species and origin.
+        seed: of the split.
+        name: of the data set; that of PATCH_DIR by default.
+        overwrite: replace another datalist in OUTPUT_DIR.
+    """
+    _, target = resolve_folders(patch_dir, output_dir, "--patch_dir")
+    fields = [field.strip() for field in domain.split("+")]
+    _, images = read_midog(annotations, dataset, scanners)
+    _, patches = named_patches(images, patch_dir, None, prefix, fields)
+    regions = write_mosaics(images, patches, target, columns)
+    splits = split_regions(regions, seed)
+    facts = {"box_mode": "xyxy", "domain_fields": " + ".join(fields), "split_unit": "slide", "split_seed": seed}
+    name = f"{name or Path(patch_dir).resolve().name}, patches side by side"
+    write_histology_datalist(target / "dataset.json", name, MIDOG_LABELS, splits, facts, overwrite)
+    print(text_table(count_regions(splits)))
+    print(f"{len(patches)} patches in {len(regions)} regions: {target / 'dataset.json'}")
+
+
 def _print_counts(rows: Sequence[Mapping[str, Any]], unlabelled: Sequence[Mapping[str, Any]], what: str) -> None:
     print(text_table(rows))
     for domain, count in sorted(Counter(entry["domain"] for entry in unlabelled).items()):
@@ -258,4 +304,4 @@ def _print_left_out(annotations: str, images: Sequence[MidogImage], listed: Sequ
 
 
 if __name__ == "__main__":
-    run_command({"patches": patches, "tiles": tiles, "named": named, "nuclei": nuclei})
+    run_command({"patches": patches, "tiles": tiles, "named": named, "nuclei": nuclei, "mosaics": mosaics})

@@ -10,12 +10,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from shared.networks import read_model_record
 from shared.utils import DataError, atomic_path, fault_list, read_json_object, write_json
 
 from .bundle import PACKED, ROOT, Bundle, find_files
 from .checks import check_changelog, check_paths, check_requirements
 from .overlays import check_references
-from .package import CLASSIFIER, WEIGHTS, Package, baked_configs, baked_metadata, read_package, tell_of_weights
+from .package import WEIGHTS, Package, baked_configs, baked_metadata, classifier_place, read_package, tell_of_weights
 
 SHARED = ROOT / "shared"
 LEFT_OUT = "datasets"  # the room of `shared` that no run needs
@@ -163,17 +164,23 @@ def write_tree(package: Package, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     if weights := package.weights:
-        files = {"model.json": weights.with_suffix(".json"), "threshold.json": weights.with_name("threshold.json")}
-        files |= {} if package.url else {"model.pt": weights}
-        if judge := package.classifier:
-            own = Path(CLASSIFIER)
-            files |= {own.name: judge, own.with_suffix(".json").name: judge.with_suffix(".json")}
-            files |= {name: judge.with_name(name) for name in ("stainnet.pt",)}
-            files |= {"cascade.json": weights.with_name("cascade.json")}
-        (folder / "models").mkdir(exist_ok=True)
-        for name, source in files.items():
-            if source.is_file():
-                shutil.copyfile(source, folder / "models" / name)
+        copy_weights(weights, folder / WEIGHTS, weights_too=not package.url)
+        for key, file in package.classifiers.items():
+            copy_weights(file, folder / classifier_place(key))
+        if "classifier" in package.classifiers:
+            shutil.copyfile(weights.with_name("cascade.json"), (folder / WEIGHTS).with_name("cascade.json"))
+
+
+def copy_weights(source: Path, target: Path, weights_too: bool = True) -> None:
+    """Copy weights with their record and threshold and, if they were trained with one, the StainNet beside them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with_stainnet = read_model_record(source).get("stain_norm") == "stainnet"
+    beside = {"threshold.json": True, "stainnet.pt": with_stainnet}
+    pairs = [(source.with_suffix(".json"), target.with_suffix(".json")), *([(source, target)] if weights_too else [])]
+    pairs += [(source.with_name(name), target.with_name(name)) for name, wanted in beside.items() if wanted]
+    for old, new in pairs:
+        if old.is_file():
+            shutil.copyfile(old, new)
 
 
 def write_package(package: Package, folder: Path) -> Path:
@@ -194,6 +201,7 @@ def lay_out(
     variant: str = "",
     weights_url: str = "",
     classifier: str | Path = "",
+    subtype_classifier: str | Path = "",
 ) -> Path:
     """Lay a bundle out as a folder that runs anywhere: its files, with the package `shared` inside as `scripts`.
 
@@ -204,6 +212,7 @@ def lay_out(
         variant: overlays that the weights were trained with, separated by commas; they become part of the configs.
         weights_url: where the file of weights can be downloaded; it is named then, and not put inside.
         classifier: of a detector: what judges its detections; it goes inside, with the choice beside the weights.
+        subtype_classifier: of a detector: what names kinds of the figures; it goes inside.
 
     Returns:
         `folder`.
@@ -211,7 +220,7 @@ def lay_out(
     Raises:
         DataError: when the bundle is faulty, or the weights do not fit the network.
     """
-    return write_package(read_package(bundle, weights, variant, weights_url, classifier), folder)
+    return write_package(read_package(bundle, weights, variant, weights_url, classifier, subtype_classifier), folder)
 
 
 def write_zip(folder: Path, path: Path, name: str) -> None:

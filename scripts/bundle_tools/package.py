@@ -18,6 +18,7 @@ from shared.networks import (
     ModelRecord,
     check_classifier_labels,
     check_record,
+    check_subtype_labels,
     load_classifier,
     load_weights,
     read_classifier_record,
@@ -30,7 +31,6 @@ from .bundle import Bundle, lay_over
 from .overlays import recorded_default, recorded_key
 
 WEIGHTS = "models/model.pt"
-CLASSIFIER = "models/classifier.pt"
 TRAINED_WITH = {"labels", "spacing", "intensity_range", "roi_size"}  # of the record, as training has them
 
 
@@ -42,7 +42,7 @@ class Package(NamedTuple):
     weights: Path | None
     url: str  # of the weights, which are then not put inside
     record: ModelRecord  # of the weights
-    classifier: Path | None = None  # that judges what a detector finds
+    classifiers: Mapping[str, Path] = {}  # of what a detector finds, by their keys in its configs
 
     @property
     def version(self) -> str:
@@ -72,11 +72,14 @@ class Package(NamedTuple):
             text = f"The weights of this package were trained on synthetic data ({data}): of no use on real images."
         else:
             text = f"The weights of this package were trained on {data}."
-        if self.classifier:
-            judged = read_classifier_record(self.classifier)
-            named = judged.get("name", "a data set without a name")
-            kind = "synthetic data" if judged.get("synthetic") else named
-            text += f" A classifier, which was trained on {kind}, judges what they find."
+        for key, does in (
+            ("classifier", "judges what they find"),
+            ("subtype_classifier", "names kinds of the figures"),
+        ):
+            if key in self.classifiers:
+                record = read_classifier_record(self.classifiers[key])
+                named = "synthetic data" if record.get("synthetic") else record.get("name", "a data set without a name")
+                text += f" A classifier, which was trained on {named}, {does}."
         files = {name: file for name in self.variants for file in map(named_file, self.overlay(name).values()) if file}
         return text + "".join(
             f" The variant {name} starts from {file}, which is not in this package." for name, file in files.items()
@@ -93,7 +96,12 @@ class Package(NamedTuple):
 
 
 def read_package(
-    folder: Path, weights: str | Path | None = None, variant: str = "", url: str = "", classifier: str | Path = ""
+    folder: Path,
+    weights: str | Path | None = None,
+    variant: str = "",
+    url: str = "",
+    classifier: str | Path = "",
+    subtype_classifier: str | Path = "",
 ) -> Package:
     """What was asked for, with the record of the weights.
 
@@ -120,27 +128,32 @@ def read_package(
     record = read_model_record(path) if path else {}
     if path:
         check_record(path, record, {"bundle": bundle.config("train").get("bundle", bundle.name)})
-    judge = checked_classifier(bundle, path, record, classifier) if classifier else None
-    return Package(bundle, variants, path, url, record, judge)
+    given = {"classifier": classifier, "subtype_classifier": subtype_classifier}
+    files = {key: weights_of_classifier(file) for key, file in given.items() if file}
+    for key, file in files.items():
+        check_classifier(bundle, path, record, key, file)
+    return Package(bundle, variants, path, url, record, files)
 
 
-def checked_classifier(bundle: Bundle, weights: Path | None, record: ModelRecord, classifier: str | Path) -> Path:
-    """The file of a classifier that goes with a detector's weights.
+def check_classifier(bundle: Bundle, weights: Path | None, record: ModelRecord, key: str, file: Path) -> None:
+    """Raise a `DataError` unless a classifier goes with a detector's weights.
 
-    Raises:
-        DataError: when the bundle has no use for it, the weights are missing, it does not fit, or its weight beside
-            them was not chosen.
+    The bundle may have no use for it, weights may be missing, it may not fit, or its weight beside them not be chosen.
     """
-    if "classifier" not in bundle.config("inference"):
-        raise DataError(f"--classifier goes with a bundle that detects, {bundle.name} does not. Leave it out.")
+    if key not in bundle.config("inference"):
+        raise DataError(f"--{key} goes with a bundle that detects, {bundle.name} does not. Leave it out.")
     if weights is None:
-        raise DataError("--classifier judges what weights find. Give those too (--weights).")
-    file = weights_of_classifier(classifier)
-    labels = record.get("labels") or {"non_mitotic": 0, "mitotic": 1}
-    check_classifier_labels(file, read_classifier_record(file), labels)
+        raise DataError(f"--{key} judges what weights find. Give those too (--weights).")
+    check = check_classifier_labels if key == "classifier" else check_subtype_labels
+    check(file, read_classifier_record(file), record.get("labels") or {"non_mitotic": 0, "mitotic": 1})
     load_classifier(file)
-    read_cascade(weights.with_name("cascade.json"), cascade_digest(weights, file), file)
-    return file
+    if key == "classifier":
+        read_cascade(weights.with_name("cascade.json"), cascade_digest(weights, file), file)
+
+
+def classifier_place(key: str) -> str:
+    """Where a classifier lies in a package, with its record and what else it needs beside it."""
+    return f"models/{key}/model.pt"
 
 
 def named_file(value: Any) -> str:
@@ -192,8 +205,9 @@ def baked_configs(package: Package) -> dict[str, dict[str, Any]]:
             f"{package.weights}: its record names the network of {recorded or 'train.json itself'}, the package would "
             f"have that of {overlay or 'train.json itself'}. Give {wanted}."
         )
-    for config in (evaluate, inference) if package.classifier else ():
-        config["classifier"] = f"$@bundle_root + '/{CLASSIFIER}'"
+    for key in package.classifiers:
+        for config in (evaluate, inference):
+            config |= {key: f"$@bundle_root + '/{classifier_place(key)}'"} if key in config else {}
     return {"train": train, "evaluate": evaluate, "inference": inference}
 
 

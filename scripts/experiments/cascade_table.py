@@ -7,6 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from monai.bundle import ConfigParser
 
 from shared.data import Region, RegionEntry, dataset_info, domain_names, load_regions
 from shared.datasets.candidates import cut_candidates
-from shared.metrics import Findings, box_centres, detection_scores
+from shared.metrics import MITOTIC, Findings, box_centres, detection_scores
 from shared.metrics.bootstrap import draw, number_groups, score_draws
 from shared.metrics.detection import detection_scores_of_draws
 from shared.reports.provenance import MADE_UP_SLIDES
@@ -49,13 +50,12 @@ from .tables import (
     table_rows,
     write_table,
 )
-from .timing import in_own_process
+from .timing import in_own_process, in_turns
 
 ALONE, JUDGED = "detector", "cascade"
 IN, OUT = "trained on", "left out"  # scanners, pooled
 SCORES = {"f1": "F1", "average_precision": "average precision", "precision": "precision", "recall": "recall"}
 FIELDS = ("method", "domain", "score", *SEEDS_FIELDS)
-MITOTIC = 1
 ROUNDS = 5
 SIZES: dict[str, dict[str, tuple[str, ...]]] = {
     "full": {DETECTOR: ("pretrained",), CLASSIFIER: ("pretrained",)},
@@ -145,15 +145,20 @@ def judging_time(variants: Sequence[str], detector: str, classifier: str, images
     parser.update({"bundle_root": str(configs.parent), "ckpt_path": detector, "classifier": classifier})
     parser.update({"device": "cpu", "num_workers": 0, "inferer#progress": False})
     inferer, network = (parser.get_parsed_content(key) for key in ("inferer", "network"))
-    judges, seconds, counts = {ALONE: None, JUDGED: inferer.judge}, defaultdict(list), {}
-    for number in range(ROUNDS + 1):
-        for name in np.roll(list(judges), number):
-            inferer.judge = judges[name]
-            start = time.process_time()
-            counts[str(name)] = sum(len(inferer(Region(image, 0.25), network.eval())["score"]) for image in images)
-            if number:  # the first round reads the files
-                seconds[str(name)].append(time.process_time() - start)
-    return {"images": len(images), "candidates": counts[JUDGED], **seconds}
+    judges, counts = {ALONE: None, JUDGED: inferer.judge}, {}
+
+    def search(name: str) -> float:
+        inferer.judge = judges[name]
+        start = time.process_time()
+        counts[name] = sum(len(inferer(Region(image, 0.25), network.eval())["score"]) for image in images)
+        return time.process_time() - start
+
+    seconds = in_turns({name: partial(search, name) for name in judges}, ROUNDS, uncounted=1)  # that reads the files
+    return {
+        "images": len(images),
+        "candidates": counts[JUDGED],
+        **{name: list(values) for name, values in seconds.items()},
+    }
 
 
 def read_findings(report: Path, regions: Sequence[RegionEntry]) -> tuple[Findings, float]:

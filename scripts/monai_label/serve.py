@@ -62,7 +62,7 @@ def read_weights(weights: tuple[str, ...]) -> dict[str, Path]:
     return files
 
 
-def deploy(name: str, weights: Path, models: Path, classifier: str = "") -> str:
+def deploy(name: str, weights: Path, models: Path, **classifiers: str) -> str:
     """Pack a bundle into a folder below `models`, and return what it is called there.
 
     The record beside the weights names the variant that they belong to. What was trained in MONAI Label stays, and so
@@ -72,7 +72,7 @@ def deploy(name: str, weights: Path, models: Path, classifier: str = "") -> str:
         name: of the bundle.
         weights: of it.
         models: the folder.
-        classifier: of a detector: what judges its detections.
+        classifiers: of a detector: what judges its detections, see `lay_out`.
 
     Raises:
         DataError: when the weights do not fit the network.
@@ -86,7 +86,7 @@ def deploy(name: str, weights: Path, models: Path, classifier: str = "") -> str:
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models, prefix=".new-") as temporary:
         try:
-            new = lay_out(BUNDLES / name, Path(temporary) / served, weights, Path(overlay).stem, classifier=classifier)
+            new = lay_out(BUNDLES / name, Path(temporary) / served, weights, Path(overlay).stem, **classifiers)
         except DataError as e:
             if "--variant" not in str(e):  # an option of package_bundles.py
                 raise
@@ -138,6 +138,7 @@ def main(
     app_dir: str = "",
     mpp: Annotated[float, Number(0)] = 0.0,
     classifier: str = "",
+    subtype_classifier: str = "",
 ) -> None:
     """Serve bundles with MONAI Label.
 
@@ -149,17 +150,20 @@ def main(
         mpp: µm a pixel of slides and regions that do not say it; 0: they are refused.
         classifier: the model.pt of a classifier that judges what the detector finds; the cascade.json of the choice
             lies beside the detector's weights.
+        subtype_classifier: the model.pt of a classifier that names kinds of the mitotic figures.
     """
     files = read_weights(weights)
     place = check_studies(studies)
     check_port(port)
     app = Path(app_dir).expanduser().resolve() if app_dir else ROOT / "runs" / "monai_label"
+    given = {"classifier": classifier, "subtype_classifier": subtype_classifier}
+    given = {key: file for key, file in given.items() if file}
+    if given and DETECTOR not in files:
+        option = next(iter(given))
+        raise DataError(f"--{option} judges what {DETECTOR} finds, which is not served. Give its weights, too.")
     app.mkdir(parents=True, exist_ok=True)
     (app / "main.py").write_text(MAIN)
-    if classifier and DETECTOR not in files:
-        raise DataError(f"--classifier judges what {DETECTOR} finds, which is not served. Give its weights, too.")
-    judges = {DETECTOR: classifier}
-    names = [deploy(name, file, app / "model", judges.get(name, "")) for name, file in files.items()]
+    names = [deploy(name, file, app / "model", **(given if name == DETECTOR else {})) for name, file in files.items()]
     print(f"{', '.join(names)}: soon at http://{HOST}:{port}, log in {app / 'logs' / 'app.log'}", flush=True)
     origins = os.environ.pop("MONAI_LABEL_CORS_ORIGINS", "") or json.dumps([f"http://{HOST}:{port}"])
     command = ["start_server", "--app", str(app), "--studies", place, "--uvicorn_app", "monai_label.web:app"]

@@ -142,7 +142,7 @@ class Region:
             start = math.floor(middle / scale - side / 2)
             if start >= last or start + side <= first:
                 raise ValueError(f"{self.path}: no pixel lies within {side} pixels around {x:g}, {y:g}.")
-            indices.append(first + _reflected(np.arange(start, start + side) - first, last - first))
+            indices.append(first + reflected_indices(np.arange(start, start + side) - first, last - first))
         columns, rows = indices
         left, top = int(columns.min()), int(rows.min())
         size = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
@@ -254,7 +254,7 @@ class _Window(Region):
         return self._region._open()
 
 
-def _reflected(indices: np.ndarray, length: int) -> np.ndarray:
+def reflected_indices(indices: np.ndarray, length: int) -> np.ndarray:
     """Indices from 0 to `length` - 1, where those given are beyond: they go back from the edge, as often as needed."""
     period = max(1, 2 * (length - 1))
     indices = indices % period

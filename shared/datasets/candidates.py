@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from ..data import PatchEntry, RegionEntry, check_leakage, load_regions, open_region, region_labels, write_datalist
-from ..metrics import box_centres
+from ..metrics import MITOTIC, box_centres
 from ..utils import DataError, atomic_path, read_csv, read_json_object
 from .preparation import refuse_other_content
 from .splits import split_patches
@@ -30,10 +30,12 @@ def read_evaluation(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str
     """An evaluation of a detector on the training list of its datalist.
 
     Returns:
-        Its summary, and by image the middles of the detections and their scores, (n, 3), from the highest score on.
+        Its summary, and by image the middles of the detections, their scores, and 1 for those called mitotic, else 0,
+        (n, 4), from the highest score on.
 
     Raises:
-        DataError: when the folder holds none, or that of another list: slides of validation and test never train.
+        DataError: when the folder holds none, that of another list (slides of validation and test never train), or one
+            that a classifier has judged.
     """
     folder = Path(folder)
     for name in ("summary.json", "detections.csv"):
@@ -46,15 +48,22 @@ def read_evaluation(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str
             f"{folder}: is an evaluation of {split or 'something else'}, expected one of a detector on 'training': "
             f"slides of validation and test never train. {_REMEDY}"
         )
+    if summary.get("classifier"):
+        raise DataError(
+            f"{folder}: a classifier has judged these detections, and another would learn from what that one thinks. "
+            "Evaluate the detector without --classifier."
+        )
     found = defaultdict(list)
     for row in read_csv(folder / "detections.csv"):
-        found[row["image"]].append([float(row[key]) for key in ("x", "y", "score")])
+        called = row["class"] == summary["class_names"][MITOTIC]
+        found[row["image"]].append([*(float(row[key]) for key in ("x", "y", "score")), float(called)])
     arrays = {image: np.array(rows) for image, rows in found.items()}
     return summary, {image: rows[np.argsort(-rows[:, 2], kind="stable")] for image, rows in arrays.items()}
 
 
-def judge_places(region: RegionEntry, found: np.ndarray, radius: float) -> list[tuple[float, float, int, str, float]]:
-    """Where patches of a region are to be cut: x, y, label, kind, and the detector's score (0 where it saw nothing).
+def judge_places(region: RegionEntry, found: np.ndarray, radius: float) -> list[dict[str, Any]]:
+    """Where patches of a region are to be cut: `x`, `y`, `label`, `kind`, and the detector's `score` and whether it
+    `called` it mitotic (0 and false where it saw nothing).
 
     From the highest score on, a detection stands for the nearest figure within the radius that no other stands for, of
     whatever class, and gets its label, so that figures lie in their patches as they will when the classifier judges: a
@@ -63,35 +72,37 @@ def judge_places(region: RegionEntry, found: np.ndarray, radius: float) -> list[
 
     Args:
         region: with `box` and `label`.
-        found: middles and scores of the detections, (n, 3), from the highest score on.
+        found: of the detections, (n, 4), see `read_evaluation`.
         radius: in pixels.
     """
     centres = box_centres(np.reshape(region["box"], (-1, 4)).astype(np.float64))
-    labels, taken, places = list(region["label"]), set(), []
-    tree = cKDTree(centres) if len(centres) else None
-    for x, y, score in found.tolist():
-        near = (
-            sorted(tree.query_ball_point((x, y), radius), key=lambda i: np.hypot(*(centres[i] - (x, y))))
-            if tree
-            else []
-        )
+    tree, taken, places = cKDTree(centres), set(), []
+
+    def add(x: float, y: float, label: int, kind: str, score: float = 0.0, called: float = 0.0) -> None:
+        places.append({"x": x, "y": y, "label": label, "kind": kind, "score": score, "called": bool(called)})
+
+    for x, y, score, called in found.tolist():
+        near = sorted(tree.query_ball_point((x, y), radius), key=lambda i: np.hypot(*(centres[i] - (x, y))))
         free = [i for i in near if i not in taken]
         if free:
             taken.add(free[0])
-            places.append((x, y, labels[free[0]], "figure", score))
+            add(x, y, region["label"][free[0]], "figure", score, called)
         elif not near:
-            places.append((x, y, 0, FALSE_POSITIVE, score))
-    missed = [i for i in range(len(labels)) if i not in taken]
-    return places + [(*centres[i].tolist(), labels[i], "figure", 0.0) for i in missed]
+            add(x, y, 1 - MITOTIC, FALSE_POSITIVE, score, called)
+    for i in sorted(set(range(len(centres))) - taken):
+        add(*centres[i].tolist(), region["label"][i], "figure")
+    return places
 
 
 def keep_hardest(patches: Sequence[PatchEntry], share: float) -> list[PatchEntry]:
-    """Of each domain all figures, and of the false positives those of the highest scores, `share` for a figure."""
+    """Of each domain all figures, and the hardest false positives, `share` for a figure: first those that were called
+    mitotic, of both kinds from the highest score on.
+    """
     kept = []
     for domain in sorted({patch["domain"] for patch in patches}):
         own = [patch for patch in patches if patch["domain"] == domain]
         figures = [patch for patch in own if patch["kind"] != FALSE_POSITIVE]
-        false = sorted((p for p in own if p["kind"] == FALSE_POSITIVE), key=lambda p: -p["score"])
+        false = sorted((p for p in own if p["kind"] == FALSE_POSITIVE), key=lambda p: (not p["called"], -p["score"]))
         kept += figures + false[: round(share * len(figures))]
     return kept
 
@@ -136,6 +147,7 @@ def cut_candidates(
         raise DataError(
             f"{evaluation}: has detections in {strange[0]}, which is not in 'training' of {datalist}. {_REMEDY}"
         )
+    _check_counts(evaluation, summary, datalist, regions)
     patches = [
         patch for i, region in enumerate(regions) for patch in _patches(i, region, found, summary["match_radius"])
     ]
@@ -161,21 +173,35 @@ def _pixel_size(summary: Mapping[str, Any], regions: Sequence[RegionEntry]) -> f
 
 
 def _patches(number: int, region: RegionEntry, found: Mapping[str, np.ndarray], radius: float) -> list[dict[str, Any]]:
-    places = judge_places(region, found.get(region["case"], np.empty((0, 3))), radius)
+    places = judge_places(region, found.get(region["case"], np.empty((0, 4))), radius)
+    where = {"domain": region["domain"], "slide": region["slide"], "region": region["case"]}
     return [
         {
-            "image": f"patches/{number:04d}/{i:04d}_{kind}_{label}.png",
-            "label": label,
-            "domain": region["domain"],
-            "slide": region["slide"],
-            "kind": kind,
-            "score": round(score, 4),
-            "region": region["case"],
-            "x": round(x, 2),
-            "y": round(y, 2),
+            "image": f"patches/{number:04d}/{i:04d}_{place['kind']}_{place['label']}.png",
+            **where,
+            **{key: round(value, 4) if isinstance(value, float) else value for key, value in place.items()},
         }
-        for i, (x, y, label, kind, score) in enumerate(places)
+        for i, place in enumerate(places)
     ]
+
+
+def _check_counts(
+    evaluation: str | os.PathLike,
+    summary: Mapping[str, Any],
+    datalist: str | os.PathLike,
+    regions: Sequence[RegionEntry],
+) -> None:
+    """Raise a `DataError` where an evaluation was of other regions, which may not show in what it found."""
+    for domain in sorted({region["domain"] for region in regions}):
+        own = [region for region in regions if region["domain"] == domain]
+        here = {"images": len(own), "figures": sum(list(region["label"]).count(MITOTIC) for region in own)}
+        there = {key: summary["domains"][domain][key] for key in here}
+        if here != there:
+            raise DataError(
+                f"{evaluation}: has seen {there['images']} images of {domain} with {there['figures']} mitotic figures, "
+                f"and 'training' of {datalist} has {here['images']} with {here['figures']}: it is of other data. "
+                f"{_REMEDY}"
+            )
 
 
 def _check_classes(evaluation: str | os.PathLike, splits: Mapping[str, Sequence[PatchEntry]]) -> None:

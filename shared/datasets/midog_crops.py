@@ -15,9 +15,10 @@ from scipy.ndimage import gaussian_filter, minimum_filter
 from tqdm.contrib.concurrent import thread_map
 
 from ..data.region_files import no_limit
+from ..data.regions import reflected_indices
 from ..utils import DataError, atomic_path
 from .histology_entries import Entry
-from .midog import BOX_SIDE, MidogImage
+from .midog import MidogImage
 from .midog_datalist import midog_entry
 from .preparation import refuse_other_content
 
@@ -140,15 +141,13 @@ def crop_square(image: Image.Image, x: float, y: float, size: int) -> np.ndarray
     Returns:
         uint8, (size, size, 3).
     """
-    columns, rows = _reflected(x, size, image.width), _reflected(y, size, image.height)
+    columns, rows = (
+        reflected_indices(np.arange(size) + math.floor(centre - size / 2), length)
+        for centre, length in ((x, image.width), (y, image.height))
+    )
     left, top = int(columns.min()), int(rows.min())
     part = np.asarray(image.crop((left, top, int(columns.max()) + 1, int(rows.max()) + 1)))
     return part[np.ix_(rows - top, columns - left)]
-
-
-def _reflected(centre: float, size: int, length: int) -> np.ndarray:
-    start, margin = math.floor(centre - size / 2), size + BOX_SIDE  # a centre may lie outside by half a box
-    return np.pad(np.arange(length), margin, mode="reflect")[start + margin : start + margin + size]
 
 
 def dark_nuclei(image: Image.Image, count: int, size: int) -> list[tuple[int, int]]:

@@ -12,8 +12,7 @@ from ignite.engine import Engine, Events
 
 from ..data import Region, RegionEntry
 from ..inferers import CropClassifier, FindingsCollector, combine_scores
-from ..inferers.judge import MITOTIC
-from ..metrics import Detections, average_precision, best_detection_threshold, box_centres
+from ..metrics import MITOTIC, Detections, average_precision, best_detection_threshold, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError, text_table, writable_folder, write_json
 
@@ -71,15 +70,8 @@ class CascadeChoice:
         self.split = split
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        self.detections.attach(engine)
         engine.add_event_handler(Events.COMPLETED, self._choose)
-
-    def _start(self, engine: Engine) -> None:
-        self.detections.clear()
-
-    def _add(self, engine: Engine) -> None:
-        self.detections.add(engine.state.batch, engine.state.output["pred"])
 
     def _choose(self, engine: Engine) -> None:
         found = self.detections.detections()
@@ -91,7 +83,11 @@ class CascadeChoice:
             write_json(self.path, self._content(best, rows))
             shown = [{key: f"{value:.3f}" for key, value in row.items()} for row in rows]
             logger.info(
-                "%s\nweight %g, threshold %.3g, written to %s", text_table(shown), *self._chosen(best), self.path
+                "%s\nweight %g, threshold %.3g, written to %s",
+                text_table(shown),
+                best["weight"],
+                best["threshold"],
+                self.path,
             )
 
     def _judge(self, region: Region, found: Detections) -> np.ndarray:
@@ -110,10 +106,6 @@ class CascadeChoice:
         threshold, f1 = best_detection_threshold(findings, MITOTIC)
         ap = average_precision(findings, MITOTIC)
         return {"weight": weight, "threshold": threshold, "f1": f1, "average_precision": ap}
-
-    @staticmethod
-    def _chosen(best: dict[str, float]) -> tuple[float, float]:
-        return best["weight"], best["threshold"]
 
     def _content(self, best: dict[str, float], rows: Sequence[dict[str, float]]) -> dict[str, Any]:
         return {

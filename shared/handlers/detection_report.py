@@ -80,15 +80,8 @@ class DetectionReport(DetectionScoring):
         self.output_dir = writable_folder(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        self.detections.attach(engine)
         engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.detections.clear()
-
-    def _add(self, engine: Engine) -> None:
-        self.detections.add(engine.state.batch, engine.state.output["pred"])
 
     def _finish(self, engine: Engine) -> None:
         findings = self.detections.findings(self.match_radius)

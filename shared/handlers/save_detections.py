@@ -15,8 +15,8 @@ from monai.utils import CommonKeys
 
 from ..data import Region, near_tissue, source_digest, tissue_mask
 from ..inferers import SubtypeCaller
-from ..metrics import Detections, MitoticCount, box_centres, mitotic_count
-from ..reports.detection_files import ANNOTATION_FILES, MITOTIC, WRITERS, DetectedImage, count_text
+from ..metrics import MITOTIC, Detections, MitoticCount, box_centres, mitotic_count
+from ..reports.detection_files import ANNOTATION_FILES, WRITERS, DetectedImage, count_text
 from ..reports.domains import check_classes
 from ..reports.provenance import warning_of_results
 from ..reports.result_table import ResultTable

@@ -22,6 +22,7 @@ from torch import nn
 from ..networks import ModelRecord
 from ..networks.archive import check_archive
 from ..utils import DataError, atomic_path, flag, is_disk_full, unlock_folder, writable_folder, write_json
+from ..utils.text import differences
 from .event_log import EventLog
 from .run_folders import FILES, RUN, check_ckpt_dir, resumed_file
 
@@ -255,7 +256,8 @@ class TrainingCheckpoint:
         kept = (before.keys() & now) - {"name", "version", "learning_rate", "leakage", *PRECISION}
         differ = [key for key in sorted(kept) if before[key] != now[key]]
         if differ:
-            changes = "; ".join(f"{key} was {before.get(key)}, now it is {now.get(key)}" for key in differ)
+            pairs = [pair for key in differ for pair in differences(key, before[key], now[key])]
+            changes = "; ".join(f"{key} was {then}, now it is {here}" for key, then, here in pairs[:5])
             raise DataError(
                 f"{self.source}: this run was started with other settings: {changes}. Resume with those of the run, or "
                 "start a new one from its weights with --pretrained."

@@ -5,13 +5,14 @@ from typing import Any, TypeVar
 
 import ignite.distributed as idist
 import numpy as np
+from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..data import Region, RegionEntry, open_region
-from ..metrics import Detections, Findings, box_centres
+from ..metrics import MITOTIC, Detections, Findings, box_centres
 from ..networks import PyramidAnchors
 from .detection import DetectionMerger, TilePlace
-from .judge import MITOTIC, CandidateJudge
+from .judge import CandidateJudge
 
 Result = TypeVar("Result")
 
@@ -52,6 +53,13 @@ class FindingsCollector:
         self.judge = judge
         class_id = class_id if judge is None else MITOTIC
         self.merger = DetectionMerger(anchors, suppress_radius, score_threshold, top_k, class_id)
+
+    def attach(self, engine: Engine) -> None:
+        """Take in all that a `DetectionEvaluator` gives, from the start of each run on."""
+        engine.add_event_handler(Events.STARTED, self.clear)
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: self.add(engine.state.batch, engine.state.output["pred"])
+        )
 
     def clear(self) -> None:
         self.merger.clear()

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import MPP_TOLERANCE, Region, weights_digest
-from ..metrics import Detections, box_centres
+from ..metrics import MITOTIC, Detections, box_centres
 from ..networks import load_classifier, place_network, read_classifier_record, weights_of_classifier
 from ..utils import DataError, flag, progress
 
-MITOTIC = 1
 _MIRRORED = ((), (-1,), (-2,), (-2, -1))  # axes of a batch of crops, by which each is turned around
 
 
@@ -115,11 +114,7 @@ class CropClassifier:
         pinned = crops.contiguous().pin_memory() if device.type == "cuda" else crops.contiguous()
         images = pinned.to(device, non_blocking=True)
         images = images if recolour is None else recolour(images)
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32)[:, None, None].to(device, non_blocking=True)
-            for v in (self.image_mean, self.image_std)
-        )
-        images = (images / 255 - mean) / std
+        images = normalized(images, self.image_mean, self.image_std)
         ways = _MIRRORED if self.flips else _MIRRORED[:1]
         with torch.autocast(device.type, getattr(torch, self.amp_dtype), enabled=self.amp):
             logits = [self.network(images.flip(axes) if axes else images) for axes in ways]
@@ -132,11 +127,11 @@ class CropClassifier:
         return found
 
 
-def combine_scores(detector: np.ndarray, classifier: np.ndarray, weight: float) -> np.ndarray:
+def combine_scores(detector: np.ndarray, classifier: np.ndarray | float, weight: float) -> np.ndarray:
     """`(1 − weight) · detector + weight · classifier`: probabilities of one thing, by two networks.
 
     Args:
-        detector, classifier: in [0, 1], of one shape.
+        detector, classifier: in [0, 1], of one shape, or one number for all.
         weight: in [0, 1].
 
     Returns:
@@ -150,7 +145,8 @@ class CandidateJudge:
 
     Each detection gets the probability of a mitotic figure that both networks together give it, see `combine_scores`.
     From the threshold on it is a mitotic figure. Below, one that the detector took for a mitotic figure remains a
-    candidate, with that as its score; one that it took for something else stays as it is.
+    candidate, with that as its score; one that it took for something else stays as it is. What even a probability of 1
+    would not lift to the threshold is not shown to the classifier, to save time, and counts as 0 from it.
 
     Args:
         classify: see `CropClassifier`.
@@ -189,7 +185,9 @@ class CandidateJudge:
         Returns:
             The same detections, by descending score.
         """
-        judged = self.classify(region, box_centres(found["box"].astype(np.float64)))
+        within_reach = combine_scores(found["mitotic"], 1.0, self.weight) >= self.threshold
+        judged = np.zeros(len(within_reach), np.float32)
+        judged[within_reach] = self.classify(region, box_centres(found["box"][within_reach].astype(np.float64)))
         mitotic = combine_scores(found["mitotic"], judged, self.weight)
         own = (found["label"] == MITOTIC) | (mitotic >= self.threshold)
         score = np.where(own, mitotic, found["score"])
@@ -280,6 +278,14 @@ def crop_classifier(
     cut = {key: getattr(classify, key) for key in ("flips", "crop_size", "patch_size", "mpp")}
     classify.about = {"file": file.name, "weights": weights_digest(file), **cut, "record": dict(record)}
     return classify
+
+
+def normalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images of 0 to 255, (B, C, H, W), scaled to 0 to 1, less the mean of each channel, by its standard deviation."""
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32)[:, None, None].to(images.device, non_blocking=True) for v in (mean, std)
+    )
+    return (images / 255 - mean) / std
 
 
 def device_of(network: Callable) -> torch.device:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from ..data import MPP_TOLERANCE, Region, RegionTiles, TileData, collate_regions
 from ..data.region_tiles import check_overlap
-from ..metrics import Detections, box_centres
+from ..metrics import MITOTIC, Detections, box_centres
 from ..networks import PyramidAnchors
 from ..utils import DataError, progress
 from .detection import DetectionMerger, TilePlace
-from .judge import MITOTIC, CandidateJudge, SubtypeCaller, device_of
+from .judge import CandidateJudge, SubtypeCaller, device_of, normalized
 
 _FEW_TILES = 16  # read before worker processes would have started
 
@@ -203,11 +203,7 @@ class RegionInferer(Inferer):
         # Here and not tile by tile in the workers: a quarter of the bytes to send, and one operation for a batch.
         if self.image_mean is None or self.image_std is None:
             return images
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32)[:, None, None].to(images.device, non_blocking=True)
-            for v in (self.image_mean, self.image_std)
-        )
-        return (images / 255 - mean) / std
+        return normalized(images, self.image_mean, self.image_std)
 
     def _workers(self, region: Region, tiles: int) -> int:
         decoded_in_each = region.in_memory and multiprocessing.get_start_method() != "fork"

@@ -14,6 +14,7 @@ from .classification import (
     weighted_auc,
 )
 from .detection import (
+    MITOTIC,
     Detections,
     Findings,
     average_precision,

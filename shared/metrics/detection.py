@@ -22,6 +22,7 @@ from .bootstrap import Interval, bootstrap_intervals, number_groups
 from .thresholds import candidate_thresholds
 
 MATCHINGS = ("one_to_one", "many_to_one")
+MITOTIC = 1  # of the classes of a detector of mitotic figures; 0 is what looks like one
 
 
 class Detections(TypedDict):

@@ -21,16 +21,18 @@ CLASSIFIER = "mitosis_fusestyle_cls"
 
 
 def weights_of_classifier(path: str | Path) -> Path:
-    """The file of weights that is meant by a path: itself, or `models/model.pt` of a bundle's folder."""
+    """The file of weights that is meant by a path: itself, or `model.pt` of a training's folder or of a bundle's."""
     path = Path(path).expanduser()
-    return path / "models" / "model.pt" if path.is_dir() else path
+    if not path.is_dir() or (path / "model.pt").is_file():
+        return path / "model.pt" if path.is_dir() else path
+    return path / "models" / "model.pt"
 
 
 def read_classifier_record(path: str | Path) -> ModelRecord:
     """The record of a trained classifier of patches; empty where no path is given ("").
 
     Args:
-        path: of its weights, or of a bundle's folder with `models/model.pt`.
+        path: of its weights, or of a folder with `model.pt` or `models/model.pt`.
 
     Raises:
         DataError: when there is no such file, or no record beside it, or it is of another bundle, or has no two labels.
@@ -41,6 +43,8 @@ def read_classifier_record(path: str | Path) -> ModelRecord:
     wanted = f"Give the model.pt that a training of {CLASSIFIER} wrote, with the model.json beside it."
     if file.suffix == ".zip":
         raise DataError(f"{file}: is a zip. Unzip the package, and give its folder.")
+    if file.suffix == ".json":
+        raise DataError(f"{file}: is no file of weights. {wanted}")
     if not file.is_file():
         raise DataError(f"{file}: there is no such classifier. {wanted}")
     record = read_model_record(file)

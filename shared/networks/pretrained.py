@@ -127,7 +127,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        check_archive(path, "Copy it again, or take best.pt or last.pt of the run.")
+        check_archive(path, "Copy it again, or take another file of the run.")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except DataError:

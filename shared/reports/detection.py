@@ -140,17 +140,22 @@ def _notes(how: DetectionScoring) -> list[str]:
         "Recall: share of the figures that are found. F1: 2 tp / (2 tp + fp + fn), of all images together.",
         f"AP: average precision, the area under the precision-recall curve of the detections that score "
         f"{how.score_threshold:g} or more.",
-        *([_judged(how.classifier)] if how.classifier else []),
+        *([_judged(how.classifier, how.dataset.get("split"))] if how.classifier else []),
         *how.notes(done="searched"),
     ]
 
 
-def _judged(classifier: Mapping[str, Any]) -> str:
+def _judged(classifier: Mapping[str, Any], split: str | None) -> str:
     weight = classifier["weight"]
-    return (
+    text = (
         f"A classifier ({classifier['file']}) has judged each detection: its score is {1 - weight:.3g} of the "
         f"detector's probability of a mitotic figure and {weight:.3g} of the classifier's."
     )
+    if split and classifier.get("chosen_on") == split:
+        text += " Weight and threshold were chosen on what is scored here: the scores are too good."
+    if not classifier["record"].get("slides"):
+        text += " Its record does not say which slides it was trained on: whether some are scored here, nobody knows."
+    return text
 
 
 def summarise_detections(findings: Findings, regions: Sequence[RegionEntry], how: DetectionScoring) -> DomainSummary:

@@ -20,11 +20,10 @@ from PIL import Image
 
 from ..data import Region
 from ..data.tissue import MASK_SIZE
-from ..metrics import Detections, MitoticCount, box_centres
+from ..metrics import MITOTIC, Detections, MitoticCount, box_centres
 from ..utils import atomic_path, write_csv
 from .gallery import BAR, add_scale_bar, draw_gallery, save_figure
 
-MITOTIC = 1
 COLUMNS = ("x", "y", "x1", "y1", "x2", "y2", "class", "score", "above_threshold", "qupath_x", "qupath_y")
 SUBTYPE_COLUMNS = ("subtype", "subtype_probability")
 COLOURS = ([40, 120, 255], [0, 170, 0])  # of non-mitotic and mitotic, RGB; both stand out from pink and violet

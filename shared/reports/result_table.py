@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils import DataError, name_full_disk, write_csv, write_json
-from ..utils.text import first_few
+from ..utils.text import differences, first_few
 
 Row = dict[str, Any]
 
@@ -144,7 +144,8 @@ class ResultTable:
             theirs.pop("model", None)  # the record of the same weights may have come since
         differing = [key for key in own if key in theirs and theirs[key] != own[key]]
         if differing:
-            what = [f"{key} is {theirs[key]!r} there and {own[key]!r} here" for key in differing if key != "model"]
+            pairs = [pair for key in differing if key != "model" for pair in differences(key, theirs[key], own[key])]
+            what = [f"{key} is {there} there and {here} here" for key, there, here in pairs]
             raise DataError(
                 f"{self.folder / self.name}.json: holds results of other weights or settings: "
                 f"{first_few(what, 3) or 'the record of the weights differs'}. Choose another --output_dir, or remove "

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .errors import DataError, settings_at_hand, wait_for_first_rank
-from .settings import SETTINGS
+from .settings import NEEDS, SETTINGS
 from .values import check_value
 
 # Names that MONAI takes for itself.
@@ -104,6 +104,7 @@ def check_command_line() -> None:
         content = ConfigParser.load_config_files(line.files)
         check_names(line, content)
         check_values(content | line.options)
+        check_needs(line, content)
         settings_at_hand.update(content)  # for what is said where memory is not enough
     except DataError:
         wait_for_first_rank(int(os.environ.get("RANK", 0)))
@@ -175,6 +176,18 @@ def check_values(content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         if name in SETTINGS and not (isinstance(value, str) and value.startswith(("$", "@", "%"))):
             check_value(name, value, SETTINGS[name][0])
+
+
+def check_needs(line: CommandLine, content: Mapping[str, Any]) -> None:
+    """Raise a `DataError` where an option is given that has no effect without another one."""
+    whole = content | line.options
+    for names, others in NEEDS.items():
+        given = [name for name in names if name in line.options]
+        if given and not any(whole.get(other) for other in others):
+            raise DataError(
+                f"--{given[0]} has no effect without {' or '.join(f'--{other}' for other in others)}. Give that, too, "
+                "or leave it out."
+            )
 
 
 def help_text(line: CommandLine, contents: Mapping[str, Mapping[str, Any]]) -> str:

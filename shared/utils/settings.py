@@ -94,6 +94,13 @@ PATH, FLAG, SHARE = Text("a path"), Flag(), Number(0, 1)
 PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
 DOMAINS = OrNone(Several(Text("the name of a domain"), distinct=True), "all")
 
+NEEDS = {  # settings that have no effect without another one
+    ("classifier_weight", "cascade_path", "classifier_stain_weights"): ("classifier",),
+    ("classifier_flips", "classifier_batch_size"): ("classifier", "subtype_classifier"),
+    ("subtype_threshold", "subtype_stain_weights"): ("subtype_classifier",),
+    ("replace",): ("store",),
+}
+
 SETTINGS: dict[str, tuple[Kind, str]] = {
     # where things are
     "bundle_root": (PATH, "the bundle's folder"),

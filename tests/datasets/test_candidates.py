@@ -25,11 +25,11 @@ def box(x: float, y: float) -> list[float]:
     return [x - 25, y - 25, x + 25, y + 25]
 
 
-def literal(region: dict[str, Any], found: list[tuple[float, float, float]], radius: float) -> list[tuple]:
+def literal(region: dict[str, Any], found: list[tuple[float, ...]], radius: float) -> list[tuple]:
     """A detection after the other, each figure after the other."""
     places, taken = [], set()
     centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in region["box"]]
-    for x, y, score in found:
+    for x, y, score, called in found:
         best, near = None, False
         for i, (cx, cy) in enumerate(centres):
             distance = ((x - cx) ** 2 + (y - cy) ** 2) ** 0.5
@@ -38,39 +38,40 @@ def literal(region: dict[str, Any], found: list[tuple[float, float, float]], rad
                 best = (distance, i)
         if best:
             taken.add(best[1])
-            places.append((x, y, region["label"][best[1]], "figure", score))
+            places.append((x, y, region["label"][best[1]], "figure", score, bool(called)))
         elif not near:
-            places.append((x, y, 0, "false_positive", score))
-    return places + [(*centres[i], region["label"][i], "figure", 0.0) for i in range(len(centres)) if i not in taken]
+            places.append((x, y, 0, "false_positive", score, bool(called)))
+    missed = [i for i in range(len(centres)) if i not in taken]
+    return places + [(*centres[i], region["label"][i], "figure", 0.0, False) for i in missed]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_places_are_those_of_a_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     boxes = [box(x, y) for x, y in rng.uniform(0, 200, (6, 2))]
-    found = sorted(
-        ((*xy, s) for xy, s in zip(rng.uniform(0, 200, (25, 2)), rng.random(25), strict=True)), key=lambda r: -r[2]
-    )
+    rows = zip(rng.uniform(0, 200, (25, 2)), rng.random(25), rng.integers(0, 2, 25), strict=True)
+    found = sorted(((*xy, score, called) for xy, score, called in rows), key=lambda row: -row[2])
     region = {"box": boxes, "label": [1, 0, 1, 1, 0, 0]}
-    places = judge_places(region, np.array(found), 30.0)
+    places = [tuple(place.values()) for place in judge_places(region, np.array(found), 30.0)]
     np.testing.assert_allclose([p[:3] + p[4:] for p in places], [p[:3] + p[4:] for p in literal(region, found, 30.0)])
     assert [p[3] for p in places] == [p[3] for p in literal(region, found, 30.0)]
 
 
 def test_places_without_figures_or_detections() -> None:
-    nothing = np.empty((0, 3))
-    assert judge_places({"box": [], "label": []}, nothing, 30.0) == []
-    assert judge_places({"box": [box(40, 50)], "label": [1]}, nothing, 30.0) == [(40.0, 50.0, 1, "figure", 0.0)]
-    assert judge_places({"box": [], "label": []}, np.array([[1.0, 2.0, 0.5]]), 30.0) == [
-        (1, 2, 0, "false_positive", 0.5)
-    ]
+    nothing, empty = np.empty((0, 4)), {"box": [], "label": []}
+    assert judge_places(empty, nothing, 30.0) == []
+    (missed,) = judge_places({"box": [box(40, 50)], "label": [1]}, nothing, 30.0)
+    assert tuple(missed.values()) == (40.0, 50.0, 1, "figure", 0.0, False)
+    (false,) = judge_places(empty, np.array([[1.0, 2.0, 0.5, 1.0]]), 30.0)
+    assert tuple(false.values()) == (1.0, 2.0, 0, "false_positive", 0.5, True)
 
 
 def test_the_hardest_are_kept_of_each_scanner() -> None:
-    def patch(domain: str, kind: str, score: float) -> dict[str, Any]:
-        return {"domain": domain, "kind": kind, "score": score, "label": 0}
+    def patch(domain: str, kind: str, score: float, called: bool = True) -> dict[str, Any]:
+        return {"domain": domain, "kind": kind, "score": score, "called": called, "label": 0}
 
     patches = [patch("XR", "figure", 0.1)] * 2 + [patch("XR", "false_positive", s) for s in (0.2, 0.9, 0.4)]
+    patches += [patch("XR", "false_positive", 0.99, called=False)]  # was taken for what it is, with certainty
     patches += [patch("CS", "false_positive", 0.95), patch("CS", "figure", 0.0)]
     kept = [(p["domain"], p["score"]) for p in keep_hardest(patches, 1.0) if p["kind"] == "false_positive"]
     assert kept == [("CS", 0.95), ("XR", 0.9), ("XR", 0.4)]
@@ -102,7 +103,9 @@ def evaluation(folder: Path, images: list[str], split: str = "training", **summa
             rows.append(dict(zip(COLUMNS, (image, image[:2], x, y, "mitotic", score, "false"), strict=True)))
     write_csv(folder / "detections.csv", rows, COLUMNS)
     content = {"dataset": {"split": split}, "match_radius": 30.0, "train_domains": ["CS", "XR"], "weights": "abc"}
-    write_json(folder / "summary.json", {**content, "domains": {"CS": {}, "XR": {}}, **summary})
+    content |= {"class_names": ["non_mitotic", "mitotic"]}
+    content |= {"domains": {domain: {"images": 5, "figures": 10} for domain in ("CS", "XR")}}
+    write_json(folder / "summary.json", {**content, **summary})
     return folder
 
 
@@ -160,6 +163,18 @@ def test_other_lists_never_train(source: Path, tmp_path: Path) -> None:
     source.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"1 file .* and 1 slide \(XR_0\) of 'training' are in 'test', too"):
         cut_candidates(source, evaluation(tmp_path / "g", TRAINING), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_of_other_data_or_of_a_cascade_is_refused(source: Path, tmp_path: Path) -> None:
+    """Where nothing was found, no name of a file tells."""
+    counts = {"CS": {"images": 5, "figures": 10}, "XR": {"images": 5, "figures": 11}}
+    other = evaluation(tmp_path / "e", [], domains=counts)
+    with pytest.raises(DataError, match=r"has seen 5 images of XR with 11 mitotic figures, and 'training' of .* has 5"):
+        cut_candidates(source, other, tmp_path / "out")
+    judged = evaluation(tmp_path / "f", TRAINING, classifier={"file": "model.pt"})
+    with pytest.raises(DataError, match="a classifier has judged these detections"):
+        cut_candidates(source, judged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -301,3 +301,40 @@ def test_figures_and_the_darkest_other_nucleus_of_each_patch(tmp_path: Path) -> 
         assert image.shape == (40, 40, 3)
         assert (image[20, 20] == ((90, 50, 140), (60, 30, 110))[patch["label"]]).all()
     assert "already holds" in run(SCRIPT, *command).stderr
+
+
+def test_patches_side_by_side_with_all_figures_in_them(tmp_path: Path) -> None:
+    folder = name_patches(tmp_path)
+    paths = sorted(folder.glob("*/M21_*.png"))
+    for i, path in enumerate(paths):
+        Image.new("RGB", (96, 96), (50 + i, 100, 150)).save(path)
+    found = {a["id"]: a for a in json.loads((tmp_path / "MIDOG.json").read_text())["annotations"]}
+    flags = ["--prefix", "M21_", "--output_dir", tmp_path / "out", "--columns", 1]
+    command = ["mosaics", "--annotations", tmp_path / "MIDOG.json", "--patch_dir", folder, *flags]
+    done = run(SCRIPT, *command)
+    assert done.returncode == 0, done.stderr
+    assert "34 patches in 17 regions" in done.stdout
+    regions = [r for split in SPLITS for r in load_regions(tmp_path / "out" / "dataset.json", split)]
+    marked = Counter()
+    for region in regions:
+        own = [p for p in paths if found[int(p.stem[4:])]["image_id"] == int(region["slide"][:3])]
+        pixels, expected = np.asarray(Image.open(region["image"])), []
+        for row, path in enumerate(own):
+            assert (pixels[96 * row : 96 * (row + 1)] == (50 + paths.index(path), 100, 150)).all()
+            (x1, y1, x2, y2) = found[int(path.stem[4:])]["bbox"]
+            for other in (a for a in found.values() if a["image_id"] == int(region["slide"][:3])):
+                x = (other["bbox"][0] + other["bbox"][2]) / 2 - (x1 + x2) / 2 + 48
+                y = (other["bbox"][1] + other["bbox"][3]) / 2 - (y1 + y2) / 2 + 48
+                if 0 <= x < 96 and 0 <= y < 96:
+                    box = [max(x - 25, 0), max(y - 25, 0) + 96 * row, min(x + 25, 96), min(y + 25, 96) + 96 * row]
+                    expected.append((box, int(other["category_id"] == 1)))
+        assert [*zip(np.array(region["box"]).tolist(), list(region["label"]), strict=True)] == expected
+        assert pixels.shape == (96 * len(own), 96, 3)
+        marked.update(region["label"])
+    assert marked[1] == 2 * len(paths)
+    assert marked[0] > 0  # figures in each other's patches, and hard negatives
+    assert "already holds" in run(SCRIPT, *command).stderr
+    Image.new("RGB", (96, 60)).save(paths[0])
+    wrong = run(SCRIPT, *command[:-3], tmp_path / "other")
+    assert "The patches have to be squares of one size" in wrong.stderr
+    assert not (tmp_path / "other" / "dataset.json").exists()

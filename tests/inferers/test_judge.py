@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from region_images import HEIGHT, WIDTH, texture, write_picture, write_pyramid
 from torch import Tensor, nn
 
 from shared.data import Region
 from shared.inferers import CandidateJudge, CropClassifier, SubtypeCaller, combine_scores
+from shared.inferers.region import _ImageInMemory
 from shared.transforms import LoadPatchd
 from shared.utils import DataError
 
@@ -175,15 +175,16 @@ def detections(seed: int, count: int = 40) -> dict[str, np.ndarray]:
 def test_the_judgement_is_that_of_a_loop(region: Region, weight: float, threshold: float) -> None:
     found = detections(0)
     opinion = np.random.default_rng(1).uniform(0, 1, len(found["score"])).astype(np.float32)
+    shown = [i for i in range(len(opinion)) if (1 - weight) * float(found["mitotic"][i]) + weight >= threshold]
 
     def classify(given: Region, points: np.ndarray) -> np.ndarray:
         assert given is region
-        np.testing.assert_allclose(points, found["box"][:, :2] + 25, atol=1e-4)
-        return opinion
+        np.testing.assert_allclose(points, found["box"][shown][:, :2] + 25, atol=1e-4)
+        return opinion[shown]
 
     expected = []
     for i in range(len(opinion)):
-        together = (1 - weight) * float(found["mitotic"][i]) + weight * float(opinion[i])
+        together = (1 - weight) * float(found["mitotic"][i]) + weight * float(opinion[i] if i in shown else 0)
         if together >= threshold or found["label"][i] == 1:
             expected.append((together, 1, *found["box"][i].tolist()))
         else:
@@ -193,6 +194,30 @@ def test_the_judgement_is_that_of_a_loop(region: Region, weight: float, threshol
     rows = np.column_stack([judged["score"], judged["label"], judged["box"]])
     np.testing.assert_allclose(rows, expected, atol=1e-6)
     assert {key: value.dtype for key, value in judged.items()} == {key: value.dtype for key, value in found.items()}
+
+
+@pytest.mark.parametrize(("weight", "threshold"), [(0.3, 0.6), (0.6, 0.7), (1.0, 0.4)])
+def test_what_is_not_shown_to_the_classifier_would_not_be_called(
+    region: Region, weight: float, threshold: float
+) -> None:
+    """The figures are those of a judge who is asked about everything, with the same scores."""
+    found, asked = detections(3), []
+    opinion = np.random.default_rng(4).random(40).astype(np.float32)
+
+    def classify(given: Region, points: np.ndarray) -> np.ndarray:
+        asked.extend(points)
+        return opinion[[np.abs(found["box"][:, :2] + 25 - point).sum(axis=1).argmin() for point in points]]
+
+    def figures(judged: dict[str, np.ndarray]) -> list[tuple[float, ...]]:
+        called = (judged["label"] == 1) & (judged["score"] >= threshold)
+        return [(score, *box) for score, box in zip(judged["score"][called], judged["box"][called], strict=True)]
+
+    judged = CandidateJudge(classify, weight, threshold)(region, found)
+    together = combine_scores(found["mitotic"], opinion, weight)
+    own = (found["label"] == 1) | (together >= threshold)
+    everything = {"score": np.where(own, together, found["score"]), "label": np.where(own, 1, 0), "box": found["box"]}
+    assert sorted(figures(judged)) == sorted(figures(everything)) != []
+    assert len(asked) < 40 if weight < 1 else len(asked) == 40
 
 
 def test_without_a_detection_there_is_nothing_to_judge(region: Region) -> None:
@@ -215,9 +240,11 @@ def test_weight_and_threshold_are_shares(weight: float, threshold: float) -> Non
 
 
 def test_region_of_a_picture_in_memory(tmp_path: Path) -> None:
-    """What the inferer makes of a tensor has limits, too."""
-    image = Image.fromarray(texture())
-    assert Region(write_picture(tmp_path / "a.png", np.array(image)), MPP).limits == (0, 0, WIDTH, HEIGHT)
+    """What the inferer makes of a tensor has limits, too, and squares."""
+    in_memory = _ImageInMemory(torch.from_numpy(texture()).permute(2, 0, 1), MPP)
+    assert in_memory.limits == (0, 0, WIDTH, HEIGHT)
+    file = Region(write_picture(tmp_path / "a.png", texture()), MPP)
+    np.testing.assert_array_equal(in_memory.square(3, 190, 32), file.square(3, 190, 32))
 
 
 def test_kinds_are_told_of_what_is_called_a_figure(region: Region) -> None:

@@ -16,6 +16,7 @@ from shared.networks import (
     joint_domains,
     load_classifier,
     read_classifier_record,
+    weights_of_classifier,
 )
 from shared.utils import DataError
 
@@ -87,6 +88,15 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read_classifier_record(path)
     with pytest.raises(DataError, match=r"is a zip\. Unzip the package"):
         read_classifier_record(tmp_path / "package.zip")
+    with pytest.raises(DataError, match=r"model\.json: is no file of weights\. Give the model\.pt"):
+        read_classifier_record(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize("place", ["model.pt", "", ".."])
+def test_the_folder_of_a_training_and_of_a_bundle_will_do(tmp_path: Path, place: str) -> None:
+    path = save(tmp_path / "models", fusestyle_resnet("resnet10"))
+    assert weights_of_classifier(path.parent / place).resolve() == path
+    assert read_classifier_record(path.parent / place)["bundle"] == "mitosis_fusestyle_cls"
 
 
 def test_weights_of_another_network_or_damaged_ones(tmp_path: Path) -> None:

@@ -180,3 +180,22 @@ def test_picture_has_a_curve_and_a_mark_for_each_domain(tmp_path: Path, matching
     assert [label.get_text() for label in right.get_yticklabels()] == [
         "CS (in)", "XR (in)", "S360 (out)", "in distribution", "out of distribution", "all"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "record", "expected"),
+    [
+        ({}, {"slides": [["XR", "1"]]}, ""),
+        ({"chosen_on": "validation"}, {"slides": [["XR", "1"]]}, ""),
+        ({"chosen_on": "test"}, {"slides": [["XR", "1"]]}, " Weight and threshold were chosen on what is scored here"),
+        ({}, {}, " Its record does not say which slides it was trained on"),
+    ],
+)
+def test_what_makes_a_classifiers_scores_too_good_is_said(
+    tmp_path: Path, more: dict[str, Any], record: dict[str, Any], expected: str
+) -> None:
+    classifier = {"file": "model.pt", "weight": 0.5, "record": record, **more}
+    how = replace(HOW, classifier=classifier, dataset={"name": "a", "synthetic": False, "split": "test"})
+    _, summary = summarise(regions(tmp_path, ["XR"]), how)
+    (note,) = [note for note in summary.notes if "has judged each detection" in note]
+    assert note.partition("of the classifier's.")[2].partition(":")[0] == expected

@@ -118,8 +118,8 @@ def test_a_classifier_goes_to_the_detector_alone(
     """What `lay_out` then does with it, test_package_bundles.py tells."""
     given = {}
 
-    def lay_out(bundle: Path, folder: Path, weights: Path, variant: str, classifier: str) -> Path:
-        given[bundle.name] = classifier
+    def lay_out(bundle: Path, folder: Path, weights: Path, variant: str, **classifiers: str) -> Path:
+        given[bundle.name] = classifiers
         folder.mkdir()
         return folder
 
@@ -133,7 +133,10 @@ def test_a_classifier_goes_to_the_detector_alone(
     both = (f"{NAME}={weights}", f"{monai_label.DETECTOR}={detector}")
     with pytest.raises(SystemExit):
         monai_label.main(str(tmp_path), *both, app_dir=str(tmp_path / "app"), classifier="judge.pt")
-    assert given == {NAME: "", monai_label.DETECTOR: "judge.pt"}
+    assert given == {NAME: {}, monai_label.DETECTOR: {"classifier": "judge.pt"}}
+    with pytest.raises(DataError, match="--subtype_classifier judges what mitosis_retinanet_fusestyle finds"):
+        monai_label.main(str(tmp_path), both[0], app_dir=str(tmp_path / "new"), subtype_classifier="kinds.pt")
+    assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match="--classifier judges what mitosis_retinanet_fusestyle finds, which is not"):
         monai_label.main(str(tmp_path), both[0], app_dir=str(tmp_path / "app"), classifier="judge.pt")
 

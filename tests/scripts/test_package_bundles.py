@@ -233,7 +233,7 @@ def test_a_classifier_goes_along_with_its_weight(tmp_path: Path, flips: bool) ->
     with zipfile.ZipFile(tmp_path / "dist" / "mitosis_retinanet_fusestyle_v0.1.0.zip") as file:
         file.extractall(tmp_path / "out")
     folder = tmp_path / "out" / "mitosis_retinanet_fusestyle"
-    assert (folder / "models" / "classifier.pt").read_bytes() == classifier.read_bytes()
+    assert (folder / "models" / "classifier" / "model.pt").read_bytes() == classifier.read_bytes()
     assert (folder / "models" / "cascade.json").read_bytes() == detector.with_name("cascade.json").read_bytes()
     assert "A classifier, which was trained on cells, judges what they find." in (folder / "docs/README.md").read_text()
     configs = [folder / "configs" / "inference.json", folder / "configs" / "variants" / "demo.json"]
@@ -251,6 +251,31 @@ parser["device"] = "cpu"
 judge = parser.get_parsed_content("judge")
 print(judge.weight, judge.threshold, judge.about["record"]["name"], judge.classify.flips)
 """
+
+
+def test_a_classifier_of_subtypes_and_each_ones_stainnet_go_along(tmp_path: Path) -> None:
+    detector, classifier = save_pair(tmp_path)
+    kinds = Path(shutil.copytree(classifier.parent, tmp_path / "kinds")) / classifier.name
+    record = {"bundle": "mitosis_fusestyle_cls", "labels": {"normal": 0, "atypical": 1}, "stain_norm": "stainnet"}
+    write_json(kinds.with_suffix(".json"), {**record, "name": "shapes"})
+    write_json(detector.with_suffix(".json"), {**read(detector.with_suffix(".json")), "stain_norm": "stainnet"})
+    write_json(kinds.with_name("threshold.json"), {"threshold": 0.7})
+    for file in (detector, classifier, kinds):  # the classifier was trained without, whatever lies beside it
+        file.with_name("stainnet.pt").write_text(file.parent.name)
+    bundle, given = ROOT / "bundles" / "mitosis_retinanet_fusestyle", {"variant": "demo", "weights": detector}
+    folder = lay_out(bundle, tmp_path / "packed", classifier=classifier, subtype_classifier=kinds, **given)
+    models = folder / "models"
+    stains = {path.parent.relative_to(models).as_posix(): path.read_text() for path in models.rglob("stainnet.pt")}
+    assert stains == {".": "d", "subtype_classifier": "kinds"}
+    assert read(models / "subtype_classifier" / "threshold.json") == {"threshold": 0.7}
+    assert "which was trained on shapes, names kinds of the figures" in (folder / "docs/README.md").read_text()
+    parser = ConfigParser()
+    parser.read_config(folder / "configs" / "inference.json")
+    assert parser["subtype_classifier"] == "$@bundle_root + '/models/subtype_classifier/model.pt'"
+    assert "subtype_classifier" not in read(folder / "configs" / "evaluate.json")
+    with pytest.raises(DataError, match="tells non_mitotic and mitotic apart, as the detector does"):
+        lay_out(bundle, tmp_path / "wrong", subtype_classifier=classifier, **given)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_classifier_that_does_not_go_along(tmp_path: Path) -> None:

@@ -14,8 +14,17 @@ import pytest
 from bundle_tools.bundle import Bundle
 from commands import run
 
-from shared.utils.bundle_run import SETTINGS, CommandLine, check_names, check_order, check_values, help_text
+from shared.utils.bundle_run import (
+    SETTINGS,
+    CommandLine,
+    check_names,
+    check_needs,
+    check_order,
+    check_values,
+    help_text,
+)
 from shared.utils.errors import DataError
+from shared.utils.settings import NEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir() if path.is_dir())
@@ -288,3 +297,25 @@ def test_what_the_card_says_of_settings_holds(bundle: str) -> None:
                 check_values({name: fire.parser.DefaultParseValue(value.strip('"'))})
         else:
             assert difflib.get_close_matches(name, SETTINGS, cutoff=0.8) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [
+        ({"classifier_weight": 0.5, "threshold": 0.5}, "--classifier"),
+        ({"cascade_path": "cascade.json"}, "--classifier"),
+        ({"classifier_flips": True}, "--classifier or --subtype_classifier"),
+        ({"subtype_threshold": 0.3}, "--subtype_classifier"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options: dict[str, Any], others: str) -> None:
+    content = content_of(DETECTOR, "inference")
+    with pytest.raises(DataError, match=f"--{next(iter(options))} has no effect without {others}. Give that, too"):
+        check_needs(CommandLine(INFERENCE, options), content)
+    given = {other.removeprefix("--"): "model.pt" for other in others.split(" or ")[:1]}
+    check_needs(CommandLine(INFERENCE, {**options, **given}), content)
+    check_needs(CommandLine(INFERENCE, options), {**content, **given})  # of a package
+
+
+def test_needs_are_settings() -> None:
+    assert {name for group in (*NEEDS, *NEEDS.values()) for name in group} <= SETTINGS.keys()
