@@ -11,7 +11,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 environment="$root/${environment_name:-.venv}"
 requirements="$root/${requirements_name:-requirements.txt}"
 stamp="$environment/made-by-setup-env" # exists from the first moment, says what was installed only when all is there
-log="$root/setup.log"
+log="$root/setup${environment_name:-}.log" # two environments may be made at the same time
 versions="${versions:-3.11, 3.12 or 3.13}"
 needed_mb=4000 # .venv measures 3.0 GB with torch's CPU build, and pip unpacks beside it
 

@@ -15,6 +15,7 @@ cd "$root"
 cores="$(getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export MPLBACKEND=agg # no display is needed
+unset PYTHONDONTWRITEBYTECODE # hundreds of commands import the project: it need not be compiled for each
 
 python -m ruff check .
 python -m ruff format --check .

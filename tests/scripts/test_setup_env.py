@@ -310,12 +310,26 @@ def test_monai_label_runs_on_fewer_versions(checkout: Checkout) -> None:
 def test_continuous_integration_runs_the_test_script(checkout: Checkout) -> None:
     (checkout.root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", checkout.root / ".ci")
+    (checkout.root / "requirements-monailabel.txt").touch()
     assert checkout.run("../.ci/run", "-x", ABSENT="dcmtk", VIEWER_TESTS="0").returncode == 0
     calls = checkout.calls()
     assert "install --yes --no-install-recommends dcmtk" in calls
+    assert f"-m venv {checkout.root}/.venv-monailabel" in calls
     assert calls[-1] == f"{TESTS} -x"
     assert checkout.run("../.ci/run", "-x", ABSENT="dcmtk", PACS_TESTS="0").returncode == 0
     assert "update" not in checkout.calls()
+
+
+def test_continuous_integration_ends_where_an_environment_cannot_be_made(checkout: Checkout) -> None:
+    (checkout.root / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", checkout.root / ".ci")
+    (checkout.root / "requirements-monailabel.txt").touch()
+    none = {"VIEWER_TESTS": "0", "STUB_VERSION": "3.13.1"}
+    failed = checkout.run("../.ci/run", **none)
+    assert failed.returncode == 1
+    assert "Python 3.11 or 3.12 is needed" in failed.stderr
+    assert TESTS not in checkout.calls()
+    assert checkout.run("../.ci/run", **none, MONAI_LABEL_TESTS="0").returncode == 0
 
 
 def test_only_programs_that_are_missing_are_installed(checkout: Checkout) -> None:
