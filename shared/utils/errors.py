@@ -209,7 +209,8 @@ def show_errors_briefly() -> None:
       status is 1.
     * A full disk, a lack of memory and a data loader's worker that gives nothing are named as the reason.
     * Of what nobody foresaw the innermost exception is printed, and where it was raised.
-    * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130.
+    * SIGTERM, as sent by a scheduler, is handled as an interrupt from the keyboard is; the exit status is 130. Neither
+      is lost where it comes while an object is cleared away.
     * A rank of a distributed run says so where it stops because another one has ended.
 
     Call it in a program, for instance in the `initialize` section of a bundle, not in a library. In a thread of a
@@ -240,5 +241,17 @@ def show_errors_briefly() -> None:
             os._exit(128 + signum)
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
+    def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised while an object is cleared away, as a loader is, and the run would go on."""
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt) or os.getpid() != main_process:
+            sys.__unraisablehook__(unraisable)
+            return
+        told = signal.Signals[error.args[0]] if error.args else signal.SIGINT
+        timer = threading.Timer(0.1, os.kill, (main_process, told))
+        timer.daemon = True
+        timer.start()
+
     sys.excepthook = hook
+    sys.unraisablehook = interrupt_again
     signal.signal(signal.SIGTERM, interrupt)

@@ -206,6 +206,28 @@ def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
     assert process.returncode in (130, -signal.SIGINT)
 
 
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGINT"])
+def test_an_interrupt_while_an_object_is_cleared_away_is_not_lost(told: str) -> None:
+    """As the iterator of a loader is at the end of a validation: Python drops what is raised there."""
+    code = f"""
+import os, signal, time
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{told})
+        time.sleep(0.3)
+
+Slow()
+for _ in range(100):
+    time.sleep(0.1)
+print("went on")
+"""
+    result = run_code(code)
+    assert "went on" not in result.stdout
+    assert f"Error: interrupted{' SIGTERM' * (told == 'SIGTERM')}\n" in result.stderr
+    assert result.returncode in (130, -signal.SIGINT)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
