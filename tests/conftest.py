@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CalledProcessError
+from unittest import mock
 
 import pytest
 from experiments.fork_server import ForkServer
@@ -29,7 +30,11 @@ def no_workers_left() -> Iterator[None]:
     """Those of a training that an error has ended live as long as something refers to it."""
     yield
     if multiprocessing.active_children():
-        gc.collect()
+        from torch.utils.data import _utils
+
+        # of a loader that is collected, and not let go, torch waits five seconds for each before it ends them
+        with mock.patch.object(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1):
+            gc.collect()
         left = [process.name for process in multiprocessing.active_children()]
         assert not left, f"{left} are alive: a collection after each test that follows would take half a second"
 

@@ -32,7 +32,6 @@ def draws(seed: int, num_workers: int, first_epoch: int = 0, disturb: Callable[[
     if disturb:
         disturb()
     engine.run(loader, max_epochs=4)
-    loader._iterator = engine._dataloader_iter = None  # collected, each worker would be waited for five seconds
     return seen
 
 

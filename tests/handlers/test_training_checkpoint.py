@@ -122,8 +122,6 @@ def run(
         trainer.run()
     finally:
         log.close()
-        # as a bundle's run ends them; otherwise collected, for which torch waits five seconds for each
-        trainer.state.dataloader._iterator = trainer._dataloader_iter = None
     return {
         "weights": network.state_dict(),
         "moments": optimizer.state_dict()["state"],
