@@ -146,7 +146,8 @@ class CandidateJudge:
     Each detection gets the probability of a mitotic figure that both networks together give it, see `combine_scores`.
     From the threshold on it is a mitotic figure. Below, one that the detector took for a mitotic figure remains a
     candidate, with that as its score; one that it took for something else stays as it is. What even a probability of 1
-    would not lift to the threshold is not shown to the classifier, to save time, and counts as 0 from it.
+    would not lift to the threshold, and with a weight of 0 anything, is not shown to the classifier, to save time, and
+    counts as 0 from it.
 
     Args:
         classify: see `CropClassifier`.
@@ -186,6 +187,7 @@ class CandidateJudge:
             The same detections, by descending score.
         """
         within_reach = combine_scores(found["mitotic"], 1.0, self.weight) >= self.threshold
+        within_reach &= self.weight > 0
         judged = np.zeros(len(within_reach), np.float32)
         judged[within_reach] = self.classify(region, box_centres(found["box"][within_reach].astype(np.float64)))
         mitotic = combine_scores(found["mitotic"], judged, self.weight)

@@ -175,7 +175,9 @@ def detections(seed: int, count: int = 40) -> dict[str, np.ndarray]:
 def test_the_judgement_is_that_of_a_loop(region: Region, weight: float, threshold: float) -> None:
     found = detections(0)
     opinion = np.random.default_rng(1).uniform(0, 1, len(found["score"])).astype(np.float32)
-    shown = [i for i in range(len(opinion)) if (1 - weight) * float(found["mitotic"][i]) + weight >= threshold]
+    shown = [
+        i for i in range(len(opinion)) if weight and (1 - weight) * float(found["mitotic"][i]) + weight >= threshold
+    ]
 
     def classify(given: Region, points: np.ndarray) -> np.ndarray:
         assert given is region
