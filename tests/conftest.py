@@ -35,6 +35,8 @@ def no_workers_left() -> Iterator[None]:
         # of a loader that is collected, and not let go, torch waits five seconds for each before it ends them
         with mock.patch.object(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1):
             gc.collect()
+        for process in multiprocessing.active_children():
+            process.join(5)  # what was ended is gone a moment later
         left = [process.name for process in multiprocessing.active_children()]
         assert not left, f"{left} are alive: a collection after each test that follows would take half a second"
 
