@@ -17,8 +17,7 @@ from .datalist import DATALIST_REMEDY, FILE, check_files_exist, check_names, get
 from .entries import PatchEntry, RegionEntry, domain_names, has_names, is_class, is_unlabelled, scanner_name
 from .regions import open_region
 
-MPP_TOLERANCE = 0.15
-"""Scanners with the same magnification differ by less, and networks are trained on their pixels as they are."""
+MPP_TOLERANCE = 0.15  # scanners of one magnification differ by less; networks are trained on pixels as they are
 
 
 class HistologyDatalist(ABC):
@@ -301,7 +300,7 @@ class RegionDatalist(HistologyDatalist):
         return items
 
     def _figure_fault(self, box: object, label: object, entry: Mapping[str, Any]) -> str | None:
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(Number().accepts, box)):
             return "expected [x1, y1, x2, y2], four finite numbers."
         x1, y1, x2, y2 = box
         remedy = "take it out together with its label."
@@ -449,7 +448,3 @@ def _count_names(names: Iterable[str]) -> str:
 
 def _holds_images(entries: object) -> bool:
     return isinstance(entries, list) and bool(entries) and all(isinstance(e, dict) and "image" in e for e in entries)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
