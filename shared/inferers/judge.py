@@ -145,18 +145,19 @@ class CandidateJudge:
 
     Each detection gets the probability of a mitotic figure that both networks together give it, see `combine_scores`.
     From the threshold on it is a mitotic figure. Below, one that the detector took for a mitotic figure remains a
-    candidate, with that as its score; one that it took for something else stays as it is. What even a probability of 1
-    would not lift to the threshold, and with a weight of 0 anything, is not shown to the classifier, to save time, and
-    counts as 0 from it.
+    candidate, with that as its score; one that it took for something else stays as it is. To save time the classifier
+    is not shown what the detector gives a probability below the floor, what even a probability of 1 would not lift to
+    the threshold, and with a weight of 0 anything: these count as 0 from it.
 
     Args:
         classify: see `CropClassifier`.
         weight: of the classifier, in [0, 1].
         threshold: from which on a detection is a mitotic figure, in [0, 1].
         about: what results have to say of the classifier.
+        floor: the detector's probability of a mitotic figure from which on the classifier is asked, in [0, 1].
 
     Raises:
-        ValueError: when weight or threshold is out of range.
+        ValueError: when weight, threshold or floor is out of range.
     """
 
     def __init__(
@@ -165,11 +166,12 @@ class CandidateJudge:
         weight: float = 0.5,
         threshold: float = 0.5,
         about: Mapping[str, Any] | None = None,
+        floor: float = 0.0,
     ) -> None:
-        if not (0 <= weight <= 1 and 0 <= threshold <= 1):
-            raise ValueError(f"weight and threshold must be in [0, 1], got {weight} and {threshold}.")
+        if not all(0 <= value <= 1 for value in (weight, threshold, floor)):
+            raise ValueError(f"weight, threshold and floor must be in [0, 1], got {weight}, {threshold} and {floor}.")
         self.classify = classify
-        self.weight, self.threshold = float(weight), float(threshold)
+        self.weight, self.threshold, self.floor = float(weight), float(threshold), float(floor)
         self.about = dict(about or {})
 
     @property
@@ -187,7 +189,7 @@ class CandidateJudge:
             The same detections, by descending score.
         """
         within_reach = combine_scores(found["mitotic"], 1.0, self.weight) >= self.threshold
-        within_reach &= self.weight > 0
+        within_reach &= (self.weight > 0) & (found["mitotic"] >= self.floor)
         judged = np.zeros(len(within_reach), np.float32)
         judged[within_reach] = self.classify(region, box_centres(found["box"][within_reach].astype(np.float64)))
         mitotic = combine_scores(found["mitotic"], judged, self.weight)

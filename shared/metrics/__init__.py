@@ -31,7 +31,7 @@ from .segmentation import ClassScores, segmentation_scores
 from .thresholds import (
     POINTS,
     candidate_thresholds,
-    chosen_flips,
+    kept_cascade,
     matched_threshold,
     read_cascade,
     read_threshold,

@@ -152,8 +152,8 @@ def read_cascade(
     return content
 
 
-def chosen_flips(path: str | os.PathLike, weights: str | None, classifier: str | os.PathLike = "") -> bool:
-    """Whether the classifier sees each crop mirrored, too, as it was chosen for these weights; False where nothing was.
+def kept_cascade(path: str | os.PathLike, weights: str | None, classifier: str | os.PathLike = "") -> dict[str, Any]:
+    """What was chosen for these weights, `floor` and `flips` among it; {} where nothing was.
 
     A weight and a threshold that are given need no choice, so a missing one is no error here. Arguments are those of
     `read_cascade`.
@@ -163,10 +163,13 @@ def chosen_flips(path: str | os.PathLike, weights: str | None, classifier: str |
     """
     path = Path(path)
     if not classifier or not path.is_file():
-        return False
-    content = read_json_object(path, "a weight and a threshold in [0, 1]", "Choose again, or give --classifier_flips.")
-    fits = not weights or content.get("weights") == weights
-    return fits and flag(f"{path}: flips", content.get("flips", False))
+        return {}
+    remedy = "Choose again, or give --classifier_flips and --classifier_floor."
+    content = read_json_object(path, "a weight and a threshold in [0, 1]", remedy)
+    if weights and content.get("weights") != weights:
+        return {}
+    flips = flag(f"{path}: flips", content.get("flips", False))
+    return {**content, "flips": flips, "floor": _share(path, {"floor": 0.0, **content}, "floor", f". {remedy}")}
 
 
 def _share(path: Path, content: Mapping[str, Any], key: str, remedy: str) -> float:

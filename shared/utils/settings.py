@@ -95,7 +95,7 @@ PIXELS, RGB, NAME = Whole(1), Several(Number(), 3), Text("a name")
 DOMAINS = OrNone(Several(Text("the name of a domain"), distinct=True), "all")
 
 NEEDS = {  # settings that have no effect without another one
-    ("classifier_weight", "cascade_path", "classifier_stain_weights"): ("classifier",),
+    ("classifier_weight", "classifier_floor", "cascade_path", "classifier_stain_weights"): ("classifier",),
     ("classifier_flips", "classifier_batch_size"): ("classifier", "subtype_classifier"),
     ("subtype_threshold", "subtype_stain_weights"): ("subtype_classifier",),
     ("replace",): ("store",),
@@ -126,6 +126,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "classifier_flips": (FLAG, "it sees each crop mirrored, too, which takes four times as long"),
     "classifier_batch_size": (Whole(1), "crops at a time"),
     "classifier_weight": (OrNone(Number(0, 1), "as chosen"), "of its probability beside the detector's"),
+    "classifier_floor": (SHARE, "the detector's probability from which on it is asked"),
     "classifier_stain_weights": (PATH, "weights of the StainNet that it was trained with"),
     "subtype_classifier": (
         Text("the model.pt of a trained mitosis_fusestyle_cls, or a folder with models/model.pt", empty=True),

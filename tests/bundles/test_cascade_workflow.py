@@ -103,7 +103,7 @@ def test_the_choice_is_kept_beside_the_detector(trained: dict[str, Path]) -> Non
     assert content["weights"].count("+") == 1
     flipped = json.loads((trained["detector"] / "flipped.json").read_text())
     assert (content["flips"], flipped["flips"]) == (False, True)
-    assert content["by_weight"][10] != flipped["by_weight"][10]
+    assert content["tried"][-1] != flipped["tried"][-1]
     assert not list(trained["detector"].parent.glob("choice/evaluation*"))
 
 
@@ -208,6 +208,28 @@ def test_weight_and_threshold_may_be_given(tmp_path: Path, data: Path, trained: 
     )
     del options["classifier_flips"]
     assert not workflow(["inference"], tmp_path / "out", data, **options).parser.get_parsed_content("classify").flips
+    evaluation = workflow(
+        ["train", "evaluate"],
+        tmp_path,
+        data,
+        ckpt_path=str(weights),
+        **options_of(trained, **given, classifier_floor=0.2),
+    )
+    judge = evaluation.parser.get_parsed_content("judge")
+    assert (judge.weight, judge.threshold, judge.floor) == (1.0, 0.5, 0.2)
+
+
+def test_the_floor_is_the_chosen_one(tmp_path: Path, data: Path, trained: dict[str, Path]) -> None:
+    for name in ("model.pt", "model.json", "cascade.json"):
+        shutil.copy(trained["detector"] / name, tmp_path)
+    content = json.loads((tmp_path / "cascade.json").read_text()) | {"floor": 0.375}
+    (tmp_path / "cascade.json").write_text(json.dumps(content))
+    inference = {"input": str(data), "ckpt_path": str(tmp_path / "model.pt")}
+    for configs, options in ((["inference"], inference), (["train", "evaluate"], {"ckpt_dir": str(tmp_path)})):
+        for given, floor in ({}, 0.375), ({"classifier_floor": 0.0}, 0.0):
+            flow = workflow(configs, tmp_path / "out", data, **options, **options_of(trained, **given))
+            judge = flow.parser.get_parsed_content("judge")
+            assert judge.floor == judge.settings["classifier"]["floor"] == floor
 
 
 def test_a_threshold_of_its_own_goes_before_the_chosen_one(

@@ -172,12 +172,15 @@ def detections(seed: int, count: int = 40) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("threshold", [0.2, 0.6])
-def test_the_judgement_is_that_of_a_loop(region: Region, weight: float, threshold: float) -> None:
+@pytest.mark.parametrize("floor", [0.0, 0.4])
+def test_the_judgement_is_that_of_a_loop(region: Region, weight: float, threshold: float, floor: float) -> None:
     found = detections(0)
     opinion = np.random.default_rng(1).uniform(0, 1, len(found["score"])).astype(np.float32)
-    shown = [
-        i for i in range(len(opinion)) if weight and (1 - weight) * float(found["mitotic"][i]) + weight >= threshold
-    ]
+    shown = []
+    for i, prob in enumerate(found["mitotic"].tolist()):
+        if weight and prob >= floor and (1 - weight) * prob + weight >= threshold:
+            shown.append(i)
+    assert len(shown) < 40 or floor == 0
 
     def classify(given: Region, points: np.ndarray) -> np.ndarray:
         assert given is region
@@ -192,7 +195,7 @@ def test_the_judgement_is_that_of_a_loop(region: Region, weight: float, threshol
         else:
             expected.append((float(found["score"][i]), 0, *found["box"][i].tolist()))
     expected.sort(key=lambda row: -row[0])
-    judged = CandidateJudge(classify, weight, threshold)(region, found)
+    judged = CandidateJudge(classify, weight, threshold, floor=floor)(region, found)
     rows = np.column_stack([judged["score"], judged["label"], judged["box"]])
     np.testing.assert_allclose(rows, expected, atol=1e-6)
     assert {key: value.dtype for key, value in judged.items()} == {key: value.dtype for key, value in found.items()}
@@ -235,10 +238,10 @@ def test_two_probabilities_become_one() -> None:
     np.testing.assert_array_equal(combine_scores(one, other, 1.0), other)
 
 
-@pytest.mark.parametrize(("weight", "threshold"), [(-0.1, 0.5), (1.1, 0.5), (0.5, 2.0)])
-def test_weight_and_threshold_are_shares(weight: float, threshold: float) -> None:
-    with pytest.raises(ValueError, match=r"weight and threshold must be in \[0, 1\]"):
-        CandidateJudge(lambda region, points: points, weight, threshold)
+@pytest.mark.parametrize("given", [{"weight": -0.1}, {"weight": 1.1}, {"threshold": 2.0}, {"floor": -0.5}])
+def test_weight_threshold_and_floor_are_shares(given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"weight, threshold and floor must be in \[0, 1\]"):
+        CandidateJudge(lambda region, points: points, **given)
 
 
 def test_region_of_a_picture_in_memory(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from shared.metrics import (
     POINTS,
     candidate_thresholds,
-    chosen_flips,
+    kept_cascade,
     matched_threshold,
     read_cascade,
     read_threshold,
@@ -98,20 +98,28 @@ def test_a_cascade_is_read_for_its_own_weights(tmp_path: Path) -> None:
         read_cascade(path, "a+b", "c.pt", flips=True)
 
 
-def test_crops_are_mirrored_as_it_was_chosen(tmp_path: Path) -> None:
+def test_what_was_chosen_is_kept_for_these_weights_alone(tmp_path: Path) -> None:
     path = tmp_path / "cascade.json"
-    assert chosen_flips(path, "a+b", "c.pt") is False
-    content = {"weight": 0.4, "threshold": 0.25, "weights": "a+b", "flips": True}
+    assert kept_cascade(path, "a+b", "c.pt") == {}
+    content = {"weight": 0.4, "threshold": 0.25, "weights": "a+b"}
     path.write_text(json.dumps(content))
-    assert chosen_flips(path, "a+b", "c.pt") is True
+    assert kept_cascade(path, "a+b", "c.pt") == content | {"flips": False, "floor": 0.0}  # of before there were floors
+    content |= {"flips": True, "floor": 0.125}
+    path.write_text(json.dumps(content))
+    assert kept_cascade(path, "a+b", "c.pt") == kept_cascade(path, None, "c.pt") == content
+    assert kept_cascade(path, "a+c", "c.pt") == kept_cascade(path, "a+b", "") == {}
     assert read_cascade(path, "a+b", "c.pt") == read_cascade(path, "a+b", "c.pt", flips=True) == content
-    assert chosen_flips(path, "a+c", "c.pt") is chosen_flips(path, "a+b", "") is False
     with pytest.raises(DataError, match=r"was chosen with --classifier_flips true\. Leave that option out"):
         read_cascade(path, "a+b", "c.pt", flips=False)
     path.write_text(json.dumps(content | {"flips": "maybe"}))
-    for read in (chosen_flips, read_cascade):
+    for read in (kept_cascade, read_cascade):
         with pytest.raises(DataError, match=r"cascade\.json: flips is 'maybe', expected true or false"):
             read(path, "a+b", "c.pt")
+    path.write_text(json.dumps(content | {"floor": 1.5}))
+    with pytest.raises(
+        DataError, match=r"cascade\.json: its floor is 1\.5, expected a number in \[0, 1\].*--classifier_floor"
+    ):
+        kept_cascade(path, "a+b", "c.pt")
 
 
 def test_the_threshold_of_a_cascade_goes_with_its_weight(tmp_path: Path) -> None:
