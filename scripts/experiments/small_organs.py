@@ -70,8 +70,6 @@ NETWORKS = {
     "unet3d": Network("abdominal_unetr_cbs", ("unet3d",), {"network_def#features": [8, 8, 16, 32, 64, 8]}),
     "dynunet": Network("abdominal_unetr_cbs", ("dynunet",), {"network_def#filters": [8, 16, 32, 64, 80]}),
 }
-# A finer grid than the demo's, on which the smallest organs have more than a handful of voxels.
-DEMO: Mapping[str, Any] = {"spacing": [4.0, 4.0, 4.0], "max_epochs": 96, "val_interval": 6}
 
 
 def plan_trainings(
@@ -79,7 +77,7 @@ def plan_trainings(
 ) -> list[Training]:
     """All arms of a seed before the next seed."""
     chosen, digest = NETWORKS[network], file_digest(data / "dataset.json")
-    options = {**DEMO, **chosen.small} if size == "demo" else {}
+    options = dict(chosen.small) if size == "demo" else {}
     options |= {"max_epochs": epochs} if epochs else {}
     return [
         Training(
@@ -256,7 +254,7 @@ def small_organs(
         network: what is trained.
         arms: some of them, separated by commas.
         seeds: runs of each.
-        size: `full` as configured, or `demo`: small networks and a short schedule, on a grid of 4 mm.
+        size: `full` as configured, or `demo`: small networks, a grid of 6 mm and a short schedule.
         epochs: length of a training; 0 leaves it as configured.
         budget_minutes: no run is started after this time.
         jobs: runs at a time.
@@ -266,7 +264,7 @@ def small_organs(
     test = load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS)
     trainings = plan_trainings(network, arms, seeds, data, work, size, epochs)
     head = {"data": file_digest(data / "dataset.json"), "cases": sorted(case["case"] for case in test)}
-    head |= {"size": size, "epochs": epochs, "options": dict(DEMO) if size == "demo" else {}}
+    head |= {"size": size, "epochs": epochs}
     file, lock = Path(results).expanduser().resolve() if results else work / "small_organs.jsonl", threading.Lock()
 
     def keep(runs: Sequence[Run]) -> None:

@@ -68,14 +68,14 @@ class RuleSampler(DistributedSampler):
         indices_key: the key of the voxels.
 
     Raises:
-        DataError: when no case has an organ, or the cases say nothing of voxels.
+        DataError: when there is no rule, no case has an organ, or the cases say nothing of voxels.
         ValueError: when a number or share is out of its range.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        rule: Rule,
+        rule: Rule | None,
         class_names: Sequence[str],
         num_samples: int | None = None,
         crops: int = 1,
@@ -86,6 +86,12 @@ class RuleSampler(DistributedSampler):
         rank: int | None = None,
         indices_key: str = "label_cls_indices",
     ) -> None:
+        if rule is None:
+            raise DataError(
+                "Crops are to be drawn by the weights of a re-weighting rule, and there is none: reweighting is null. "
+                "Leave out what takes the rule away (configs/variants/plain.json, --reweighting null), or the overlay "
+                "for the sampling. --reweighting#loss null keeps the rule out of the loss alone."
+            )
         total = len(dataset) if num_samples is None else num_samples
         if min(total, crops) < 1 or not 0 <= background < 1 or not 0 <= first <= 1:
             raise ValueError(

@@ -261,6 +261,11 @@ def test_what_no_plan_can_be_made_of() -> None:
             RuleSampler(ALL, StaticClassWeights(class_names=NAMES), NAMES, **option)
 
 
+def test_without_a_rule_nothing_can_be_drawn() -> None:
+    with pytest.raises(DataError, match=r"reweighting is null\..*--reweighting#loss null keeps the rule"):
+        RuleSampler(Dataset([]), None, ["a"])
+
+
 def test_sampler_and_crops_go_together() -> None:
     crop = CropAroundClassesd("label", "label", 3, num_classes=4)
     taking, other = (

@@ -158,7 +158,7 @@ def test_every_arm_names_overlays_that_exist(tmp_path: Path, data: Path, network
         folder = BUNDLES / training.bundle
         assert all((folder / name).is_file() for name in training.training_configs)
         assert training.variants[:3] == SIZES["demo"]
-        assert training.options["spacing"] == [4.0, 4.0, 4.0]
+        assert module.NETWORKS[network].small.items() <= training.options.items()
     full = module.plan_trainings(network, ("plain",), 1, data, tmp_path, "full", 0)
     assert {*full[0].options} == {"seed"}
 
