@@ -146,11 +146,13 @@ def _notes(how: DetectionScoring) -> list[str]:
 
 
 def _judged(classifier: Mapping[str, Any], split: str | None) -> str:
-    weight = classifier["weight"]
+    weight, floor = classifier["weight"], classifier.get("floor")
     text = (
         f"A classifier ({classifier['file']}) has judged each detection: its score is {1 - weight:.3g} of the "
         f"detector's probability of a mitotic figure and {weight:.3g} of the classifier's."
     )
+    if floor:
+        text += f" Where the detector's is below {floor:.3g}, the classifier is not asked, and its own counts as 0."
     if split and classifier.get("chosen_on") == split:
         text += " Weight and threshold were chosen on what is scored here: the scores are too good."
     if not classifier["record"].get("slides"):

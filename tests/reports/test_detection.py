@@ -189,6 +189,11 @@ def test_picture_has_a_curve_and_a_mark_for_each_domain(tmp_path: Path, matching
         ({"chosen_on": "validation"}, {"slides": [["XR", "1"]]}, ""),
         ({"chosen_on": "test"}, {"slides": [["XR", "1"]]}, " Weight and threshold were chosen on what is scored here"),
         ({}, {}, " Its record does not say which slides it was trained on"),
+        (
+            {"floor": 0.25},
+            {"slides": [["XR", "1"]]},
+            " Where the detector's is below 0.25, the classifier is not asked, and its own counts as 0.",
+        ),
     ],
 )
 def test_what_makes_a_classifiers_scores_too_good_is_said(
