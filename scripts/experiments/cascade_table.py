@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 
-from shared.data import Region, RegionEntry, dataset_info, domain_names, load_regions
+from shared.data import Region, RegionEntry, dataset_info, domain_names, load_regions, read_rgb
 from shared.datasets.candidates import cut_candidates
 from shared.metrics import MITOTIC, Findings, box_centres, detection_scores
 from shared.metrics.bootstrap import draw, number_groups, score_draws
@@ -24,6 +25,7 @@ from shared.reports.provenance import MADE_UP_SLIDES
 from shared.utils import read_csv, read_json_object
 from shared.utils.values import Choice, Several, Text, Whole
 
+from .benchmark_detection import make_region
 from .methods import CLASSIFIER, DETECTOR, METHODS, chosen_methods, trained_by
 from .runs import (
     BUNDLES,
@@ -56,7 +58,8 @@ ALONE, JUDGED = "detector", "cascade"
 IN, OUT = "trained on", "left out"  # scanners, pooled
 SCORES = {"f1": "F1", "average_precision": "average precision", "precision": "precision", "recall": "recall"}
 FIELDS = ("method", "domain", "score", *SEEDS_FIELDS)
-ROUNDS = 5
+ROUNDS = 3
+SIDE = 2048  # pixels of the region that is searched for the time
 SIZES: dict[str, dict[str, tuple[str, ...]]] = {
     "full": {DETECTOR: ("pretrained",), CLASSIFIER: ("pretrained",)},
     "demo": {DETECTOR: ("demo", "demo_schedule"), CLASSIFIER: ("demo", "demo_schedule")},
@@ -99,7 +102,7 @@ def train_and_judge(detector: Training, classifier: Training, datalist: Path, te
     Args:
         detector, classifier: see `plan_pairs`.
         datalist: of the detector.
-        tested: images of the test list, which are searched for the time.
+        tested: images of the test list, of which the region is put together that is searched for the time.
     """
     folder, start, trained = detector.folder.parent, time.monotonic(), list(detector.options["train_domains"])
     detector.train()
@@ -131,12 +134,12 @@ def train_and_judge(detector: Training, classifier: Training, datalist: Path, te
 
 
 def judging_time(variants: Sequence[str], detector: str, classifier: str, images: Sequence[str]) -> dict[str, Any]:
-    """Processor seconds that the search of some images takes with and without the classifier, in turns.
+    """Processor seconds that the search of a region takes with and without the classifier, in turns.
 
     Args:
         variants: overlays of the detector, of which those that set the network count.
         detector, classifier: their weights.
-        images: of 0.25 µm a pixel.
+        images: of 0.25 µm a pixel, which the region is put together of.
     """
     configs = BUNDLES / DETECTOR / "configs"
     files = [configs.parent / name for name in variants if "network_def" in (configs.parent / name).read_text()]
@@ -145,18 +148,25 @@ def judging_time(variants: Sequence[str], detector: str, classifier: str, images
     parser.update({"bundle_root": str(configs.parent), "ckpt_path": detector, "classifier": classifier})
     parser.update({"device": "cpu", "num_workers": 0, "inferer#progress": False})
     inferer, network = (parser.get_parsed_content(key) for key in ("inferer", "network"))
-    judges, counts = {ALONE: None, JUDGED: inferer.judge}, {}
+    judges, found, judged = {ALONE: None, JUDGED: inferer.judge}, [], []
+    classify = inferer.judge.classify
+    inferer.judge.classify = lambda region, points: judged.append(len(points)) or classify(region, points)
+    pictures = [np.asarray(read_rgb(image)) for image in images]
+    side = min(min(picture.shape[:2]) for picture in pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_region(Path(folder) / "region.tif", SIDE, SIDE, [picture[:side, :side] for picture in pictures])
 
-    def search(name: str) -> float:
-        inferer.judge = judges[name]
-        start = time.process_time()
-        counts[name] = sum(len(inferer(Region(image, 0.25), network.eval())["score"]) for image in images)
-        return time.process_time() - start
+        def search(name: str) -> float:
+            inferer.judge = judges[name]
+            start = time.process_time()
+            found.append(len(inferer(Region(path), network.eval())["score"]))
+            return time.process_time() - start
 
-    seconds = in_turns({name: partial(search, name) for name in judges}, ROUNDS, uncounted=1)  # that reads the files
+        seconds = in_turns({name: partial(search, name) for name in judges}, ROUNDS, uncounted=1)
     return {
-        "images": len(images),
-        "candidates": counts[JUDGED],
+        "side": SIDE,
+        "candidates": found[-1],
+        "judged": judged[-1],
         **{name: list(values) for name, values in seconds.items()},
     }
 
@@ -264,7 +274,7 @@ def cascade(
     epochs: Epochs = 0,
     tiles_per_epoch: Annotated[int, Whole(0)] = 0,
     classifier_epochs: Epochs = 0,
-    timed_images: AtLeastOne = 4,
+    timed_images: AtLeastOne = 16,
     budget_minutes: Minutes = math.inf,
     jobs: AtLeastOne = 1,
 ) -> None:
@@ -286,7 +296,7 @@ def cascade(
         epochs: of the detector; 0 leaves it as configured.
         tiles_per_epoch: of the detector; 0 leaves it as configured.
         classifier_epochs: of the classifier; 0 leaves it as configured.
-        timed_images: of the test list, searched for the time.
+        timed_images: of the test list, put side by side to the region that is searched for the time.
         budget_minutes: no seed is started after this time.
         jobs: seeds at a time.
     """

@@ -111,8 +111,7 @@ class CropClassifier:
 
     def _probabilities(self, crops: Tensor, recolour: Callable[[Tensor], Tensor] | None, region: Region) -> np.ndarray:
         device = device_of(self.network)
-        pinned = crops.contiguous().pin_memory() if device.type == "cuda" else crops.contiguous()
-        images = pinned.to(device, non_blocking=True)
+        images = (crops.pin_memory() if device.type == "cuda" else crops).to(device, non_blocking=True)
         images = images if recolour is None else recolour(images)
         images = normalized(images, self.image_mean, self.image_std)
         ways = _MIRRORED if self.flips else _MIRRORED[:1]
@@ -257,7 +256,6 @@ def cascade_digest(ckpt_path: str | os.PathLike, classifier: str | os.PathLike =
 def crop_classifier(
     path: str | os.PathLike,
     device: torch.device | str = "cpu",
-    channels_last: bool | str = False,
     amp: bool | str = False,
     **options: Any,
 ) -> CropClassifier | None:
@@ -265,7 +263,7 @@ def crop_classifier(
 
     Args:
         path: see `shared.networks.read_classifier_record`.
-        device, channels_last: see `shared.networks.place_network`.
+        device: where it goes; with the channels last, as crops come.
         amp: mixed precision.
         options: of `CropClassifier` that the record does not have.
 
@@ -275,7 +273,7 @@ def crop_classifier(
     if not path:
         return None
     record, file = read_classifier_record(path), weights_of_classifier(path)
-    network = place_network(load_classifier(path), device, channels_last)
+    network = place_network(load_classifier(path), device, channels_last=True)
     known = ("crop_size", "patch_size", "mpp", "image_mean", "image_std")
     taken = {key: record[key] for key in known if record.get(key) is not None}
     classify = CropClassifier(network, **taken, amp=flag("amp", amp), **options)
