@@ -136,6 +136,7 @@ def expected_rows(
     judged = []
     for x, y, name, score, opinion in found:
         if name == "mitotic":  # of the others the detector's probability of class 1 is not in the table
+            opinion = opinion if score >= chosen["floor"] else 0
             judged.append((x, y, float(combine_scores(np.array(score), np.array(opinion), chosen["weight"]))))
     return judged
 
