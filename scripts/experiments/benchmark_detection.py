@@ -24,7 +24,7 @@ from shared.data.tissue import MASK_SIZE
 from shared.datasets.synthetic_histology import make_synthetic_histology
 from shared.inferers import CropClassifier, RegionInferer, suppress_within_radius
 from shared.losses import RetinaNetLoss
-from shared.networks import PyramidAnchors, StainNet, fusestyle_resnet, fusestyle_retinanet
+from shared.networks import PyramidAnchors, StainNet, fusestyle_resnet, fusestyle_retinanet, place_network
 from shared.networks.resnet import NAMES
 from shared.transforms import NormalizeByStainNet, NormalizeStain, NormalizeStaind
 from shared.transforms.stain_norm import METHODS, Normalizer
@@ -275,7 +275,8 @@ def cost_of_candidates(region: Region, backbone: str, device: str, rounds: int) 
     Both of the same backbone; reading and cutting of the crops, of the bundle's size, is the classifier's.
     """
     detector, inferer = fusestyle_retinanet(backbone).to(device).eval(), bundle_inferer(0)
-    classify = CropClassifier(fusestyle_resnet(backbone, num_classes=1).to(device).eval(), amp=device == "cuda")
+    network = place_network(fusestyle_resnet(backbone, num_classes=1).eval(), device, channels_last=True)
+    classify = CropClassifier(network, amp=device == "cuda")
     tiles = torch.zeros(inferer.batch_size, 3, inferer.tile_size, inferer.tile_size, device=device)
     points = np.random.default_rng(0).uniform(0, region.size, (classify.batch_size, 2))
 
