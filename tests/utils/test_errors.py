@@ -211,6 +211,7 @@ def test_an_interrupt_while_an_object_is_cleared_away_is_not_lost(told: str) -> 
     """As the iterator of a loader is at the end of a validation: Python drops what is raised there."""
     code = f"""
 import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind its back ignore it
 
 class Slow:
     def __del__(self):
