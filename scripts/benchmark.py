@@ -9,6 +9,7 @@ from experiments.benchmark_fusestyle import benchmark_fusestyle
 from experiments.benchmark_lambda3d import benchmark_lambda3d
 from experiments.benchmark_loader import benchmark_loader
 from experiments.benchmark_methods import benchmark_methods
+from experiments.benchmark_nnunet import benchmark_nnunet
 from experiments.voxel_classifier import voxel_classifier
 
 if __name__ == "__main__":
@@ -20,6 +21,7 @@ if __name__ == "__main__":
             "lambda3d": benchmark_lambda3d,
             "loader": benchmark_loader,
             "methods": benchmark_methods,
+            "nnunet": benchmark_nnunet,
             "voxel_classifier": voxel_classifier,
         }
     )

@@ -188,6 +188,7 @@ def test_what_stands_on_top_of_scripts_is_a_command_and_nothing_below() -> None:
     assert {path.relative_to(ROOT / "scripts").as_posix() for path in below} <= {
         "bundle_tools/probe.py",
         "experiments/fork_server.py",
+        "experiments/nnunet_steps.py",
         "monai_deploy/segment.py",
         "monai_label/serve.py",
     }
@@ -198,7 +199,8 @@ def pinned(requirements: str) -> set[str]:
 
 
 def test_what_is_imported_is_pinned() -> None:
-    pins, server_pins = pinned("requirements.txt"), pinned("requirements-monailabel.txt")
+    pins, others = pinned("requirements.txt"), {"monai_label": "monailabel", "nnunet_steps.py": "nnunet"}
+    pins_of = {name: pinned(f"requirements-{file}.txt") for name, file in others.items()}  # of a folder, or of a file
     distributions = metadata.packages_distributions()
     folders = (ROOT / "scripts", ROOT / "tests" / "helpers")
     own = {path.stem for folder in folders for path in folder.iterdir()} | {"shared"} | sys.stdlib_module_names
@@ -208,16 +210,16 @@ def test_what_is_imported_is_pinned() -> None:
         for path in files
         for node, name in imports(ast.parse(path.read_text()))
         if (top := name.split(".")[0]) not in own
-        and (server_pins if path.parent.name == "monai_label" else pins).isdisjoint([top, *distributions.get(top, ())])
+        and pins_of.get(path.name, pins_of.get(path.parent.name, pins)).isdisjoint([top, *distributions.get(top, ())])
     ]
     assert missing == []
 
 
-@pytest.mark.parametrize("requirements", ["requirements-monailabel.txt", "requirements-deploy.txt"])
-def test_the_server_and_the_app_sdk_run_with_the_tested_versions(requirements: str) -> None:
+@pytest.mark.parametrize("other", ["monailabel", "deploy", "nnunet"])
+def test_other_environments_have_the_tested_versions(other: str) -> None:
     pins, others = (
         dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / name).read_text(), flags=re.MULTILINE))
-        for name in ("requirements.txt", requirements)
+        for name in ("requirements.txt", f"requirements-{other}.txt")
     )
     assert {name for name in pins.keys() & others.keys() if pins[name] != others[name]} == set()
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -49,7 +50,19 @@ def forking() -> Iterator[str]:
         server.close()
 
 
-def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str, Any], ranks: int = 1) -> None:
+class Cost(NamedTuple):
+    """Of a command in a process of its own, with all that it started; of one that is `forking`, of no meaning.
+
+    Attributes:
+        cpu_minutes: on all cores together.
+        peak_gib: of the largest of its processes.
+    """
+
+    cpu_minutes: float
+    peak_gib: float
+
+
+def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str, Any], ranks: int = 1) -> Cost:
     """`python -m monai.bundle run` in the bundle's folder, or that under `torch.distributed.run` with several ranks.
 
     Args:
@@ -63,16 +76,33 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
         DataError: when the run fails; the message gives the log and the last line in it that tells of an error.
     """
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"] if ranks > 1 else []
-    logged_run(["-m", *launcher, "monai.bundle", "run", "--config_file", str(configs)], bundle, log, options)
+    return logged_run(["-m", *launcher, "monai.bundle", "run", "--config_file", str(configs)], bundle, log, options)
 
 
-def logged_run(command: Sequence[str | Path], folder: Path, log: Path, options: Mapping[str, Any]) -> None:
-    """`python COMMAND --option value ...` in a folder; arguments and errors are those of `bundle_run`."""
+def logged_run(
+    command: Sequence[str | Path],
+    folder: Path,
+    log: Path,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    python: str | Path = "",
+    environment: Mapping[str, str] | None = None,
+) -> Cost:
+    """`python COMMAND --option value ...` in a folder; arguments and errors are those of `bundle_run`.
+
+    Args:
+        python: another one than this.
+        environment: by default this one's.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, *command, *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
-    with log.open("a") as file, subprocess.Popen(words, cwd=folder, stdout=file, stderr=file) as process:
+    given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    words = [python or sys.executable, *command, *given]
+    with (
+        log.open("a") as file,
+        subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=file) as process,
+    ):
         _processes.add(process)
-        status = process.wait()
+        _, code, used = os.wait4(process.pid, 0)
+        process.returncode = status = os.waitstatus_to_exitcode(code)
     _processes.discard(process)
     if status:
         lines = log.read_text().splitlines()
@@ -81,6 +111,8 @@ def logged_run(command: Sequence[str | Path], folder: Path, log: Path, options: 
             line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line) and "ChildFailed" not in line
         ][-1:]
         raise DataError(f"{log}: the run failed with status {status}" + "".join(f": {line[:300]}" for line in last))
+    unit = 1024**3 if sys.platform == "darwin" else 1024**2  # Linux counts in kilobytes
+    return Cost(round((used.ru_utime + used.ru_stime) / 60, 3), round(used.ru_maxrss / unit, 3))
 
 
 def run_step(title: str, *command: str | Path, cwd: Path = ROOT, **options: Any) -> None:
@@ -140,11 +172,16 @@ class Training:
 
     def train(self) -> dict[str, Any]:
         """Train, from the last checkpoint where there is one; `minutes` taken, and whether it was `resumed`."""
+        start = time.monotonic()
+        _, resumed = self.train_at_cost()
+        return {"minutes": round((time.monotonic() - start) / 60, 2), "resumed": resumed}
+
+    def train_at_cost(self) -> tuple[Cost, bool]:
+        """`train`; what it cost, if no command is `forking`, and whether it was resumed."""
         if self.prepare:
             self.prepare(self)
-        resumed, start = (self.folder / "last.pt").is_file(), time.monotonic()
-        self._run("train", self.training_configs, {"resume": str(resumed).lower()}, self.ranks)
-        return {"minutes": round((time.monotonic() - start) / 60, 2), "resumed": resumed}
+        resumed = (self.folder / "last.pt").is_file()
+        return self._run("train", self.training_configs, {"resume": str(resumed).lower()}, self.ranks), resumed
 
     def evaluate(self, **options: Any) -> Path:
         """Score the test split; the folder of the report, in `output_dir` or else in the training's folder."""
@@ -162,9 +199,9 @@ class Training:
         gaps = np.diff([event.wall_time for tag in tags[:1] for event in events.Scalars(tag)])
         return round(float(np.median(gaps)), 2) if len(gaps) else None
 
-    def _run(self, step: str, configs: list[str], options: Mapping[str, Any], ranks: int = 1) -> None:
+    def _run(self, step: str, configs: list[str], options: Mapping[str, Any], ranks: int = 1) -> Cost:
         known = {"output_dir": self.folder, "ckpt_dir": self.folder, **self.places, **self.options}
-        bundle_run(BUNDLES / self.bundle, configs, self.folder / f"{step}.log", known | options, ranks)
+        return bundle_run(BUNDLES / self.bundle, configs, self.folder / f"{step}.log", known | options, ranks)
 
 
 def file_digest(file: Path) -> str:

@@ -353,6 +353,14 @@ SCRIPT_TRIALS = [
         {"--outputt $FOLDER/x.json": unknown("--outputt", "benchmark.py voxel_classifier", "--output")},
     ),
     *script(
+        "benchmark.py nnunet --dataset_dir $DATA/ct --output_dir $FOLDER/out",
+        {
+            "--networks vnet": r"^--networks is .*'vnet'.*, expected a list, each unetr, lambda3d",
+            "--nnunet_python /nowhere": r"/nowhere: is not there\. nnU-Net runs in an environment of its own",
+            "--results $DATA/ct/dataset.json": r"dataset\.json: expected the results that this command keeps",
+        },
+    ),
+    *script(
         "pacs.py --url http://127.0.0.1:9/dicom-web --weights $FOLDER/file",
         {
             "": r"^give --study or --patient",

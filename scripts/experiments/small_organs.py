@@ -94,13 +94,16 @@ def plan_trainings(
     ]
 
 
-def train_and_score(training: Training) -> dict[str, Any]:
-    """Train and score; the Dice of each organ in the test cases, in the order of their names."""
-    trained, report = training.train(), training.evaluate()
-    rows = sorted(read_csv(report / "scores.csv"), key=lambda row: row["case"])
+def dice_of_report(report: Path) -> dict[str, list[float | None]]:
+    """Of an evaluation the Dice of each organ in the test cases, in the order of their names."""
     dice: dict[str, list[float | None]] = {organ: [] for organ in BTCV_LABELS}
-    for row in rows:
+    for row in sorted(read_csv(report / "scores.csv"), key=lambda row: row["case"]):
         dice[row["organ"]].append(round(float(row["dice"]), 4) if row["dice"] else None)
+    return dice
+
+
+def train_and_score(training: Training) -> dict[str, Any]:
+    trained, dice = training.train(), dice_of_report(training.evaluate())
     known = {key: training.facts[key] for key in KEY}
     return {**known, **trained, "firings": count_firings(training.folder / "class_weights.csv"), "dice": dice}
 
@@ -120,6 +123,17 @@ def compare(own: Sequence[Run], base: Sequence[Run], organs: Sequence[str]) -> d
     return paired_bootstrap(dice_array(paired, organs) - theirs)[-1]
 
 
+def dice_rows(runs: Sequence[Run]) -> dict[str, Any]:
+    """The Dice of runs over seeds, organ by organ and in the mean, and how often organs of interest are at 0."""
+    means_SO = nan_mean(dice_array(runs, tuple(BTCV_LABELS)), 1)
+    by_organ = dict(zip(BTCV_LABELS, means_SO.T, strict=True))
+    of_interest_SO = np.column_stack([by_organ[organ] for organ in ORGANS])
+    rows = {organ: by_organ[organ] for organ in (*ORGANS, LIVER)}
+    rows |= {"small organs": nan_mean(of_interest_SO, 1), MEAN: nan_mean(means_SO, 1)}
+    dice = {name: describe(values[~np.isnan(values)].tolist()) for name, values in rows.items()}
+    return {"runs": len(runs), "dice": dice, "at_zero": int((of_interest_SO < AT_ZERO).sum())}
+
+
 def summarise(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of each arm that has a run: Dice over seeds, how often organs of interest are at 0, differences to the bases."""
     own = {arm: sorted((run for run in runs if run["arm"] == arm), key=lambda run: run["seed"]) for arm in arms}
@@ -127,20 +141,13 @@ def summarise(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, dict[str, A
     for arm, ours in own.items():
         if not ours:
             continue
-        means_SO = nan_mean(dice_array(ours, tuple(BTCV_LABELS)), 1)
-        by_organ = dict(zip(BTCV_LABELS, means_SO.T, strict=True))
-        of_interest_SO = np.column_stack([by_organ[organ] for organ in ORGANS])
-        rows = {organ: by_organ[organ] for organ in (*ORGANS, LIVER)}
-        rows |= {"small organs": nan_mean(of_interest_SO, 1), MEAN: nan_mean(means_SO, 1)}
         minus = {
             base: {"small organs": compare(ours, own[base], ORGANS), LIVER: compare(ours, own[base], (LIVER,))}
             for base in BASES
             if own.get(base) and arm != base
         }
         found[arm] = {
-            "runs": len(ours),
-            "dice": {name: describe(values[~np.isnan(values)].tolist()) for name, values in rows.items()},
-            "at_zero": int((of_interest_SO < AT_ZERO).sum()),
+            **dice_rows(ours),
             "minus": minus,
             "firings": [run["firings"] for run in ours],
             "minutes": round(float(np.mean([run["minutes"] for run in ours])), 1),
@@ -175,24 +182,30 @@ def _spread(entry: Mapping[str, Any] | None) -> str:
     return "–" if entry is None else f"{entry['mean']:.3f} ({entry['min']:.3f} to {entry['max']:.3f})"
 
 
-def _gain(entry: Mapping[str, Any] | None) -> str:
+def show_gain(entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry["difference"] is None:
         return "–"
     interval = " [{:+.3f}, {:+.3f}]".format(*entry["interval"]) if entry["interval"] else ""
     return f"{entry['difference']:+.3f}{interval}"
 
 
+DICE_HEAD = ("small organs", *(organ.replace("_", " ") for organ in ORGANS), "at 0", LIVER, MEAN)
+
+
+def dice_cells(rows: Mapping[str, Any]) -> list[str]:
+    """What `dice_rows` gives, under `DICE_HEAD`."""
+    dice = [f"{rows['dice'][organ]['mean']:.3f}" if rows["dice"][organ] else "–" for organ in ORGANS]
+    zero = f"{rows['at_zero']} of {len(ORGANS) * rows['runs']}"
+    return [_spread(rows["dice"]["small organs"]), *dice, zero, *(_spread(rows["dice"][row]) for row in (LIVER, MEAN))]
+
+
 def markdown(arms: Mapping[str, Mapping[str, Any]], voxels: Mapping[str, float | None]) -> str:
     """Dice arm by arm, and the differences to plain training and to CBS."""
-    names = [organ.replace("_", " ") for organ in ORGANS]
-    head = ["arm", "runs", "small organs", *names, "at 0", "liver", MEAN, "firings", "minutes"]
-    lines = []
-    for name, arm in arms.items():
-        dice = [f"{arm['dice'][organ]['mean']:.3f}" if arm["dice"][organ] else "–" for organ in ORGANS]
-        zero = f"{arm['at_zero']} of {len(ORGANS) * arm['runs']}"
-        rest = [_spread(arm["dice"][LIVER]), _spread(arm["dice"][MEAN]), ", ".join(map(str, arm["firings"]))]
-        spread = _spread(arm["dice"]["small organs"])
-        lines.append([name, str(arm["runs"]), spread, *dice, zero, *rest, f"{arm['minutes']:.1f}"])
+    head = ["arm", "runs", *DICE_HEAD, "firings", "minutes"]
+    lines = [
+        [name, str(arm["runs"]), *dice_cells(arm), ", ".join(map(str, arm["firings"])), f"{arm['minutes']:.1f}"]
+        for name, arm in arms.items()
+    ]
     values = np.array([voxels[organ] for organ in (*ORGANS, LIVER)], float)
     *dice, liver, mean = (f"{value:.3f}".replace("nan", "–") for value in (*values, nan_mean(values[:-1], 0)))
     lines.append(["voxel classifier", "", mean, *dice, "", liver, "", "", ""])
@@ -200,7 +213,8 @@ def markdown(arms: Mapping[str, Mapping[str, Any]], voxels: Mapping[str, float |
     if compared := {name: arm["minus"] for name, arm in arms.items() if arm["minus"]}:
         cells = [(base, row) for base in BASES for row in ("small organs", LIVER)]
         rows = [
-            [name, *(_gain(minus.get(base, {}).get(row)) for base, row in cells)] for name, minus in compared.items()
+            [name, *(show_gain(minus.get(base, {}).get(row)) for base, row in cells)]
+            for name, minus in compared.items()
         ]
         parts.append(markdown_grid(["arm", *(f"{row} − {base}" for base, row in cells)], rows))
     return "\n\n".join(parts) + "\n"
