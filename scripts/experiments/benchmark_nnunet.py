@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -39,7 +41,6 @@ from .runs import (
 )
 from .small_organs import (
     DICE_HEAD,
-    LIVER,
     NETWORKS,
     ORGANS,
     compare,
@@ -57,7 +58,9 @@ DATASET = "Dataset001_ct"
 ENDING = ".nii.gz"
 NNUNET = "nnunet"
 ITERATIONS = 10  # of nnU-Net in an epoch, which has 250 as published
-KEY = ("network", "seed")
+KEY = ("network", "seed", "epochs")
+BASES = (NNUNET, "dynunet")  # what the others are compared with
+ROWS = {MEAN: tuple(BTCV_LABELS), "small organs": ORGANS}
 Run = Mapping[str, Any]
 
 
@@ -79,7 +82,7 @@ ENTRANTS = {
     "lambda3d": Entrant(540, "the demo's Lambda3D with the class boost strategy"),
     "dynunet": Entrant(540, "`variants/dynunet` at the demo's size, with the class boost strategy"),
     NNUNET: Entrant(20, "nnU-Net v2 as it plans for this grid", 1.0),
-    "nnunet_small": Entrant(60, "the same with a quarter of the features, as the demo's networks have of theirs", 0.25),
+    "nnunet_small": Entrant(60, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
 }
 
 
@@ -181,17 +184,15 @@ def grid(size: str = "demo") -> list[float]:
 
 def train_nnunet(nnunet: Nnunet, folder: Path, test: Sequence[Mapping[str, Any]], **schedule: Any) -> dict[str, Any]:
     """Train nnU-Net and score it on the test cases."""
-    results, images = folder / "results", nnunet.work / "raw" / DATASET / "imagesTs"
-    resumed = bool(list(results.rglob("checkpoint_latest.pth")))
+    results, found = folder / "results", folder / "found"
     schedule["planned"] = str(nnunet.work / "preprocessed" / DATASET)
+    resumed = any([*results.rglob("checkpoint_latest.pth"), *results.rglob("checkpoint_final.pth")])
     cost = nnunet.step("train", folder / "train.log", results, **schedule)
-    files = [str(images / f"{case['case']}_0000{ENDING}") for case in test]
-    nnunet.step("predict", folder / "predict.log", results, images=files, output=str(folder / "found"), **schedule)
-    scores = [
-        dice_of_files(Path(case["label"]), folder / "found" / f"{case['case']}{ENDING}", BTCV_LABELS) for case in test
-    ]
-    dice = {organ: [score[organ] for score in scores] for organ in BTCV_LABELS}
-    return {**cost._asdict(), "resumed": resumed, "dice": dice}
+    names = [f"{case['case']}_0000{ENDING}" for case in test]
+    images = [str(nnunet.work / "raw" / DATASET / "imagesTs" / name) for name in names]
+    nnunet.step("predict", folder / "predict.log", results, images=images, output=str(found), **schedule)
+    scores = [dice_of_files(Path(case["label"]), found / f"{case['case']}{ENDING}", BTCV_LABELS) for case in test]
+    return {**cost._asdict(), "resumed": resumed, "dice": {o: [score[o] for score in scores] for o in BTCV_LABELS}}
 
 
 def train_bundle(training: Training) -> dict[str, Any]:
@@ -258,36 +259,44 @@ def benchmark_nnunet(
     """
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
     test = sorted(load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS), key=lambda case: case["case"])
-    head = {"data": file_digest(data / "dataset.json"), "cases": [case["case"] for case in test], "epochs": epochs}
-    file, lock = Path(results).expanduser().resolve() if results else work / "nnunet.jsonl", threading.Lock()
+    head = {
+        "data": file_digest(data / "dataset.json"),
+        "cases": [case["case"] for case in test],
+        "iterations": ITERATIONS,
+    }
+    file = Path(results).expanduser().resolve() if results else work / "nnunet.jsonl"
+    planning, keeping = threading.Lock(), threading.Lock()
     known = {tuple(run[key] for key in KEY) for run in read_runs(file, head, KEY)}
-    planned = [(name, seed) for seed in range(seeds) for name in ENTRANTS if name in networks]
+    lengths = {name: epochs or each.epochs for name, each in ENTRANTS.items() if name in networks}
+    planned = [(name, seed, length) for seed in range(seeds) for name, length in lengths.items()]
     missing = [each for each in planned if each not in known]
     print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {file}")
     os.environ["OMP_NUM_THREADS"] = "1"
     nnunet = None
-    if any(ENTRANTS[name].features for name, _ in missing):
+    if any(ENTRANTS[name].features for name, *_ in missing):
         nnunet = Nnunet(find_nnunet(nnunet_python), work / NNUNET)
         nnunet.work.mkdir(parents=True, exist_ok=True)
-        nnunet.prepare(data, grid())
 
-    def run(name: str, seed: int) -> dict[str, Any]:
-        features, length = ENTRANTS[name].features, epochs or ENTRANTS[name].epochs
+    def run(name: str, seed: int, length: int) -> dict[str, Any]:
+        features = ENTRANTS[name].features
         facts = {"network": name, "seed": seed, "epochs": length}
         folder = work / name / f"seed{seed}"
         if nnunet and features:
+            with planning:
+                nnunet.prepare(data, grid())
             schedule = {"features": features, "seed": seed, "epochs": length, "iterations": ITERATIONS}
             settings = facts | schedule | {"data": head["data"]}
             found = kept_run(folder, settings, lambda: train_nnunet(nnunet, folder, test, **schedule), ())
+            for name_of in ("results", "found"):  # hundreds of megabytes
+                shutil.rmtree(folder / name_of, ignore_errors=True)
         else:
             training = plan_training(name, seed, length, data, work)
             found = kept_run(folder, training.settings, lambda: train_bundle(training))
-        with lock:
+        with keeping:
             write_runs(file, head, [*read_runs(file, head, KEY), facts | found], KEY)
         return facts | found
 
-    todo = {work / name / f"seed{seed}": (name, seed) for name, seed in missing}
-    runs = {folder: lambda each=each: run(*each) for folder, each in todo.items()}
+    runs = {work / each[0] / f"seed{each[1]}": partial(run, *each) for each in missing}
     _, failures = run_all(runs, budget_minutes, jobs)
     finished = [run for run in read_runs(file, head, KEY) if tuple(run[key] for key in KEY) in planned]
     if finished:
@@ -305,8 +314,9 @@ def summarise(runs: Sequence[Run], networks: Sequence[str]) -> dict[str, dict[st
             whole = [run for run in ours if not run["resumed"]]  # what a resumed one cost is not all known
             means = {key: round(float(np.mean([run[key] for run in whole])), 2) for key in Cost._fields if whole}
             minus = {
-                row: compare(ours, own.get(NNUNET, []), organs)
-                for row, organs in {"all": tuple(BTCV_LABELS), "small organs": ORGANS, LIVER: (LIVER,)}.items()
+                base: {row: compare(ours, own[base], organs) for row, organs in ROWS.items()}
+                for base in BASES
+                if own.get(base) and base != name
             }
             found[name] = {**dice_rows(ours), "epochs": ours[0]["epochs"], **means, "minus": minus}
     return found
@@ -319,10 +329,14 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         cost = [f"{each[key]:.1f}" if key in each else "–" for key in Cost._fields]
         rows.append([name, str(each["runs"]), *dice_cells(each), *cost])
     parts = [markdown_grid(head, rows)]
-    compared = {name: each["minus"] for name, each in found.items() if name != NNUNET and each["minus"]["all"]}
-    if compared:
-        head = ["network", *(f"{row} − nnunet" for row in next(iter(compared.values())))]
-        parts.append(markdown_grid(head, [[name, *map(show_gain, minus.values())] for name, minus in compared.items()]))
+    cells = [(base, row) for base in BASES for row in ROWS]
+    lines = [
+        [name, *(show_gain(each["minus"].get(base, {}).get(row)) for base, row in cells)]
+        for name, each in found.items()
+        if each["minus"]
+    ]
+    if lines:
+        parts.append(markdown_grid(["network", *(f"{row} − {base}" for base, row in cells)], lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -359,8 +373,7 @@ def write_tables(
 def picture(runs: Sequence[Run], networks: Iterable[str]) -> Figure:
     """Dice over all organs and over the small ones, a dot a run."""
     figure = Figure(figsize=(6, 7), layout="constrained")
-    rows = {MEAN: tuple(BTCV_LABELS), "small organs": ORGANS}
-    for axes, (row, organs) in zip(figure.subplots(2, 1, sharex=True), rows.items(), strict=True):
+    for axes, (row, organs) in zip(figure.subplots(2, 1, sharex=True), ROWS.items(), strict=True):
         own = {name: dice_array([run for run in runs if run["network"] == name], organs) for name in networks}
         draw_runs(axes, {name: nan_mean(nan_mean(dice_SCO, 1), 1).tolist() for name, dice_SCO in own.items()})
         axes.set_ylabel(f"Dice, {row}")

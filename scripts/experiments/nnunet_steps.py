@@ -6,6 +6,7 @@ Where its data lie is in its environment variables: nnUNet_raw, nnUNet_preproces
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -32,12 +33,31 @@ class ShortTrainer(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = kept
         return *rest, kept
 
+    def save_checkpoint(self, filename: str) -> None:
+        """As published, but a file that is whole or not there."""
+        super().save_checkpoint(f"{filename}.part")
+        os.replace(f"{filename}.part", filename)
+
 
 def plan(spacing: Sequence[float]) -> None:
-    """Let nnU-Net plan for a grid, and write what training reads."""
+    """Let nnU-Net plan for a grid, and write what training reads.
+
+    It would take nearest neighbours across the slices of scans whose slices are three pixels apart or more, as it does
+    on a grid of such voxels; here the grid is the same in all directions.
+    """
     extract_fingerprints([1], num_processes=1, check_dataset_integrity=True)
     name = plan_experiments([1], overwrite_target_spacing=tuple(spacing))
+    (path,) = Path(os.environ["nnUNet_preprocessed"]).glob(f"*/{name}.json")  # noqa: SIM112, nnU-Net's name
+    plans = json.loads(path.read_bytes())
+    for of in ("data", "seg", "probabilities"):
+        plans["configurations"][CONFIGURATION][f"resampling_fn_{of}_kwargs"]["force_separate_z"] = False
+    path.write_text(json.dumps(plans, indent=4))
     preprocess([1], name, [CONFIGURATION], [1])
+
+
+def seed_all(seed: int) -> None:
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(seed)
 
 
 def trainer(planned: str, features: float, seed: int, epochs: int, iterations: int) -> nnUNetTrainer:
@@ -51,21 +71,24 @@ def trainer(planned: str, features: float, seed: int, epochs: int, iterations: i
     plans, dataset = (json.loads((Path(planned) / f"{name}.json").read_bytes()) for name in ("nnUNetPlans", "dataset"))
     network = plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [round(features * number) for number in network["features_per_stage"]]
-    for seeded in (random.seed, np.random.seed, torch.manual_seed):
-        seeded(seed)
+    seed_all(seed)
     made = ShortTrainer(plans | {"continue_training": False}, CONFIGURATION, 0, dataset, device=CPU)
     made.num_epochs, made.num_iterations_per_epoch = epochs, iterations
     made.num_val_iterations_per_epoch = max(1, iterations // 5)
     made.save_every = 5
+    made.logger.plot_progress_png = lambda folder: None  # a picture of minutes, with as many epochs as here
     return made
 
 
 def train(**schedule: Any) -> None:
-    """Train, from the last checkpoint where there is one."""
+    """Train, from the last checkpoint where there is one; not again what is finished."""
     made = trainer(**schedule)
-    latest = Path(made.output_folder) / "checkpoint_latest.pth"
+    final, latest = (Path(made.output_folder) / f"checkpoint_{name}.pth" for name in ("final", "latest"))
+    if final.is_file():
+        return
     if latest.is_file():
         made.load_checkpoint(str(latest))
+        seed_all(schedule["seed"] + 1000 * made.current_epoch)  # or the first draws would come again
     made.run_training()
 
 

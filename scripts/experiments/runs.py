@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
     Attributes:
         cpu_minutes: on all cores together.
-        peak_gib: of the largest of its processes.
+        peak_gib: of memory, without what it started; on Linux, as looked at ten times a second.
     """
 
     cpu_minutes: float
@@ -101,7 +101,11 @@ def logged_run(
         subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=file) as process,
     ):
         _processes.add(process)
-        _, code, used = os.wait4(process.pid, 0)
+        pid, peak = 0, 0.0
+        while not pid:
+            peak = max(peak, _peak_gib(process.pid))
+            time.sleep(0.1)
+            pid, code, used = os.wait4(process.pid, os.WNOHANG)
         process.returncode = status = os.waitstatus_to_exitcode(code)
     _processes.discard(process)
     if status:
@@ -111,8 +115,16 @@ def logged_run(
             line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line) and "ChildFailed" not in line
         ][-1:]
         raise DataError(f"{log}: the run failed with status {status}" + "".join(f": {line[:300]}" for line in last))
-    unit = 1024**3 if sys.platform == "darwin" else 1024**2  # Linux counts in kilobytes
-    return Cost(round((used.ru_utime + used.ru_stime) / 60, 3), round(used.ru_maxrss / unit, 3))
+    return Cost(round((used.ru_utime + used.ru_stime) / 60, 3), round(peak or used.ru_maxrss / 1024**3, 3))
+
+
+def _peak_gib(pid: int) -> float:
+    """What a process had of memory at most so far; 0 where that is not told. `ru_maxrss` begins with its parent's."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0.0
+    return int(found[1]) / 1024**2 if found else 0.0
 
 
 def run_step(title: str, *command: str | Path, cwd: Path = ROOT, **options: Any) -> None:
