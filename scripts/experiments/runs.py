@@ -76,7 +76,9 @@ def bundle_run(bundle: Path, configs: list[str], log: Path, options: Mapping[str
         DataError: when the run fails; the message gives the log and the last line in it that tells of an error.
     """
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"] if ranks > 1 else []
-    return logged_run(["-m", *launcher, "monai.bundle", "run", "--config_file", str(configs)], bundle, log, options)
+    return logged_run(
+        ["-m", *launcher, "monai.bundle", "run", "--config_file", str(configs)], bundle, log, _given(options)
+    )
 
 
 def logged_run(
@@ -140,7 +142,12 @@ def run_bundle(title: str, name: str, configs: Sequence[str], **options: Any) ->
     """`run_step` for `python -m monai.bundle run` in the bundle's folder."""
     files = str([f"configs/{config}.json" for config in configs])
     command = ("-m", "monai.bundle", "run", "--config_file", files)
-    run_step(title, *command, cwd=BUNDLES / name, **options)
+    run_step(title, *command, cwd=BUNDLES / name, **_given(options))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `monai.bundle run`, which drops those that are None."""
+    return {key: "$None" if value is None else value for key, value in options.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,8 +89,8 @@ class RuleSampler(DistributedSampler):
         if rule is None:
             raise DataError(
                 "Crops are to be drawn by the weights of a re-weighting rule, and there is none: reweighting is null. "
-                "Leave out what takes the rule away (configs/variants/plain.json, --reweighting null), or the overlay "
-                "for the sampling. --reweighting#loss null keeps the rule out of the loss alone."
+                "Leave out what takes the rule away (configs/variants/plain.json, --reweighting '$None'), or the "
+                "overlay for the sampling. --reweighting#loss '$None' keeps the rule out of the loss alone."
             )
         total = len(dataset) if num_samples is None else num_samples
         if min(total, crops) < 1 or not 0 <= background < 1 or not 0 <= first <= 1:

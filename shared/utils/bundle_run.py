@@ -32,10 +32,12 @@ class CommandLine:
     Attributes:
         files: of `--config_file`, in their order.
         options: all others, by name, as fire reads them; those of `--args_file` too.
+        dropped: those that are None on the command line itself, which MONAI takes for not given.
     """
 
     files: list[str]
     options: dict[str, Any]
+    dropped: tuple[str, ...] = ()
 
     def config_option(self, files: Sequence[str] | None = None) -> str:
         """`--config_file` as one types it, with the files given or with other ones."""
@@ -69,10 +71,11 @@ def command_line() -> CommandLine | None:
         given.update({key: value for key, value in locals().items() if value is not None and key in OWN} | override)
 
     fire.Fire(run, command=sys.argv[2:])
+    dropped = tuple(key for key, value in given.items() if value is None)
     if args_file := given.pop("args_file", None):
         given = ConfigParser.load_config_file(args_file) | given
     files = given.pop("config_file", [])
-    return CommandLine([files] if isinstance(files, str) else [*map(str, files)], given)
+    return CommandLine([files] if isinstance(files, str) else [*map(str, files)], given, dropped)
 
 
 def is_federated(run_name: str | None) -> bool:
@@ -103,6 +106,7 @@ def check_command_line() -> None:
         check_order(line, contents)
         content = ConfigParser.load_config_files(line.files)
         check_names(line, content)
+        check_nothing(line, content)
         check_values(content | line.options)
         check_needs(line, content)
         settings_at_hand.update(content)  # for what is said where memory is not enough
@@ -158,6 +162,20 @@ def check_names(line: CommandLine, content: Mapping[str, Any]) -> None:
         raise DataError(f"{run_id!r} is no option, and no section of {of} to run. Options begin with --.")
 
 
+def check_nothing(line: CommandLine, content: Mapping[str, Any]) -> None:
+    """Raise a `DataError` with what is right where an option is None, which MONAI drops, or null, which is a text."""
+    parser = ConfigParser(dict(content))
+    for option, value in line.options.items():
+        key = option.removeprefix("+").replace("::", "#")
+        if option in line.dropped and (key not in parser or parser[key] is not None):  # else it is None anyway
+            what = "None, which MONAI takes for not given"
+        elif value in ("None", "null"):
+            what = f"the text {value!r}"
+        else:
+            continue
+        raise DataError(f"--{option} is {what}. Expected a value, or for nothing an expression: --{option} '$None'")
+
+
 def without_export(dicom: Sequence[str], store: str) -> None:
     """See that no DICOM objects are asked for where the configuration has nothing to make them with.
 
@@ -200,7 +218,7 @@ def help_text(line: CommandLine, contents: Mapping[str, Mapping[str, Any]]) -> s
         usage=f"%(prog)s {line.config_option()} [--SETTING VALUE ...]",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34),
         epilog="Any other key of the configuration can be set in the same way, one in another as train#trainer#amp. "
-        "Values that begin with $ or @ are expressions.",
+        "Values that begin with $ or @ are expressions, '$None' for nothing.",
         add_help=False,
     )
     group = parser.add_argument_group("settings, with their defaults")

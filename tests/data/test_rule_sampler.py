@@ -262,7 +262,7 @@ def test_what_no_plan_can_be_made_of() -> None:
 
 
 def test_without_a_rule_nothing_can_be_drawn() -> None:
-    with pytest.raises(DataError, match=r"reweighting is null\..*--reweighting#loss null keeps the rule"):
+    with pytest.raises(DataError, match=r"reweighting is null\..*--reweighting#loss '\$None' keeps the rule"):
         RuleSampler(Dataset([]), None, ["a"])
 
 

@@ -41,6 +41,11 @@ def test_a_run_is_what_a_user_would_type(tmp_path: Path, stub: Path, ranks: int,
     assert command == f"-m {launcher}{arguments}"
 
 
+def test_none_is_given_so_that_monai_takes_it(tmp_path: Path, stub: Path) -> None:
+    bundle_run(tmp_path, [], tmp_path / "train.log", {"reweighting#loss": None})
+    assert (tmp_path / "train.log").read_text().endswith("--reweighting#loss $None\n")
+
+
 def test_a_failed_run_gives_its_log_and_what_is_wrong(tmp_path: Path, stub: Path) -> None:
     with pytest.raises(DataError, match=r"train.log: the run failed with status 3: Error: bad label$"):
         bundle_run(tmp_path, [], tmp_path / "train.log", {"fail": 1})

@@ -19,6 +19,7 @@ from shared.utils.bundle_run import (
     CommandLine,
     check_names,
     check_needs,
+    check_nothing,
     check_order,
     check_values,
     help_text,
@@ -67,6 +68,26 @@ def test_an_unknown_option_is_named_with_what_was_meant(
     assert len(errors) == 1
     assert meant in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["reweighting", "reweighting#loss", "reweighting::loss", "network_def#hidden_size"])
+@pytest.mark.parametrize(("given", "what"), [("None", "None, which MONAI takes"), ("null", "the text 'null'")])
+def test_nothing_is_given_as_an_expression(option: str, given: str, what: str, tmp_path: Path) -> None:
+    status, _, errors = monai_bundle(UNETR, TRAIN, f"--{option}", given, f"--output_dir={tmp_path / 'out'}")
+    assert status == 1
+    (error,) = errors
+    assert error.startswith(f"--{option} is {what}")
+    assert error.endswith(f"--{option} '$None'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_where_nothing_is_stays_so() -> None:
+    content = content_of(UNETR, "train")
+    assert content["pretrained"] is None
+    check_nothing(CommandLine(TRAIN, {"pretrained": None, "fold": "$None"}, ("pretrained",)), content)
+    check_nothing(CommandLine(TRAIN, {"reweighting": None}), content)  # of an args_file, where MONAI takes it
+    with pytest.raises(DataError, match=r"^--reweighting is None"):
+        check_nothing(CommandLine(TRAIN, {"reweighting": None}, ("reweighting",)), content)
 
 
 def test_the_options_of_an_args_file_are_checked_too(tmp_path: Path) -> None:
