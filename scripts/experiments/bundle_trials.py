@@ -82,6 +82,8 @@ TRAINING = [
             "--max_epochs 0": rf"^max_epochs is 0, {WHOLE} of 1 or above",
             "--max_epochs -3": rf"^max_epochs is -3, {WHOLE} of 1 or above",
             "--max_epochs 1.5": rf"^max_epochs is 1\.5, {WHOLE} of 1 or above",
+            "--reweighting None": r"^reweighting is None, which MONAI takes for not given, expected .*'\$None'$",
+            "--reweighting#loss null": r"^reweighting#loss is the text 'null', expected .*'\$None'$",
             "--resume maybe": r"^resume is 'maybe', expected true, false or best",
             "--resume true": r"last\.pt",
             "--amp yes": rf"^amp is 'yes', {YES_OR_NO}",

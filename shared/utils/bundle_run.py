@@ -173,7 +173,7 @@ def check_nothing(line: CommandLine, content: Mapping[str, Any]) -> None:
             what = f"the text {value!r}"
         else:
             continue
-        raise DataError(f"--{option} is {what}. Expected a value, or for nothing an expression: --{option} '$None'")
+        raise DataError(f"{option} is {what}, expected a value, or for nothing an expression: --{option} '$None'")
 
 
 def without_export(dicom: Sequence[str], store: str) -> None:

@@ -76,7 +76,7 @@ def test_nothing_is_given_as_an_expression(option: str, given: str, what: str, t
     status, _, errors = monai_bundle(UNETR, TRAIN, f"--{option}", given, f"--output_dir={tmp_path / 'out'}")
     assert status == 1
     (error,) = errors
-    assert error.startswith(f"--{option} is {what}")
+    assert error.startswith(f"{option} is {what}")
     assert error.endswith(f"--{option} '$None'")
     assert list(tmp_path.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_nothing_where_nothing_is_stays_so() -> None:
     assert content["pretrained"] is None
     check_nothing(CommandLine(TRAIN, {"pretrained": None, "fold": "$None"}, ("pretrained",)), content)
     check_nothing(CommandLine(TRAIN, {"reweighting": None}), content)  # of an args_file, where MONAI takes it
-    with pytest.raises(DataError, match=r"^--reweighting is None"):
+    with pytest.raises(DataError, match=r"^reweighting is None"):
         check_nothing(CommandLine(TRAIN, {"reweighting": None}, ("reweighting",)), content)
 
 
