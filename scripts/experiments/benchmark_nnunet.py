@@ -61,6 +61,7 @@ ITERATIONS = 10  # of nnU-Net in an epoch, which has 250 as published
 KEY = ("network", "seed", "epochs")
 BASES = (NNUNET, "dynunet")  # what the others are compared with
 ROWS = {MEAN: tuple(BTCV_LABELS), "small organs": ORGANS}
+PLANNING = threading.Lock()
 Run = Mapping[str, Any]
 
 
@@ -200,13 +201,13 @@ def train_bundle(training: Training) -> dict[str, Any]:
     return {**cost._asdict(), "resumed": resumed, "dice": dice_of_report(training.evaluate())}
 
 
-def plan_training(name: str, seed: int, epochs: int, data: Path, work: Path) -> Training:
+def plan_training(name: str, seed: int, epochs: int, folder: Path, data: Path, work: Path) -> Training:
     """The training of a bundle's network at the demo's size, with the class boost strategy."""
     chosen = NETWORKS[name]
     return Training(
         bundle=chosen.bundle,
         variants=(*SIZES["demo"], *chosen.variants),
-        folder=work / name / f"seed{seed}",
+        folder=folder,
         places={"dataset_dir": data, "cache": "disk", "cache_dir": work / "cache"},
         options={**chosen.small, "seed": seed, "max_epochs": epochs},
         facts={"data": file_digest(data / "dataset.json")},
@@ -227,6 +228,27 @@ def find_nnunet(python: str) -> Path:
             "--networks."
         )
     return path
+
+
+def train_entrant(name: str, seed: int, epochs: int, data: Path, work: Path, nnunet: Nnunet | None) -> dict[str, Any]:
+    """What a network cost, and its Dice; from its folder where the run is finished."""
+    folder, features = work / name / f"seed{seed}", ENTRANTS[name].features
+    if nnunet is None or features is None:
+        training = plan_training(name, seed, epochs, folder, data, work)
+        return kept_run(folder, training.settings, lambda: train_bundle(training))
+    with PLANNING:
+        nnunet.prepare(data, grid())
+    schedule = {"features": features, "seed": seed, "epochs": epochs, "iterations": ITERATIONS}
+    settings = {"network": name, "data": file_digest(data / "dataset.json"), **schedule}
+    found = kept_run(folder, settings, lambda: train_nnunet(nnunet, folder, cases_for_testing(data), **schedule), ())
+    for made in ("results", "found"):  # hundreds of megabytes
+        shutil.rmtree(folder / made, ignore_errors=True)
+    return found
+
+
+def cases_for_testing(data: Path) -> list[dict[str, Any]]:
+    cases = load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS)
+    return sorted(cases, key=lambda case: case["case"])
 
 
 def benchmark_nnunet(
@@ -258,14 +280,10 @@ def benchmark_nnunet(
         jobs: runs at a time, of one thread each.
     """
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
-    test = sorted(load_datalist(data / "dataset.json", "test", labels=BTCV_LABELS), key=lambda case: case["case"])
-    head = {
-        "data": file_digest(data / "dataset.json"),
-        "cases": [case["case"] for case in test],
-        "iterations": ITERATIONS,
-    }
+    cases = [case["case"] for case in cases_for_testing(data)]
+    head = {"data": file_digest(data / "dataset.json"), "cases": cases, "iterations": ITERATIONS}
     file = Path(results).expanduser().resolve() if results else work / "nnunet.jsonl"
-    planning, keeping = threading.Lock(), threading.Lock()
+    keeping = threading.Lock()
     known = {tuple(run[key] for key in KEY) for run in read_runs(file, head, KEY)}
     lengths = {name: epochs or each.epochs for name, each in ENTRANTS.items() if name in networks}
     planned = [(name, seed, length) for seed in range(seeds) for name, length in lengths.items()]
@@ -278,29 +296,21 @@ def benchmark_nnunet(
         nnunet.work.mkdir(parents=True, exist_ok=True)
 
     def run(name: str, seed: int, length: int) -> dict[str, Any]:
-        features = ENTRANTS[name].features
-        facts = {"network": name, "seed": seed, "epochs": length}
-        folder = work / name / f"seed{seed}"
-        if nnunet and features:
-            with planning:
-                nnunet.prepare(data, grid())
-            schedule = {"features": features, "seed": seed, "epochs": length, "iterations": ITERATIONS}
-            settings = facts | schedule | {"data": head["data"]}
-            found = kept_run(folder, settings, lambda: train_nnunet(nnunet, folder, test, **schedule), ())
-            for name_of in ("results", "found"):  # hundreds of megabytes
-                shutil.rmtree(folder / name_of, ignore_errors=True)
-        else:
-            training = plan_training(name, seed, length, data, work)
-            found = kept_run(folder, training.settings, lambda: train_bundle(training))
+        found = {
+            "network": name,
+            "seed": seed,
+            "epochs": length,
+            **train_entrant(name, seed, length, data, work, nnunet),
+        }
         with keeping:
-            write_runs(file, head, [*read_runs(file, head, KEY), facts | found], KEY)
-        return facts | found
+            write_runs(file, head, [*read_runs(file, head, KEY), found], KEY)
+        return found
 
     runs = {work / each[0] / f"seed{each[1]}": partial(run, *each) for each in missing}
     _, failures = run_all(runs, budget_minutes, jobs)
     finished = [run for run in read_runs(file, head, KEY) if tuple(run[key] for key in KEY) in planned]
     if finished:
-        write_tables(work, dataset_info(data / "dataset.json", "test"), networks, len(test), finished, len(planned))
+        write_tables(work, dataset_info(data / "dataset.json", "test"), networks, len(cases), finished, len(planned))
     print(f"{len(finished)} of {len(planned)} runs are finished: {file}")
     tell_failures(failures)
 
