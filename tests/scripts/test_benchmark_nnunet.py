@@ -174,10 +174,10 @@ def test_it_says_how_to_get_nnunet(tmp_path: Path, data: Path, monkeypatch: pyte
 def test_nnunet_itself(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, axes, remove = {"networks": ("nnunet_small",), "seeds": 1, "epochs": 2}, [], shutil.rmtree
 
-    def look_and_remove(folder: Path) -> None:
-        for path in folder.rglob("checkpoint_final.pth"):
+    def look_and_remove(folder: Path, **options: Any) -> None:
+        for path in Path(folder).rglob("checkpoint_final.pth"):
             axes.append(torch.load(path, weights_only=False)["inference_allowed_mirroring_axes"])
-        remove(folder)
+        remove(folder, **options)
 
     monkeypatch.setattr(module.shutil, "rmtree", look_and_remove)
     benchmark_nnunet(str(data), str(tmp_path / "out"), **options)
