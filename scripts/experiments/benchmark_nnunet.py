@@ -79,11 +79,11 @@ class Entrant(NamedTuple):
 
 
 ENTRANTS = {
-    "unetr": Entrant(540, "the demo's UNETR with the class boost strategy"),
-    "lambda3d": Entrant(540, "the demo's Lambda3D with the class boost strategy"),
-    "dynunet": Entrant(540, "`variants/dynunet` at the demo's size, with the class boost strategy"),
-    NNUNET: Entrant(20, "nnU-Net v2 as it plans for this grid", 1.0),
-    "nnunet_small": Entrant(60, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
+    "unetr": Entrant(480, "the demo's UNETR with the class boost strategy"),
+    "lambda3d": Entrant(480, "the demo's Lambda3D with the class boost strategy"),
+    "dynunet": Entrant(480, "`variants/dynunet` at the demo's size, with the class boost strategy"),
+    NNUNET: Entrant(14, "nnU-Net v2 as it plans for this grid", 1.0),
+    "nnunet_small": Entrant(40, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
 }
 
 
