@@ -13,8 +13,10 @@ from monai.data import partition_dataset
 
 from ..utils import DataError, read_json_object
 from .case_names import case_names
-from .datalist import DATALIST_REMEDY, FORMAT, check_files_exist, check_names, get_list
+from .datalist import DATALIST_REMEDY, check_files_exist, check_names, get_list
 from .labels import ids_in_files
+
+_FORM = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
 
 
 def _check_entries(path: Path, split: str, entries: list[Any]) -> None:
@@ -127,7 +129,7 @@ def load_datalist(
             file's, the labels differ, or the fold is impossible.
     """
     path = Path(path)
-    content = read_json_object(path, FORMAT, DATALIST_REMEDY)
+    content = read_json_object(path, _FORM, DATALIST_REMEDY)
     if labels is not None:
         _check_labels(path, content.get("labels"), labels, label_ids)
     if (fold is None) != (folds is None):
@@ -136,7 +138,7 @@ def load_datalist(
     sources = [s for s in ("training", "validation") if content.get(s)] or ["training"] if pooled else [split]
 
     for source in sources:
-        _check_entries(path, source, get_list(path, content, source, FORMAT))
+        _check_entries(path, source, get_list(path, content, source, _FORM))
     _check_own_names(path, content)
     entries = [entry for source in sources for entry in content[source]]
     cases = [

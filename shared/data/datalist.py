@@ -17,7 +17,10 @@ from ..utils.text import first_few
 from ..utils.values import Name, check_value
 
 SPLITS = ("training", "validation", "test")
-FORMAT = 'a decathlon datalist: {"labels": {"1": "spleen", ...}, "training": [{"image": ..., "label": ...}, ...], ...}'
+FORMAT = (  # what all kinds have in common
+    'a datalist: {"labels": {"1": "a name", ...}, "training": [{"image": "a path", "label": ..., ...}, ...], '
+    '"validation": [...], "test": [...]}'
+)
 FILE = Name("the path of a file, from the folder of the datalist")
 NAMES = {"case": Name("what can be a file's name, as s0011", folders=False), "domain": Name(), "slide": Name()}
 DATALIST_REMEDY = "Check `dataset_dir` and `datalist`."

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from experiments import small_organs as module
 from experiments.organ_table import SIZES
 from experiments.runs import BUNDLES, count_firings
 from experiments.small_organs import ARMS, KEY, NETWORKS, ORGANS, compare, small_organs, summarise, verdict
 from matplotlib.image import imread
+from monai.bundle import ConfigParser
 from small_runs import ct_data
 
 from shared.datasets.ct_cases import BTCV_LABELS
@@ -161,6 +163,25 @@ def test_every_arm_names_overlays_that_exist(tmp_path: Path, data: Path, network
         assert module.NETWORKS[network].small.items() <= training.options.items()
     full = module.plan_trainings(network, ("plain",), 1, data, tmp_path, "full", 0)
     assert {*full[0].options} == {"seed"}
+
+
+@pytest.mark.parametrize(("arm", "pushed"), [("cbs", True), ("cbs_present", False), ("plain_present", False)])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_dice_term_of_an_organ_that_a_crop_lacks(
+    tmp_path: Path, data: Path, network: str, arm: str, pushed: bool
+) -> None:
+    """That of MONAI is smoothed: it pushes what is predicted a little to nothing, in each crop without the organ."""
+    (training,) = module.plan_trainings(network, (arm,), 1, data, tmp_path, "demo", 0)
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLES / training.bundle / name) for name in training.training_configs])
+    parser.update(training.options)
+    loss = parser.get_parsed_content("loss").dice
+    logits = torch.zeros(1, 14, 8, 8, 8)
+    logits[:, 3] = -14.0  # of 1e-6 in each voxel
+    logits.requires_grad_()
+    label = torch.ones(1, 1, 8, 8, 8)
+    loss(logits, label).backward()
+    assert (logits.grad[:, 3].abs().sum().item() > 1e-4) is pushed
 
 
 @pytest.mark.usefixtures("forked")
