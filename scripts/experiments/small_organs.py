@@ -45,7 +45,6 @@ class Arm(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
 
 
-PRESENT = {"loss#smooth_nr": 0.0}  # the Dice loss of an organ that is not there is 1 then, whatever is predicted
 ARMS = {
     "plain": Arm(("plain",), "no re-weighting; half of the crops around an organ's voxel, whichever organ"),
     "cbs": Arm((), "the class boost strategy"),
@@ -55,8 +54,8 @@ ARMS = {
     "cumulative": Arm((), "CBS with cumulative weights", {"reweighting_cumulative": True}),
     "score_found": Arm(("score_found",), "CBS by the share of cases in which an organ is found"),
     "score_surface": Arm(("score_surface",), "CBS by the surface distance"),
-    "plain_present": Arm(("plain",), "no re-weighting; the Dice term leaves out organs that a crop lacks", PRESENT),
-    "cbs_present": Arm((), "CBS; the Dice term leaves out organs that a crop lacks", PRESENT),
+    "log_dice": Arm(("plain", "log_dice"), "no re-weighting; the logarithm of the Dice"),
+    "cbs_log_dice": Arm(("log_dice",), "CBS; the logarithm of the Dice"),
 }
 BASES = ("plain", "cbs")  # what the others are compared with
 

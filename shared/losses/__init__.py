@@ -10,5 +10,6 @@ from .domain_adversarial import DomainAdversarialLoss, labelled_loss
 from .domain_loss import DomainLoss, DomainPart, KeptFeatures, mean_losses
 from .group_dro import GroupDROLoss
 from .ib_irm import IBIRMLoss
+from .log_dice import LogDiceCELoss
 from .prevalence import label_voxel_counts, prevalence_weights
 from .vrex import VRExLoss

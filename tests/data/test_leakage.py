@@ -37,7 +37,9 @@ def test_lists_that_share_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_a_missing_datalist_is_not_said_to_be_one_of_cts(tmp_path: Path) -> None:
     """The check comes first in each bundle, and dataset_info in its reports."""
     for read in (check_leakage, dataset_info):
-        with pytest.raises(DataError, match=r"gone\.json: no such file\. Expected a datalist: .*Check `dataset_dir`") as e:
+        with pytest.raises(
+            DataError, match=r"gone\.json: no such file\. Expected a datalist: .*Check `dataset_dir`"
+        ) as e:
             read(tmp_path / "gone.json")
         assert "spleen" not in str(e.value)
 
