@@ -69,10 +69,9 @@ class LogDiceCELoss(nn.Module):
                 "(batch, 1, spatial...)."
             )
         logits, label = input.float(), target[:, 0].long()
-        truth = F.one_hot(label, channels).movedim(-1, 1)[:, 1:]
-        found = logits.softmax(1)[:, 1:]
-        all_but_classes = [d for d in range(input.ndim) if d != 1]
-        both, predicted, labelled = (each.sum(all_but_classes) for each in (found * truth, found, truth))
+        found = logits.softmax(1)
+        truth = torch.zeros_like(found).scatter_(1, label[:, None], 1.0)
+        both, predicted, labelled = (each.flatten(2).sum(2).sum(0)[1:] for each in (found * truth, found, truth))
         dice = (2 * both + self.smooth) / (predicted + labelled + self.smooth)
         term = (-dice.log()).clamp_min(1e-6) ** self.gamma  # whose slope at 0 is infinite
         return (self.class_weight * term * (labelled > 0)).mean() + self.lambda_ce * F.cross_entropy(logits, label)
