@@ -79,9 +79,9 @@ class Entrant(NamedTuple):
 
 
 ENTRANTS = {
-    "unetr": Entrant(480, "the demo's UNETR with the class boost strategy"),
-    "lambda3d": Entrant(480, "the demo's Lambda3D with the class boost strategy"),
-    "dynunet": Entrant(480, "`variants/dynunet` at the demo's size, with the class boost strategy"),
+    "unetr": Entrant(480, "the demo's UNETR and loss, with the class boost strategy"),
+    "lambda3d": Entrant(480, "the demo's Lambda3D and loss, with the class boost strategy"),
+    "dynunet": Entrant(480, "`variants/dynunet` at the demo's size, likewise"),
     NNUNET: Entrant(14, "nnU-Net v2 as it plans for this grid", 1.0),
     "nnunet_small": Entrant(40, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
 }
@@ -202,11 +202,11 @@ def train_bundle(training: Training) -> dict[str, Any]:
 
 
 def plan_training(name: str, seed: int, epochs: int, folder: Path, data: Path, work: Path) -> Training:
-    """The training of a bundle's network at the demo's size, with the class boost strategy."""
+    """The training of a bundle's network as the demo's, longer."""
     chosen = NETWORKS[name]
     return Training(
         bundle=chosen.bundle,
-        variants=(*SIZES["demo"], *chosen.variants),
+        variants=(*SIZES["demo"], *chosen.variants, "log_dice"),
         folder=folder,
         places={"dataset_dir": data, "cache": "disk", "cache_dir": work / "cache"},
         options={**chosen.small, "seed": seed, "max_epochs": epochs},
