@@ -58,7 +58,7 @@ def main(
     options |= {"spacing": [spacing] * 3, "cache": "memory", "num_workers": 0, "learning_rate": 0.006}
     options |= {"max_epochs": steps, "val_interval": 100, "warmup_epochs": 50}
     options |= {"augmentation": "[]", "sw_overlap": 0.75}  # nothing but this scan, as it is
-    variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "log_dice", "plain")]
+    variants = [f"variants/{name}" for name in ("demo", "class_balanced_sampling", "dice_plain_ce", "plain")]
     options |= {"assume_orientation": assume_orientation} if assume_orientation else {}
     start = time.monotonic()
     classes = {key: value for key, value in (("labels", labels), ("label_ids", label_ids)) if value is not None}
