@@ -30,7 +30,7 @@ class LogDiceCELoss(nn.Module):
         input: logits, (B, N + 1, spatial...), background first. target: class ids, (B, 1, spatial...).
 
     Raises:
-        ValueError: for other numbers of weights or channels, or a `gamma` that is not above 0.
+        ValueError: for other numbers of weights or channels, or a `gamma` or `smooth` that is not above 0.
 
     Example:
         >>> loss = LogDiceCELoss(num_classes=13)
@@ -50,8 +50,9 @@ class LogDiceCELoss(nn.Module):
         super().__init__()
         if weight is not None and len(weight) != num_classes:
             raise ValueError(f"{len(weight)} weights for {num_classes} classes, expected one for each.")
-        if not gamma > 0:
-            raise ValueError(f"gamma is {gamma}, expected a number above 0.")
+        for name, value in (("gamma", gamma), ("smooth", smooth)):  # without s, the logarithm of 0
+            if not value > 0:
+                raise ValueError(f"{name} is {value}, expected a number above 0.")
         self.gamma, self.lambda_ce, self.smooth = gamma, lambda_ce, smooth
         self.register_buffer(
             "class_weight", torch.ones(num_classes) if weight is None else torch.tensor(weight).float()

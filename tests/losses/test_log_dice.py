@@ -140,6 +140,8 @@ def test_refuses_what_does_not_fit() -> None:
         LogDiceCELoss(3, weight=[1, 1])
     with pytest.raises(ValueError, match=r"gamma is 0, expected a number above 0"):
         LogDiceCELoss(3, gamma=0)
+    with pytest.raises(ValueError, match=r"smooth is 0\.0, expected a number above 0"):
+        LogDiceCELoss(3, smooth=0.0)
     loss = LogDiceCELoss(3)
     with pytest.raises(ValueError, match=r"Logits of shape \(1, 3, 4, 4\) .* expected \(batch, 4, spatial"):
         loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
