@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -105,6 +106,7 @@ def check_command_line() -> None:
     try:
         check_order(line, contents)
         content = ConfigParser.load_config_files(line.files)
+        check_references(line, contents, content)
         check_names(line, content)
         check_nothing(line, content)
         check_values(content | line.options)
@@ -138,14 +140,33 @@ def check_order(line: CommandLine, contents: Mapping[str, Mapping[str, Any]]) ->
                 raise DataError(f"{later} is for training: it replaces the weights that {file} loads. Leave it out.")
 
 
+def check_references(line: CommandLine, contents: Mapping[str, Mapping[str, Any]], content: Mapping[str, Any]) -> None:
+    """Raise a `DataError` where an overlay reads what nothing has: then it is laid over the wrong configuration.
+
+    MONAI says so where something needs it, after minutes, or never where nothing does and the overlay has no effect.
+    """
+    parser = ConfigParser({**content, **line.options})
+    for file, own in contents.items():
+        if "imports" in own:  # whole, and its own: packages bake variants in, of which inference needs parts
+            continue
+        names = (name for name in _references(own) if name.partition("#")[0] != ConfigParser.meta_key)
+        if lacking := sorted(name for name in names if name not in parser):
+            folder = Path(line.files[0]).parent
+            have = [path for path in sorted(folder.glob("*.json")) if lacking[0] in ConfigParser.load_config_file(path)]
+            known = f"; {' and '.join(map(str, have))} know it" if have else ""
+            raise DataError(
+                f"{file} reads {lacking[0]}, which {' and '.join(line.files)} do not know{known}. Lay it over what it "
+                "is for, or leave it out."
+            )
+
+
 def check_names(line: CommandLine, content: Mapping[str, Any]) -> None:
     """Raise a `DataError` with what was probably meant where an option is no key of the configuration.
 
     A key that is new may stand at the top where an expression refers to it, or in a component, or in a table of values.
     """
     parser, of = ConfigParser(dict(content)), " and ".join(line.files)
-    texts = [text for value in (content, line.options) for text in _strings(value)]
-    referred = {name.replace("::", "#") for text in texts for name in ReferenceResolver.match_refs_pattern(text)}
+    referred = _references(content) | _references(line.options)
     tracking = DEFAULT_MLFLOW_SETTINGS["configs"].keys() if "tracking" in line.options else set()
     for option in line.options:
         key = option.removeprefix("+").replace("::", "#")
@@ -235,6 +256,12 @@ def _is_open(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     return "_target_" in value or not any(isinstance(item, dict | list) for item in value.values())
+
+
+def _references(value: Any) -> set[str]:
+    """The keys that expressions refer to."""
+    names = (name for text in _strings(value) for name in ReferenceResolver.match_refs_pattern(text))
+    return {name.replace("::", "#") for name in names}
 
 
 def _strings(value: Any) -> Iterator[str]:

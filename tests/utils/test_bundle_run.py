@@ -21,6 +21,7 @@ from shared.utils.bundle_run import (
     check_needs,
     check_nothing,
     check_order,
+    check_references,
     check_values,
     help_text,
 )
@@ -155,9 +156,34 @@ def test_every_combination_of_the_collection_is_taken(bundle: str) -> None:
     tree = Bundle(ROOT / "bundles" / bundle)
     for names in tree.combinations():
         content = tree.merged(names)
-        check_order(CommandLine(configs(*names), {}), {f"configs/{name}.json": tree.config(name) for name in names})
+        line, contents = CommandLine(configs(*names), {}), {f"configs/{name}.json": tree.config(name) for name in names}
+        check_order(line, contents)
+        check_references(line, contents, content)
         check_names(CommandLine(configs(*names), dict.fromkeys(content)), content)
         check_values(content)
+
+
+def test_an_overlay_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    for files, said in (
+        (configs("inference", "variants/tcf"), "configs/variants/tcf.json reads class_names, which"),
+        (configs("train", "multi_gpu_evaluate"), "configs/evaluate.json know"),
+        (configs("train", "variants/dicom"), "configs/inference.json know it"),
+    ):
+        status, _, errors = monai_bundle(UNETR, files, f"--output_dir={tmp_path / 'out'}", f"--ckpt_dir={tmp_path}")
+        assert status == 1
+        assert said in errors[0]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_an_overlay_reads_may_be_an_option_or_in_a_later_file() -> None:
+    contents = {"train.json": {"imports": [], "a": 1, "c": "@gone"}, "o.json": {"b": "$@a + @new"}}
+    whole = {"imports": [], "a": 1, "b": "$@a + @new", "c": "@gone", "d": {"e": "@_meta_#version"}}
+    files = ["train.json", "o.json"]
+    with pytest.raises(DataError, match=re.escape("o.json reads new, which train.json and o.json do not know. Lay")):
+        check_references(CommandLine(files, {}), contents, whole)
+    check_references(CommandLine(files, {"new": 3}), contents, whole)
+    later = {"p.json": {"new": 3, "d": {"e": "@_meta_#version"}}}
+    check_references(CommandLine([*files, "p.json"], {}), contents | later, whole | {"new": 3})
 
 
 def test_an_overlay_before_its_base_never_trains(tmp_path: Path) -> None:
