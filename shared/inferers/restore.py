@@ -37,8 +37,12 @@ def axis_maps(
         centres on it, float64, in voxels of the other grid.
 
     Raises:
-        ValueError: when the grids are not parallel: more than a permutation of axes, flips, scales and a shift.
+        ValueError: when the grids are not parallel: more than a permutation of axes, flips, scales and a shift. When
+            an affine has no inverse.
     """
+    for grid, matrix in (("preprocessed", np.asarray(affine)), ("native", np.asarray(native_affine))):
+        if not (np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix) == 4):
+            raise ValueError(f"The affine of the {grid} grid has no inverse, expected three axes of voxels:\n{matrix}")
     relative = np.linalg.inv(np.asarray(affine, float)) @ np.asarray(native_affine, float)
     matrix, shift = relative[:3, :3], relative[:3, 3]
     native_axes = np.abs(matrix).argmax(axis=1)

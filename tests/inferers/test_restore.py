@@ -86,6 +86,14 @@ def test_rotated_grids_are_refused() -> None:
         axis_maps(np.eye(4), np.array([[1, 0.9, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), (9, 9, 9))
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_affine_without_an_inverse_is_refused(value: float) -> None:
+    flat = np.diag([1.0, 1.0, value, 1.0])
+    for affines, grid in (((flat, np.eye(4)), "preprocessed"), ((np.eye(4), flat), "native")):
+        with pytest.raises(ValueError, match=f"affine of the {grid} grid has no inverse"):
+            axis_maps(*affines, (4, 4, 4))
+
+
 def test_damaged_logits_are_refused() -> None:
     logits = torch.zeros(2, 4, 4, 4)
     logits[1, 2, 2, 2] = float("nan")
