@@ -30,7 +30,8 @@ class LogDiceCELoss(nn.Module):
         input: logits, (B, N + 1, spatial...), background first. target: class ids, (B, 1, spatial...).
 
     Raises:
-        ValueError: for other numbers of weights or channels, or a `gamma` or `smooth` that is not above 0.
+        ValueError: for other numbers of weights or channels, a `gamma` or `smooth` that is not above 0, or a
+            `lambda_ce` or weights below 0.
 
     Example:
         >>> loss = LogDiceCELoss(num_classes=13)
@@ -48,28 +49,29 @@ class LogDiceCELoss(nn.Module):
         smooth: float = 1e-5,
     ) -> None:
         super().__init__()
-        if weight is not None and len(weight) != num_classes:
-            raise ValueError(f"{len(weight)} weights for {num_classes} classes, expected one for each.")
+        weights = torch.ones(num_classes) if weight is None else torch.as_tensor(weight).float().clone()
+        if num_classes < 1 or weights.shape != (num_classes,) or not 0 <= weights.min() <= weights.max() < torch.inf:
+            raise ValueError(f"weight is {weight} for {num_classes} classes, expected a number of at least 0 for each.")
         for name, value in (("gamma", gamma), ("smooth", smooth)):  # without s, the logarithm of 0
-            if not value > 0:
+            if not torch.finfo().tiny <= value < torch.inf:
                 raise ValueError(f"{name} is {value}, expected a number above 0.")
+        if not 0 <= lambda_ce < torch.inf:
+            raise ValueError(f"lambda_ce is {lambda_ce}, expected a number of at least 0.")
         self.gamma, self.lambda_ce, self.smooth = gamma, lambda_ce, smooth
-        self.register_buffer(
-            "class_weight", torch.ones(num_classes) if weight is None else torch.tensor(weight).float()
-        )
+        self.register_buffer("class_weight", weights)
 
     def extra_repr(self) -> str:
         return f"num_classes={len(self.class_weight)}, gamma={self.gamma}, lambda_ce={self.lambda_ce}"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         channels = len(self.class_weight) + 1
-        if input.shape[1] != channels or target.shape != (len(input), 1, *input.shape[2:]):
+        if input.ndim < 3 or input.shape[1] != channels or target.shape != (len(input), 1, *input.shape[2:]):
             raise ValueError(
                 f"Logits of shape {tuple(input.shape)} and labels of {tuple(target.shape)}; expected "
                 f"(batch, {channels}, spatial...), a channel for each class and the background, and "
                 "(batch, 1, spatial...)."
             )
-        logits, label = input.float(), target[:, 0].long()
+        logits, label = input.to(torch.promote_types(input.dtype, torch.float32)), target[:, 0].long()
         found = logits.softmax(1)
         truth = torch.zeros_like(found).scatter_(1, label[:, None], 1.0)
         both, predicted, labelled = (each.flatten(2).sum(2).sum(0)[1:] for each in (found * truth, found, truth))

@@ -8,13 +8,14 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fire
 import monai.bundle
-from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, update_kwargs
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .errors import DataError, settings_at_hand, wait_for_first_rank
@@ -73,8 +74,7 @@ def command_line() -> CommandLine | None:
 
     fire.Fire(run, command=sys.argv[2:])
     dropped = tuple(key for key, value in given.items() if value is None)
-    if args_file := given.pop("args_file", None):
-        given = ConfigParser.load_config_file(args_file) | given
+    given = dict.fromkeys(dropped) | update_kwargs(given.pop("args_file", None), **given)
     files = given.pop("config_file", [])
     return CommandLine([files] if isinstance(files, str) else [*map(str, files)], given, dropped)
 
@@ -106,9 +106,9 @@ def check_command_line() -> None:
     try:
         check_order(line, contents)
         content = ConfigParser.load_config_files(line.files)
-        check_references(line, contents, content)
         check_names(line, content)
         check_nothing(line, content)
+        check_references(line, contents, content)
         check_values(content | line.options)
         check_needs(line, content)
         settings_at_hand.update(content)  # for what is said where memory is not enough
@@ -129,6 +129,8 @@ def check_order(line: CommandLine, contents: Mapping[str, Mapping[str, Any]]) ->
             f"over: {right}"
         )
     for i, file in enumerate(line.files):
+        if file in whole:
+            continue
         starts = "join_process_group" in str(contents[file].get("initialize"))
         loads = "load_weights" in str(contents[file].get("network"))
         for later in line.files[i + 1 :]:
@@ -143,21 +145,40 @@ def check_order(line: CommandLine, contents: Mapping[str, Mapping[str, Any]]) ->
 def check_references(line: CommandLine, contents: Mapping[str, Mapping[str, Any]], content: Mapping[str, Any]) -> None:
     """Raise a `DataError` where an overlay reads what nothing has: then it is laid over the wrong configuration.
 
-    MONAI says so where something needs it, after minutes, or never where nothing does and the overlay has no effect.
+    Such an overlay has no effect, or what it replaces fails where MONAI comes to it. One that is for training and for
+    what it is laid over, too, may keep what that does not need.
     """
-    parser = ConfigParser({**content, **line.options})
-    for file, own in contents.items():
-        if "imports" in own:  # whole, and its own: packages bake variants in, of which inference needs parts
+    parser = ConfigParser(deepcopy(dict(content)))
+    meta = line.options.get("meta_file", str(Path(line.files[0]).parent / "metadata.json"))
+    if isinstance(meta, str) and Path(meta).is_file():
+        parser.read_meta(meta)
+    parser.update(line.options)
+    parser.parse()  # puts in macros, and makes relative names absolute
+    known = {name.replace("::", "#") for name in parser.ref_resolver.items} | _names_of_tracking(line)
+    for i, file in enumerate(line.files):
+        if "imports" in contents[file]:  # whole: packages bake variants in, of which inference needs parts
             continue
-        names = (name for name in _references(own) if name.partition("#")[0] != ConfigParser.meta_key)
-        if lacking := sorted(name for name in names if name not in parser):
-            folder = Path(line.files[0]).parent
-            have = [path for path in sorted(folder.glob("*.json")) if lacking[0] in ConfigParser.load_config_file(path)]
-            known = f"; {' and '.join(map(str, have))} know it" if have else ""
+        before = ConfigParser(ConfigParser.load_config_files(line.files[:i]))
+        keys = {key.removeprefix("+").replace("::", "#") for key in contents[file]} - {"imports"}
+        common = {key for key in keys if key.partition("#")[0] in before}
+        read = _references([parser[key] for key in (common or keys) if key in parser])
+        if lacking := sorted(name for name in read - known if name.partition("#")[0] != ConfigParser.meta_key):
             raise DataError(
-                f"{file} reads {lacking[0]}, which {' and '.join(line.files)} do not know{known}. Lay it over what it "
-                "is for, or leave it out."
+                f"{file} reads {lacking[0]}, which {' and '.join(line.files)} do not know"
+                f"{_who_knows(lacking[0], line)}. Lay it over what it is for, or leave it out."
             )
+
+
+def _who_knows(name: str, line: CommandLine) -> str:
+    """The other configurations of the bundle that have a key, to be added to an error."""
+    files = sorted(Path(line.files[0]).parent.glob("*.json"))
+    have = [str(path) for path in files if f'"{name.partition("#")[0]}":' in path.read_text(errors="replace")]
+    return f"; {' and '.join(have)} would" if have else ""
+
+
+def _names_of_tracking(line: CommandLine) -> set[str]:
+    """The keys that MONAI adds for the tracking of an experiment."""
+    return {*DEFAULT_MLFLOW_SETTINGS["configs"]} if "tracking" in line.options else set()
 
 
 def check_names(line: CommandLine, content: Mapping[str, Any]) -> None:
@@ -167,11 +188,11 @@ def check_names(line: CommandLine, content: Mapping[str, Any]) -> None:
     """
     parser, of = ConfigParser(dict(content)), " and ".join(line.files)
     referred = _references(content) | _references(line.options)
-    tracking = DEFAULT_MLFLOW_SETTINGS["configs"].keys() if "tracking" in line.options else set()
+    tracking = _names_of_tracking(line)
     for option in line.options:
         key = option.removeprefix("+").replace("::", "#")
         top, parent = key.partition("#")[0], key.rpartition("#")[0]
-        if key in OWN | {*tracking} | referred or top == ConfigParser.meta_key or key in parser:
+        if key in OWN | tracking | referred or top == ConfigParser.meta_key or key in parser:
             continue
         if parent and parent in parser and _is_open(parser[parent]):
             continue
@@ -188,7 +209,9 @@ def check_nothing(line: CommandLine, content: Mapping[str, Any]) -> None:
     parser = ConfigParser(dict(content))
     for option, value in line.options.items():
         key = option.removeprefix("+").replace("::", "#")
-        if option in line.dropped and (key not in parser or parser[key] is not None):  # else it is None anyway
+        if key in OWN or (option in line.dropped and value is None and key in parser and parser[key] is None):
+            continue  # it is None anyway
+        if option in line.dropped:
             what = "None, which MONAI takes for not given"
         elif value in ("None", "null"):
             what = f"the text {value!r}"
@@ -259,8 +282,9 @@ def _is_open(value: Any) -> bool:
 
 
 def _references(value: Any) -> set[str]:
-    """The keys that expressions refer to."""
-    names = (name for text in _strings(value) for name in ReferenceResolver.match_refs_pattern(text))
+    """The keys that expressions refer to, and that macros copy."""
+    names = {name for text in _strings(value) for name in ReferenceResolver.match_refs_pattern(text)}
+    names |= {text[1:] for text in _strings(value) if text.startswith("%")}
     return {name.replace("::", "#") for name in names}
 
 

@@ -135,15 +135,39 @@ def test_says_itself() -> None:
     )
 
 
+def test_gradients_in_double_precision() -> None:
+    logits = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(0, 4, (2, 1, 3, 2))
+    torch.autograd.gradcheck(lambda each: LogDiceCELoss(3, weight=[1, 2, 0])(each, label), logits)
+
+
+@pytest.mark.parametrize("weight", [[1, 1], [[1], [1], [1]], [1, -1, 1], [1, math.nan, 1], [1, math.inf, 1]])
+def test_refuses_weights_that_are_none(weight: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^weight is \[.*\] for 3 classes, expected a number of at least 0 for each"):
+        LogDiceCELoss(3, weight=weight)
+
+
+@pytest.mark.parametrize(("name", "value"), [("gamma", 0), ("gamma", math.inf), ("smooth", 0.0), ("smooth", 1e-46)])
+def test_refuses_values_without_a_finite_loss(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}, expected a number above 0"):
+        LogDiceCELoss(3, **{name: value})
+
+
+def test_weights_are_its_own() -> None:
+    weights = torch.ones(3)
+    LogDiceCELoss(3, weight=weights).class_weight.fill_(2)
+    assert weights.tolist() == [1, 1, 1]
+
+
 def test_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"2 weights for 3 classes, expected one for each"):
-        LogDiceCELoss(3, weight=[1, 1])
-    with pytest.raises(ValueError, match=r"gamma is 0, expected a number above 0"):
-        LogDiceCELoss(3, gamma=0)
-    with pytest.raises(ValueError, match=r"smooth is 0\.0, expected a number above 0"):
-        LogDiceCELoss(3, smooth=0.0)
+    with pytest.raises(ValueError, match=r"lambda_ce is -1, expected a number of at least 0"):
+        LogDiceCELoss(3, lambda_ce=-1)
+    with pytest.raises(ValueError, match=r"for 0 classes"):
+        LogDiceCELoss(0)
     loss = LogDiceCELoss(3)
     with pytest.raises(ValueError, match=r"Logits of shape \(1, 3, 4, 4\) .* expected \(batch, 4, spatial"):
         loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"Logits of shape \(2, 4\)"):
+        loss(torch.zeros(2, 4), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"labels of \(1, 4, 4\)"):
         loss(torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4))

@@ -13,6 +13,7 @@ import fire
 import pytest
 from bundle_tools.bundle import Bundle
 from commands import run
+from monai.bundle import ConfigParser
 
 from shared.utils.bundle_run import (
     SETTINGS,
@@ -87,8 +88,13 @@ def test_nothing_where_nothing_is_stays_so() -> None:
     assert content["pretrained"] is None
     check_nothing(CommandLine(TRAIN, {"pretrained": None, "fold": "$None"}, ("pretrained",)), content)
     check_nothing(CommandLine(TRAIN, {"reweighting": None}), content)  # of an args_file, where MONAI takes it
+    check_nothing(CommandLine(TRAIN, {"workflow_type": None}, ("workflow_type",)), content)
     with pytest.raises(DataError, match=r"^reweighting is None"):
         check_nothing(CommandLine(TRAIN, {"reweighting": None}, ("reweighting",)), content)
+    with pytest.raises(
+        DataError, match=r"^fold is None"
+    ):  # on the command line; an args_file says 2, which MONAI takes
+        check_nothing(CommandLine(TRAIN, {"fold": 2}, ("fold",)), content)
 
 
 def test_the_options_of_an_args_file_are_checked_too(tmp_path: Path) -> None:
@@ -152,8 +158,9 @@ def test_an_order_in_which_a_file_undoes_another_is_refused(bundle: str, wrong: 
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-def test_every_combination_of_the_collection_is_taken(bundle: str) -> None:
+def test_every_combination_of_the_collection_is_taken(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Bundle(ROOT / "bundles" / bundle)
+    monkeypatch.chdir(ROOT / "bundles" / bundle)
     for names in tree.combinations():
         content = tree.merged(names)
         line, contents = CommandLine(configs(*names), {}), {f"configs/{name}.json": tree.config(name) for name in names}
@@ -166,24 +173,64 @@ def test_every_combination_of_the_collection_is_taken(bundle: str) -> None:
 def test_an_overlay_of_another_configuration_is_refused(tmp_path: Path) -> None:
     for files, said in (
         (configs("inference", "variants/tcf"), "configs/variants/tcf.json reads class_names, which"),
-        (configs("train", "multi_gpu_evaluate"), "configs/evaluate.json know"),
-        (configs("train", "variants/dicom"), "configs/inference.json know it"),
+        (configs("train", "multi_gpu_evaluate"), "; configs/evaluate.json"),
+        (configs("train", "variants/dicom"), "configs/inference.json would"),
     ):
-        status, _, errors = monai_bundle(UNETR, files, f"--output_dir={tmp_path / 'out'}", f"--ckpt_dir={tmp_path}")
+        places = [f"--output_dir={tmp_path / 'out'}", *[f"--ckpt_dir={tmp_path}"] * (files[0] == TRAIN[0])]
+        status, _, errors = monai_bundle(UNETR, files, *places)
         assert status == 1
         assert said in errors[0]
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_an_overlay_reads_may_be_an_option_or_in_a_later_file() -> None:
-    contents = {"train.json": {"imports": [], "a": 1, "c": "@gone"}, "o.json": {"b": "$@a + @new"}}
-    whole = {"imports": [], "a": 1, "b": "$@a + @new", "c": "@gone", "d": {"e": "@_meta_#version"}}
-    files = ["train.json", "o.json"]
-    with pytest.raises(DataError, match=re.escape("o.json reads new, which train.json and o.json do not know. Lay")):
-        check_references(CommandLine(files, {}), contents, whole)
-    check_references(CommandLine(files, {"new": 3}), contents, whole)
-    later = {"p.json": {"new": 3, "d": {"e": "@_meta_#version"}}}
-    check_references(CommandLine([*files, "p.json"], {}), contents | later, whole | {"new": 3})
+def refer(folder: Path, *overlays: dict[str, Any], **options: Any) -> None:
+    """Check what overlays of one's own, over a configuration of two keys, refer to."""
+    contents = {"whole.json": {"imports": [], "a": {"b": 1}, "gone": "@nowhere"}}
+    contents |= {f"{i}.json": overlay for i, overlay in enumerate(overlays)}
+    files = []
+    for name, content in contents.items():
+        files.append(str(folder / name))
+        (folder / name).write_text(json.dumps(content))
+    loaded = {file: ConfigParser.load_config_file(file) for file in files}
+    check_references(CommandLine(files, options), loaded, ConfigParser.load_config_files(files))
+
+
+@pytest.mark.parametrize(
+    ("overlays", "options"),
+    [
+        ([{"mine": "$@a#b + @_meta_#version"}], {}),
+        ([{"mine": {"c": 2, "d": "$@#c + @##a#b"}}, {"list": [3, "$@#0 * 2"]}], {}),  # relative
+        ([{"mine": "@new"}], {"new": 3}),
+        ([{"mine": "@a#c"}], {"a#c": 3}),
+        ([{"mine": "@a::c"}], {"a": {"c": 3}}),
+        ([{"mine": "%a", "d": "@mine#b"}], {}),  # a macro
+        ([{"mine": "@new"}, {"mine": 5}], {}),  # replaced by a later file
+        ([{"mine": "@new"}], {"mine": 5}),
+        ([{"mine": "@new"}, {"new": 3}], {}),
+        ([{"a#c": 2, "mine": "@of_training_alone"}], {}),  # for what it is laid over, too
+        ([{"mine": "@tracking_uri"}], {"tracking": "mlflow"}),
+        ([{"+a": {"c": 2}, "mine": "@a#c"}], {}),
+    ],
+)
+def test_what_an_overlay_may_refer_to(overlays: list[dict[str, Any]], options: dict[str, Any], tmp_path: Path) -> None:
+    refer(tmp_path, *overlays, **options)
+
+
+@pytest.mark.parametrize(
+    "overlays",
+    [[{"mine": "$@new + 1"}], [{"a#b": "@new", "c": 3}], [{"c": 3}, {"d": {"e": ["@new"]}}], [{"+a": {"c": "@new"}}]],
+)
+def test_what_it_may_not(overlays: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"new": 3}')
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(DataError, match=r"\d\.json reads new, which .* do not know; .*other\.json would\. Lay it over"):
+        refer(tmp_path, *overlays)
+
+
+def test_inference_may_be_begun_or_given_a_network_by_an_overlay() -> None:
+    own = {"initialize": ["$check_command_line()"], "network": "$torch.jit.load(@ckpt_path)"}
+    contents = {INFERENCE[0]: content_of(UNETR, "inference"), "own.json": own}
+    check_order(CommandLine([*contents], {}), contents)
 
 
 def test_an_overlay_before_its_base_never_trains(tmp_path: Path) -> None:
