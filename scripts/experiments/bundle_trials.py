@@ -25,6 +25,7 @@ os.environ.update(HOME='$FOLDER', MPLCONFIGDIR='/tmp')"""
 
 MAX_EPOCH = r"^max_epoch: no such setting of configs/train\.json.*; did you mean max_epochs\?"
 ORDER = r"^configs/(train|inference)\.json replaces what configs/variants/demo\.json, before it, says.*--config_file"
+OF_ANOTHER = r"^configs/multi_gpu_evaluate\.json reads .*, which .* do not know; .*configs/evaluate\.json"
 OVERLAY = r"variants/demo\.json.*--config_file|--config_file.*variants/demo\.json"
 LABELS = r"^labels.* [Ee]xpected names and (their )?ids"
 RECORDED = r".*, these weights were trained with"
@@ -175,6 +176,10 @@ TRAINING = [
 CONFIG_FILES = [
     *(config(f"train {bundle}", files("variants/demo", "train"), ORDER, timeout=60) for bundle in BUNDLES),
     *(config(f"infer {bundle}", files("variants/demo", "inference"), ORDER, timeout=60) for bundle in BUNDLES),
+    *(config(f"train {bundle}", files("train", "multi_gpu_evaluate"), OF_ANOTHER, timeout=60) for bundle in BUNDLES),
+    config(
+        INFER, files("inference", "variants/tcf"), r"^configs/variants/tcf\.json reads class_names, which", timeout=60
+    ),
     config(TRAIN, files(*CONFIGS["torchrun"]), r"torchrun"),
     *(config(f"packed train {bundle}", "--max_epoch 3", MAX_EPOCH) for bundle in (UNETR, PATCHES)),
     *(
