@@ -152,7 +152,7 @@ def check_references(line: CommandLine, contents: Mapping[str, Mapping[str, Any]
     meta = line.options.get("meta_file", str(Path(line.files[0]).parent / "metadata.json"))
     if isinstance(meta, str) and Path(meta).is_file():
         parser.read_meta(meta)
-    parser.update(line.options)
+    parser.update(deepcopy(line.options))
     parser.parse()  # puts in macros, and makes relative names absolute
     known = {name.replace("::", "#") for name in parser.ref_resolver.items} | _names_of_tracking(line)
     for i, file in enumerate(line.files):

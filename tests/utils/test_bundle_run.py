@@ -192,7 +192,9 @@ def refer(folder: Path, *overlays: dict[str, Any], **options: Any) -> None:
         files.append(str(folder / name))
         (folder / name).write_text(json.dumps(content))
     loaded = {file: ConfigParser.load_config_file(file) for file in files}
+    before = json.dumps([options, loaded])
     check_references(CommandLine(files, options), loaded, ConfigParser.load_config_files(files))
+    assert json.dumps([options, loaded]) == before
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,7 @@ def refer(folder: Path, *overlays: dict[str, Any], **options: Any) -> None:
         ([{"mine": "@a#c"}], {"a#c": 3}),
         ([{"mine": "@a::c"}], {"a": {"c": 3}}),
         ([{"mine": "%a", "d": "@mine#b"}], {}),  # a macro
+        ([{"mine": "@new#x#b"}], {"new": {"x": "%a"}}),
         ([{"mine": "@new"}, {"mine": 5}], {}),  # replaced by a later file
         ([{"mine": "@new"}], {"mine": 5}),
         ([{"mine": "@new"}, {"new": 3}], {}),
