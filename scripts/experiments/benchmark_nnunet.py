@@ -79,11 +79,11 @@ class Entrant(NamedTuple):
 
 
 ENTRANTS = {
-    "unetr": Entrant(480, "the demo's UNETR and loss, with the class boost strategy"),
-    "lambda3d": Entrant(480, "the demo's Lambda3D and loss, with the class boost strategy"),
-    "dynunet": Entrant(480, "`variants/dynunet` at the demo's size, likewise"),
-    NNUNET: Entrant(14, "nnU-Net v2 as it plans for this grid", 1.0),
-    "nnunet_small": Entrant(40, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
+    "unetr": Entrant(1150, "the demo's UNETR and loss, with the class boost strategy"),
+    "lambda3d": Entrant(950, "the demo's Lambda3D and loss, with the class boost strategy"),
+    "dynunet": Entrant(1150, "`variants/dynunet` at the demo's size, likewise"),
+    NNUNET: Entrant(31, "nnU-Net v2 as it plans for this grid", 1.0),
+    "nnunet_small": Entrant(235, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
 }
 
 
