@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scipy.special import logit
 from workflows import BUNDLES, check_histology_training, command, config_files, message, rows, scalars, torchrun
 
 from shared.data import source_digest
-from shared.networks import StainNet
+from shared.networks import StainNet, fusestyle_resnet
 from shared.transforms import NormalizeStain
 from shared.utils import write_json
 
@@ -29,6 +30,15 @@ BUNDLE = BUNDLES / "mitosis_fusestyle_cls"
 COLOURS = {"XR": (225, 190, 215), "S360": (235, 200, 205), "CS": (200, 150, 190)}
 SPLITS = {"training": range(3), "validation": range(3, 5), "test": range(5, 7)}
 SIZE = 32
+CHANNELS = "monai.networks.nets.resnet.get_inplanes"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_network() -> Iterator[None]:
+    """In this process a ResNet18 with an eighth of its channels: to write and read all is most of a training here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHANNELS, lambda: [8, 16, 32, 64])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +98,7 @@ def train(folder: Path, data: Path, variants: tuple[str, ...] = (), stop: int = 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(folder, data, max_epochs=6)
+    train(folder, data, max_epochs=6, learning_rate=0.005)
     return folder
 
 
@@ -342,9 +352,15 @@ def test_other_weights_of_stainnet_are_refused(tmp_path: Path, data: Path) -> No
     assert "b.pt: these are other weights of StainNet" in message(error.value)
 
 
-def test_inference_leaves_out_what_is_done(tmp_path: Path, data: Path, trained: Path) -> None:
+def test_inference_leaves_out_what_is_done(
+    tmp_path: Path, data: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CHANNELS, lambda: [64, 128, 256, 512])  # as the command makes it
+    for record in ("model.json", "threshold.json"):
+        shutil.copy(trained / record, tmp_path)
+    torch.save(fusestyle_resnet("resnet18").state_dict(), tmp_path / "model.pt")
     options = {
-        "ckpt_path": trained / "model.pt",
+        "ckpt_path": tmp_path / "model.pt",
         "output_dir": tmp_path / "out",
         "device": "cpu",
         "skip_existing": True,
@@ -423,7 +439,7 @@ def test_two_ranks_train_and_evaluate(tmp_path: Path, data: Path, balance: bool)
     result = torchrun(2, *command_line("train", "evaluate", "multi_gpu_evaluate", **places, bootstrap=1), cwd=BUNDLE)
     assert result.returncode == 0, result.stderr[-3000:]
     both = rows(tmp_path / "evaluation" / "predictions.csv")
-    workflow(["train", "evaluate"], tmp_path, data, bootstrap=1).run()
+    run(*command_line("train", "evaluate", **places, bootstrap=1), cwd=BUNDLE).check_returncode()
     alone = rows(tmp_path / "evaluation" / "predictions.csv")
     assert [row["case"] for row in both] == [row["case"] for row in alone]
     for ours, theirs in zip(both, alone, strict=True):

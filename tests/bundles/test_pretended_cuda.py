@@ -122,7 +122,8 @@ def test_methods_over_several_domains_in_half_precision(cuda_library: Path, tmp_
         assert waits.total() <= (2 if method == "fish" else 1), f"{method}: {waits}"
         saved = torch.load(tmp_path / method / "last.pt")
         assert all(value.isfinite().all() for value in saved["model"].values()), method
-        assert len(saved["optimizer"]["state"]) > 50, method  # a step was taken
+        weights = [key for key in saved["model"] if key.endswith((".weight", ".bias"))]
+        assert len(saved["optimizer"]["state"]) >= len(weights) > 30, method  # a step was taken
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ ORGANS = {"liver": 1, "spleen": 2}
 SIZE = 64  # pixels of a patch
 SMALL: dict[str, dict[str, Any]] = {
     SEGMENT: {"labels": ORGANS},
-    CLASSIFY: {"crop_size": SIZE, "patch_size": SIZE},
+    CLASSIFY: {"network_def#name": "resnet10", "crop_size": SIZE, "patch_size": SIZE},
     DETECT: {"network_def#backbone": "resnet10", "network_def#channels": 32},
 }
 SMALL[SEGMENT_LAMBDA] = SMALL[SEGMENT]
