@@ -103,6 +103,20 @@ def check_histology_training(folder: Path, epochs: int, score: str) -> dict[str,
     return record
 
 
+def check_same_histology_training(first: Path, second: Path) -> None:
+    """Assert that two trainings have left the same, to the bit."""
+    ours, theirs = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
+    assert ours.keys() == theirs.keys()
+    for key in ("model", "optimizer"):
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=0, msg=key)
+    for key in ("lr_scheduler", "report", "trainer", "evaluator"):
+        assert ours[key] == theirs[key], key
+    assert (first / "threshold.json").read_text() == (second / "threshold.json").read_text()
+    curves = scalars(first / "tensorboard")
+    assert curves.keys() > {"train_loss"}
+    assert curves == scalars(second / "tensorboard")
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     """Of a CSV file."""
     with path.open() as file:
