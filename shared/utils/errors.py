@@ -35,6 +35,11 @@ NO_GPU_MEMORY = (
     "Cuda failure 'out of memory'",
 )
 LESS_GPU_MEMORY = ("batch_size", "num_samples", "sw_batch_size")
+# A message of this project's in a worker's traceback, where what was raised first stands first.
+WORKER_SAID = re.compile(
+    r"^[\w.]*(?:DataError|DiskFullError): (.*?)(?=\n\n(?:The above exception|During handling)|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 FIRST_RANK_WAIT = 10  # seconds; the first rank may still be importing
 settings_at_hand: set[str] = set()  # of the configuration that runs, where it is known
 
@@ -78,10 +83,13 @@ def data_error_message(error: BaseException | None) -> str | None:
 
     None where there is no `DataError` in the chain.
     """
-    # A DataLoader worker sends its traceback as the message of the exception; the message proper comes last.
     # What `raise ... from None` has put another message in the place of is not looked at.
-    found = [e for e in _chain(error, suppressed=False) if isinstance(e, DataError)]
-    return str(found[-1]).rpartition("DataError: ")[2].strip() if found else None
+    for e in reversed(list(_chain(error, suppressed=False))):
+        # A DataLoader's worker sends the traceback of the whole chain as the message of its last exception.
+        found = WORKER_SAID.search(str(e)) if "Original Traceback" in str(e) else None
+        if found or isinstance(e, DataError):
+            return (found[1] if found else str(e)).strip()
+    return None
 
 
 def is_disk_full(error: BaseException | None) -> bool:

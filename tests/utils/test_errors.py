@@ -190,6 +190,29 @@ def test_an_error_of_a_worker_process_is_as_short(kind: str, said: str) -> None:
     assert result.stderr.count("\n") == 2
 
 
+@pytest.mark.parametrize("kind", ["DataError", "DiskFullError"])
+def test_what_a_transform_of_a_worker_process_says_is_not_lost(kind: str) -> None:
+    """MONAI puts an exception of its own around it, and a worker sends only the last of a chain, with its traceback."""
+    result = run_code(
+        f"""
+        from monai.transforms import Compose
+        from torch.utils.data import DataLoader
+        from shared.utils.errors import DiskFullError
+        def bad(item):
+            try:
+                raise OSError("below")
+            except OSError as e:
+                raise {kind}("scan.nii.gz: is empty\\n  (second line)") from e
+        class Bad:
+            def __len__(self): return 1
+            def __getitem__(self, i): return Compose([bad])(i)
+        list(DataLoader(Bad(), num_workers=1))
+        """
+    )
+    assert result.returncode == 1
+    assert result.stderr.endswith("\nError: scan.nii.gz: is empty\n  (second line)\n")
+
+
 def test_sigterm_ends_a_program_as_ctrl_c_does() -> None:
     code = (
         "from shared.utils import show_errors_briefly\nshow_errors_briefly()\nimport time\n"
