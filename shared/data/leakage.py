@@ -98,7 +98,7 @@ def _entries(
 ) -> list[Mapping[str, Any]]:
     """A list as it stands in the file, or a part of it for cross-validation. What is wrong in it, its reader says."""
     if folds is not None and name in ("training", "validation"):
-        cases = load_datalist(path, name, fold, folds)  # all have names in one list
+        cases = load_datalist(path.absolute(), name, fold, folds)  # all have names in one list, from its folder on
         return [{key: value for key, value in case.items() if key != "case"} for case in cases]
     entries = content.get(name)
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

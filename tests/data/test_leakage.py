@@ -118,10 +118,16 @@ def test_the_list_of_the_training_may_be_scored(tmp_path: Path) -> None:
     assert check_leakage(write(tmp_path), scored="training") == ["Scored is what the network was trained on."]
 
 
-def test_folds_share_nothing_and_the_test_is_compared_with_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_folds_share_nothing_and_the_test_is_compared_with_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
     path = write(tmp_path)
     content = json.loads(path.read_text())
     path = write(tmp_path, test=content["training"][:1] + content["test"])
+    if relative:
+        monkeypatch.chdir(tmp_path.parent)
+        path = path.relative_to(tmp_path.parent)
     leaks = []
     for fold in range(3):
         assert check_leakage(path, scored="validation", fold=fold, folds=3) == []
