@@ -20,6 +20,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from ..utils import DataError, atomic_path, data_error_message, fault_list, is_disk_full, progress, writable_folder
+from .sources import files_beside
 
 CACHES = ("disk", "memory", "none")
 
@@ -95,11 +96,19 @@ class _MemoryCacheDataset(CacheDataset):
 class _DiskCacheDataset(PersistentDataset):
     """MONAI's data set, with cache files that are never left cut short, and read by memory mapping.
 
-    A random crop then reads the pages of the volume that it needs, not the whole of it.
+    A random crop then reads the pages of the volume that it needs, not the whole of it. The state of a case's files is
+    looked at once a run: of a DICOM series they are hundreds.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.files: dict[bytes, Path] = {}
+
     def cached_file(self, item: Mapping[str, Any]) -> Path:
-        file = self.cache_dir / f"{self.hash_func(item).decode()}{self.transform_hash}.pt"
+        case = pickle_hashing(dict(item))
+        if case not in self.files:
+            self.files[case] = self.cache_dir / f"{self.hash_func(item).decode()}{self.transform_hash}.pt"
+        file = self.files[case]
         if not file.is_file():
             content = self._pre_transform(copy.deepcopy(item))
             with atomic_path(file) as temporary:
@@ -111,8 +120,10 @@ class _DiskCacheDataset(PersistentDataset):
 
 
 def _hash_case(item: Mapping[str, Any]) -> bytes:
-    """A hash of the case and of the state of its files: a file that was replaced is preprocessed again."""
-    files = [value for value in item.values() if isinstance(value, str) and os.path.exists(value)]
+    """A hash of the case and of the state of its files, of a series all: what was replaced is preprocessed again."""
+    values = {key: value for key, value in item.items() if isinstance(value, str) and os.path.exists(value)}
+    beside = [str(file) for key in ("image", "label") if key in values for file in files_beside(Path(values[key]))]
+    files = [*values.values(), *beside]
     stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
     return pickle_hashing([dict(item), stats])
 

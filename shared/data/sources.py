@@ -16,6 +16,7 @@ from .dicom_slides import slide_files
 
 # Headers, whose voxels or slide lie beside them: in files that they name, or that are called like them, or in a folder.
 HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".mrxs", ".vms", ".vmu")
+SLICES = (".dcm", "")  # of files that may be one slice of a series
 
 
 def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
@@ -40,11 +41,31 @@ def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
     elif levels := slide_files(path):
         files = levels
     elif path.suffix.lower() in HEADERS:
-        header, beside = _content(path), [p for p in path.parent.iterdir() if p.is_file()]
-        files = [p for p in beside if p.stem == path.stem or os.fsencode(p.name) in header]
-        files += [p for p in path.with_suffix("").glob("*") if p.is_file()]
+        files = files_beside(path)
     digests = [_file_digest(file) for file in sorted(files)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def files_beside(path: Path) -> list[Path]:
+    """What belongs to an image that is not one file alone, by names only, in alphabetical order; else nothing.
+
+    Of a folder all that lies below it; of a DICOM slice all that lies beside it; of a header the files that it names or
+    that are called like it, itself too.
+
+    Raises:
+        DataError: when a header cannot be read.
+    """
+    ending = path.suffix.lower()
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    if ending not in (*HEADERS, *SLICES):
+        return []
+    beside = [p for p in path.parent.iterdir() if p.is_file()]
+    if ending in SLICES:
+        return sorted(beside)
+    header = b"" if ending == ".img" else _content(path)  # of that one the voxels, whose header is called alike
+    files = [p for p in beside if p.stem == path.stem or os.fsencode(p.name) in header]
+    return sorted([*files, *(p for p in path.with_suffix("").glob("*") if p.is_file())])
 
 
 def _file_digest(path: Path) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,28 @@ def test_a_replaced_file_is_read_again(data: list[dict[str, str]], tmp_path: Pat
     (tmp_path / "1.txt").write_text("7")
     os.utime(tmp_path / "1.txt", ns=(0, 1))
     assert values(cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")) == [0, 7, 2]
+
+
+@pytest.mark.parametrize(
+    ("image", "changed"), [("series", "series/b/2.dcm"), ("series/b/1.dcm", "series/b/2.dcm"), ("ct.mhd", "voxels.raw")]
+)
+def test_what_belongs_to_an_image_and_is_replaced_in_place_is_noticed(tmp_path: Path, image: str, changed: str) -> None:
+    """Neither the folder of a series nor a header changes with it."""
+    (tmp_path / "series" / "b").mkdir(parents=True)
+    for name in ("series/b/1.dcm", "series/b/2.dcm", "voxels.raw", "other.raw"):
+        (tmp_path / name).write_text("0")
+    (tmp_path / "ct.mhd").write_text("ElementDataFile = voxels.raw")
+    item = {"image": str(tmp_path / image), "case": "1"}
+    cache = partial(
+        cached_dataset, [item], [lambda item: {**item, "image": torch.ones(1)}], cache_dir=tmp_path / "made"
+    )
+    cache()
+    (tmp_path / "other.raw").write_text("another")
+    cache()
+    assert len(list((tmp_path / "made").glob("*.pt"))) == 1
+    (tmp_path / changed).write_text("another")
+    cache()
+    assert len(list((tmp_path / "made").glob("*.pt"))) == 2
 
 
 def test_a_cache_file_is_not_changed_by_what_follows(data: list[dict[str, str]], tmp_path: Path) -> None:
