@@ -23,7 +23,7 @@ from shared.datasets.midog_datalist import (
     write_midog,
 )
 from shared.datasets.midog_mosaics import write_mosaics
-from shared.datasets.preparation import resolve_folders, worker_count
+from shared.datasets.preparation import refuse_other_content, resolve_folders, worker_count
 from shared.datasets.splits import SPLIT_UNITS, split_patches, split_regions
 from shared.utils import text_table
 from shared.utils.values import Choice, Whole
@@ -234,7 +234,7 @@ def nuclei(
         overwrite: replace another datalist in OUTPUT_DIR.
         workers: patches cropped at a time; by default one for each core, 8 at most.
     """
-    _, target = resolve_folders(patch_dir, output_dir, "--patch_dir")
+    target = _new_folder(patch_dir, output_dir, overwrite)
     fields = [field.strip() for field in domain.split("+")]
     _, images = read_midog(annotations, dataset, scanners)
     _, figures = named_patches(images, patch_dir, None, prefix, fields)
@@ -279,7 +279,7 @@ def mosaics(
         name: of the data set; that of PATCH_DIR by default.
         overwrite: replace another datalist in OUTPUT_DIR.
     """
-    _, target = resolve_folders(patch_dir, output_dir, "--patch_dir")
+    target = _new_folder(patch_dir, output_dir, overwrite)
     fields = [field.strip() for field in domain.split("+")]
     _, images = read_midog(annotations, dataset, scanners)
     _, patches = named_patches(images, patch_dir, None, prefix, fields)
@@ -290,6 +290,14 @@ def mosaics(
     write_histology_datalist(target / "dataset.json", name, MIDOG_LABELS, splits, facts, overwrite)
     print(text_table(count_regions(splits)))
     print(f"{len(patches)} patches in {len(regions)} regions: {target / 'dataset.json'}")
+
+
+def _new_folder(patch_dir: str, output_dir: str, overwrite: bool) -> Path:
+    """The output folder; another datalist in it is refused before anything is cut."""
+    _, target = resolve_folders(patch_dir, output_dir, "--patch_dir")
+    if not overwrite:
+        refuse_other_content(target, [path.name for path in target.glob("dataset.json")])
+    return target
 
 
 def _print_counts(rows: Sequence[Mapping[str, Any]], unlabelled: Sequence[Mapping[str, Any]], what: str) -> None:

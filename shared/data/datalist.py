@@ -98,13 +98,8 @@ def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrit
         DataError: when the name does not end in .json, or the file holds something else and `overwrite` is false.
     """
     path = Path(path)
-    if path.suffix != ".json":
-        raise DataError(f"{path}: a datalist is a .json file. Choose another --output.")
-    if path.exists():
-        if _holds(path, content):
-            return
-        if not overwrite:
-            raise DataError(f"{path}: holds another datalist. Choose another output, or replace it with --overwrite.")
+    if holds_datalist(path, content, overwrite):
+        return
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for i, (key, value) in enumerate(content.items()):
             file.write(f"{',' if i else '{'}\n  {json.dumps(key)}: ")
@@ -117,8 +112,18 @@ def write_datalist(path: str | os.PathLike, content: Mapping[str, Any], overwrit
         file.write("\n}\n")
 
 
-def _holds(path: Path, content: Mapping[str, Any]) -> bool:
+def holds_datalist(path: Path, content: Mapping[str, Any], overwrite: bool = False) -> bool:
+    """Whether a file holds this very datalist already, and need not be written.
+
+    Raises:
+        DataError: as `write_datalist` would, for whoever has much to do before that.
+    """
+    if path.suffix != ".json":
+        raise DataError(f"{path}: a datalist is a .json file. Choose another --output.")
     try:
-        return parse_json(path) == content
+        same = parse_json(path) == content
     except (OSError, ValueError):
-        return False
+        same = False
+    if path.exists() and not same and not overwrite:
+        raise DataError(f"{path}: holds another datalist. Choose another output, or replace it with --overwrite.")
+    return same

@@ -320,11 +320,11 @@ def list_inputs(
     cases: dict[_Found, str] = {}
     for p in given:
         found = _find(p, finder.in_folder, finder.in_file, finder.in_datalist, finder.in_pattern)
-        listed = {q: entry for q, entry in found.items() if entry}
+        listed = {id(entry): entry for entry in found.values() if entry}  # of one, several series may be chosen
         names = dict(zip(listed, case_names(p, [*listed.values()]), strict=True))
-        for q in found:
+        for q, entry in found.items():
             if files.setdefault((os.path.abspath(q.path), q.series), q) == q:
-                cases.setdefault(q, names.get(q) or q.name(folder))
+                cases.setdefault(q, names.get(id(entry)) or q.name(folder))
     if not cases:
         wrong = f"No DICOM series is {series!r}, by UID, number or description." if str(series) else "No CT is found."
         raise DataError(wrong + fault_list(finder.left_out))

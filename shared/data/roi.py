@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.path import Path as Outline
 from PIL import Image, ImageDraw
 
 from ..utils import DataError
@@ -45,7 +46,7 @@ class Roi:
         """Which points, (n, 2), lie in it."""
         inside = np.zeros(len(points), bool)
         for rings in self.polygons:
-            inside |= sum((_crossings(points, ring) for ring in rings), np.zeros(len(points), int)) % 2 == 1
+            inside |= np.logical_xor.reduce([Outline(ring).contains_points(points) for ring in rings])
         return inside
 
     def mask(self, shape: tuple[int, int], scale: float) -> np.ndarray:
@@ -58,14 +59,6 @@ class Roi:
         apart = sum(int(mask.sum()) for mask in drawn)
         areas = [_area(rings[0]) - sum(map(_area, rings[1:])) for rings in self.polygons]
         return sum(areas) * float(np.logical_or.reduce(drawn).sum()) / max(apart, 1)
-
-
-def _crossings(points: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    """How many edges a line from each point to the right crosses."""
-    (x, y), (x1, y1), (x2, y2) = points.T[..., None], ring.T, np.roll(ring, -1, axis=0).T
-    crosses = (y1 > y) != (y2 > y)
-    height = np.where(y1 == y2, 1, y2 - y1)
-    return (crosses & (x < x1 + (x2 - x1) * (y - y1) / height)).sum(axis=1)
 
 
 def _area(ring: np.ndarray) -> float:

@@ -34,7 +34,7 @@ from .geometry import (
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
-_UNITS = {"meter": ("metres", 1000), "micron": ("microns", 1e-3)}  # of NIfTI: in words, and in mm
+_UNITS = {1: ("metres", 1000), 3: ("microns", 1e-3)}  # NIfTI's codes: in words, and in mm
 
 _CROP_LITRES = 2
 _MOST_LABELS = 256
@@ -103,8 +103,8 @@ def settle_affine(
     """
     is_nifti, remarks = path.name.lower().endswith(NIFTI_SUFFIXES), []
     header = nib.load(path).header if is_nifti else {}
-    unit = header.get_xyzt_units()[0] if "xyzt_units" in header else "mm"  # Analyze has none
-    unit, factor = _UNITS.get(unit, ("mm", 1))
+    code = int(header["xyzt_units"]) % 8 if "xyzt_units" in header else 2  # Analyze has none, others may be anything
+    unit, factor = _UNITS.get(code, ("mm", 1))
     if factor != 1:
         longest = longest_side(shape, affine)
         if SIDES_MM[0] <= longest * factor <= SIDES_MM[1]:

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from ..data import PatchEntry, RegionEntry, check_leakage, load_regions, open_region, region_labels, write_datalist
+from ..data.datalist import holds_datalist
 from ..metrics import MITOTIC, box_centres
 from ..utils import DataError, atomic_path, read_csv, read_json_object
 from .preparation import refuse_other_content
@@ -154,7 +155,6 @@ def cut_candidates(
     splits = split_patches(keep_hardest(patches, share), seed=seed, testing=False)
     _check_classes(evaluation, splits)
     output = Path(output_dir)
-    _write(regions, splits, output / "patches", size, overwrite)
     content = read_json_object(Path(datalist), "a datalist", "")
     head = {"name": f"{content.get('name') or Path(datalist).resolve().parent.name}, candidates"}
     head |= {"synthetic": content.get("synthetic") is True}
@@ -162,6 +162,8 @@ def cut_candidates(
     mpp = _pixel_size(summary, regions)
     head |= {"mpp": mpp} if mpp else {}
     head |= {"split_unit": "slide", "split_seed": seed, "detector": summary.get("weights")}
+    holds_datalist(output / "dataset.json", head | splits, overwrite)  # refused before the patches are cut
+    _write(regions, splits, output / "patches", size, overwrite)
     write_datalist(output / "dataset.json", head | splits, overwrite)
     return splits
 

@@ -75,6 +75,8 @@ def read_annotations(path: str | os.PathLike, format: str) -> Annotations:
     found: dict[str, list[Figure]] = {}
     for file in files:
         stem = str(file.relative_to(path).with_suffix("")) if path.is_dir() else file.stem
+        if stem in found:
+            raise DataError(f"{file}: {stem} has another file of annotations, too. Keep the one that counts.")
         found[stem] = list(_checked(file, read))
     return Annotations(found, shares=format == "yolo", cropped=format == "geojson")
 

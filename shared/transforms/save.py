@@ -204,17 +204,25 @@ def read_segmentation(output_dir: Path, case: str) -> dict[str, Any] | None:
 
 
 def _replace(target: Path, folder: Path, earlier: Path) -> None:
-    """Move a folder to its place and what was there aside; again where another process was quicker."""
-    while True:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(earlier, ignore_errors=True)
-            target.rename(earlier)
-        try:
-            folder.rename(target)
-            return
-        except OSError as e:
-            if e.errno not in (EEXIST, ENOTEMPTY):
-                raise
+    """Move a folder to its place and what was there aside; again where another process was quicker.
+
+    Where it is interrupted between the two, what was there is put back.
+    """
+    try:
+        while True:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(earlier, ignore_errors=True)
+                target.rename(earlier)
+            try:
+                folder.rename(target)
+                return
+            except OSError as e:
+                if e.errno not in (EEXIST, ENOTEMPTY):
+                    raise
+    except BaseException:
+        if earlier.is_dir() and not os.path.lexists(target):
+            earlier.rename(target)
+        raise
 
 
 def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1Image:
@@ -231,7 +239,7 @@ def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1
         if codes == [0, 0] or np.allclose(original.affine, affine, atol=1e-4):
             result.set_qform(*original.get_qform(coded=True))
             result.set_sform(*original.get_sform(coded=True))
-            result.header.set_xyzt_units(*original.header.get_xyzt_units())
+            result.header["xyzt_units"] = original.header["xyzt_units"]
     if shear(affine) > _ITK_SHEAR and not result.header["qform_code"]:
         result.set_qform(affine, 1)
         logger.info(

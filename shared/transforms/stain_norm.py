@@ -218,8 +218,13 @@ class NormalizeByStainNet:
     method = "stainnet"
 
     def __init__(self, weights: str | os.PathLike) -> None:
+        self.weights = weights
         self.network = StainNet(pretrained=weights).eval().requires_grad_(False)
         self.content = {"weights": source_digest(weights)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the file and its digest: a tensor's pickle holds addresses, by which no cache would be found again."""
+        return type(self), (os.fspath(self.weights),), {"content": self.content}
 
     def fit(self, images: Sequence[str | os.PathLike | Region]) -> None:
         """Nothing."""

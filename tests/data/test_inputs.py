@@ -235,6 +235,7 @@ def test_a_datalist_and_the_series_that_is_chosen(study: Path) -> None:
     write_json(study / "dataset.json", {"test": [{"image": "ST0/SE0", "case": "a"}]})
     assert list_inputs(study / "dataset.json") == [{"image": str(study / "ST0" / "SE0"), "case": "a"}]
     assert listed(study / "dataset.json", "portal") == [("a", "1.2.5")]
+    assert listed(study / "dataset.json", "Abdomen") == [("a", "1.2.2"), ("a_2", "1.2.5")]
 
 
 def test_a_single_slice_and_what_cannot_be_read_are_cases_of_their_own(tmp_path: Path) -> None:

@@ -45,6 +45,15 @@ def test_units_come_to_the_same_place(
     assert [doubt in record.getMessage() for record in caplog.records] == [True] * 2 * ((unit, scale) == ("meter", 1))
 
 
+@pytest.mark.parametrize("code", [4, 7, 255])
+def test_a_unit_that_does_not_exist_is_mm(tmp_path: Path, code: int) -> None:
+    image = nib.Nifti1Image(VOXELS, AFFINE)
+    image.header["xyzt_units"] = code
+    nib.save(image, path := tmp_path / "x.nii")
+    for affine in (LoadVolumed("image")({"image": path})["image"].affine, read_grid(path).affine):
+        np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("scale", "shown"), [(1e-3, "0.025 mm"), (1e3, r"2.5e\+04 mm"), (0.6, "15 mm"), (101, "2525 mm")]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,12 @@ def test_what_is_there_is_replaced_when_told(source: Path, tmp_path: Path) -> No
         cut_candidates(source, folder, output)
     cut_candidates(source, folder, output, overwrite=True)
     assert (output / "dataset.json").read_bytes() == before
+    shutil.rmtree(output / "patches")
+    write_json(output / "dataset.json", {"name": "mine"})
+    with pytest.raises(DataError, match=r"dataset\.json: holds another datalist"):
+        cut_candidates(source, folder, output)
+    assert not (output / "patches").exists()  # so that another try is not refused for these
+    cut_candidates(source, folder, output, overwrite=True)
     (output / "patches" / "mine.png").touch()
     with pytest.raises(DataError, match=r"already holds mine\.png"):
         cut_candidates(source, folder, output, overwrite=True)

@@ -147,6 +147,16 @@ def prepare(annotations: Path, image_dir: Path, output: Path, form: str, **optio
     return run(ROOT / "scripts" / "prepare_regions.py", *names, *flags)
 
 
+def test_two_files_of_annotations_of_one_image_are_refused(tmp_path: Path) -> None:
+    """Of the one read last, an older export, the figures would be those of the image."""
+    images(tmp_path / "images")
+    folder = geojson(tmp_path, {"XR_0.png": FIGURES})
+    (folder / "XR_0.json").write_text('{"type": "FeatureCollection", "features": []}')
+    done = prepare(folder, tmp_path / "images", tmp_path / "data" / "dataset.json", "geojson", mpp=0.25)
+    assert done.returncode == 1
+    assert "XR_0.json: XR_0 has another file of annotations, too. Keep the one that counts." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("form", "write"),
     [

@@ -258,3 +258,18 @@ def test_of_two_processes_that_write_the_same_case_the_later_one_wins(tmp_path: 
     _replace(Target(tmp_path / "target"), tmp_path / "new", tmp_path / "aside" / "target")
     assert (tmp_path / "target/organs.json").read_text() == "new"
     assert replaced
+
+
+def test_an_interrupt_in_the_middle_of_replacing_leaves_what_was_there(tmp_path: Path) -> None:
+    for name in ("target", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "organs.json").write_text(name)
+    (tmp_path / "aside").mkdir()
+
+    class Interrupted(type(tmp_path)):
+        def rename(self, target: Path) -> Path:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _replace(tmp_path / "target", Interrupted(tmp_path / "new"), tmp_path / "aside" / "target")
+    assert (tmp_path / "target/organs.json").read_text() == "target"

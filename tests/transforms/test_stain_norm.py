@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.apps.pathology.transforms.stain.array import NormalizeHEStains
+from monai.data.utils import pickle_hashing
 from PIL import Image
 
 from shared.networks import StainNet
@@ -129,6 +130,18 @@ def test_slides_are_fitted_together_and_tiles_fit(tmp_path: Path, method: str) -
     by_itself = transform.normalizer.fit_pixels(parts[1].reshape(-1, 3), "")
     assert torch.equal(alone, by_itself.towards(transform.normalizer.reference)(tensor(parts[1])))
     assert not torch.equal(alone, transform({**entries[1], "image": tensor(parts[1])})["image"])
+
+
+def test_a_cache_of_what_a_stainnet_normalised_is_found_again(tmp_path: Path) -> None:
+    """Its hash is that of the pickled transforms, and a tensor's pickle holds addresses."""
+    weights, pixels = tmp_path / "stainnet.pt", tensor(tissue(9))
+    torch.save(StainNet().state_dict(), weights)
+    first, second = (stain_normalizer("stainnet", weights=weights) for _ in range(2))
+    assert pickle_hashing(first) == pickle_hashing(second)
+    copied = pickle.loads(pickle.dumps(ByColour(first.change())))
+    assert torch.equal(copied(pixels), first.change()(pixels))
+    torch.save({key: value + 0.1 for key, value in StainNet().state_dict().items()}, weights)
+    assert pickle_hashing(stain_normalizer("stainnet", weights=weights)) != pickle_hashing(first)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "stainnet"])
