@@ -22,7 +22,7 @@ from shared.reports.provenance import MADE_UP_CASES
 from shared.utils import DataError, read_json_object, write_json
 from shared.utils.values import Choice, Several
 
-from .kept_runs import read_runs, write_runs
+from .kept_runs import kept_runs
 from .organ_table import MEAN, SIZES, nan_mean
 from .runs import (
     BUNDLES,
@@ -282,13 +282,12 @@ def benchmark_nnunet(
     data, work = Path(dataset_dir).expanduser().resolve(), Path(output_dir).expanduser().resolve()
     cases = [case["case"] for case in cases_for_testing(data)]
     head = {"data": file_digest(data / "dataset.json"), "cases": cases, "iterations": ITERATIONS}
-    file = Path(results).expanduser().resolve() if results else work / "nnunet.jsonl"
-    keeping = threading.Lock()
-    known = {tuple(run[key] for key in KEY) for run in read_runs(file, head, KEY)}
+    kept = kept_runs(results or work / "nnunet.jsonl", head, KEY)
+    known = {tuple(run[key] for key in KEY) for run in kept.read()}
     lengths = {name: epochs or each.epochs for name, each in ENTRANTS.items() if name in networks}
     planned = [(name, seed, length) for seed in range(seeds) for name, length in lengths.items()]
     missing = [each for each in planned if each not in known]
-    print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {file}")
+    print(f"{len(planned) - len(missing)} of {len(planned)} runs are in {kept.file}")
     os.environ["OMP_NUM_THREADS"] = "1"
     nnunet = None
     if any(ENTRANTS[name].features for name, *_ in missing):
@@ -302,16 +301,15 @@ def benchmark_nnunet(
             "epochs": length,
             **train_entrant(name, seed, length, data, work, nnunet),
         }
-        with keeping:
-            write_runs(file, head, [*read_runs(file, head, KEY), found], KEY)
+        kept.add(found)
         return found
 
     runs = {work / each[0] / f"seed{each[1]}": partial(run, *each) for each in missing}
     _, failures = run_all(runs, budget_minutes, jobs)
-    finished = [run for run in read_runs(file, head, KEY) if tuple(run[key] for key in KEY) in planned]
+    finished = [run for run in kept.read() if tuple(run[key] for key in KEY) in planned]
     if finished:
         write_tables(work, dataset_info(data / "dataset.json", "test"), networks, len(cases), finished, len(planned))
-    print(f"{len(finished)} of {len(planned)} runs are finished: {file}")
+    print(f"{len(finished)} of {len(planned)} runs are finished: {kept.file}")
     tell_failures(failures)
 
 

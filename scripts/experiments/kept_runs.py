@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shared.utils import DataError, atomic_path
 
 from .patch_runs import Predictions
+from .runs import Training, run_trainings
 
 KEY = ("start", "seed", "left_out", "method")  # of the patch classifier: in this order the file is sorted
 LIMIT = 12.0  # of the logits that are kept
@@ -52,6 +54,67 @@ def unpacked(text: str, labels: Mapping[str, str], threshold: float) -> Predicti
     )
 
 
+class KeptRuns(NamedTuple):
+    """The runs of a file, to which this command, and maybe others, add some.
+
+    Attributes:
+        file, head, key: see `read_runs`.
+        lock: of the threads that add runs.
+    """
+
+    file: Path
+    head: Mapping[str, Any]
+    key: Sequence[str]
+    lock: threading.Lock
+
+    def read(self) -> list[dict[str, Any]]:
+        """See `read_runs`."""
+        return read_runs(self.file, self.head, self.key)
+
+    def add(self, *runs: Mapping[str, Any]) -> None:
+        """Write runs beside those that are there now."""
+        with self.lock:
+            write_runs(self.file, self.head, [*self.read(), *runs], self.key)
+
+
+def kept_runs(file: str | Path, head: Mapping[str, Any], key: Sequence[str] = KEY) -> KeptRuns:
+    """The runs of a file, which need not be there yet; see `read_runs`."""
+    return KeptRuns(Path(file).expanduser().resolve(), head, key, threading.Lock())
+
+
+def complete(
+    kept: KeptRuns, trainings: Sequence[Training], score: Callable[[Training], dict[str, Any]], **options: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train and score what is not kept yet, and keep each as soon as it is there.
+
+    Args:
+        kept: to which they are added.
+        trainings: whose facts tell them apart as the runs do.
+        score: see `run_trainings`.
+        options: of it.
+
+    Returns:
+        all that are kept of these trainings, and the message of each that failed.
+    """
+    wanted = {tuple(t.facts[name] for name in kept.key): t for t in trainings}
+
+    def own() -> dict[tuple[Any, ...], dict[str, Any]]:
+        found = {tuple(run[name] for name in kept.key): run for run in kept.read()}
+        return {key: found[key] for key in wanted if key in found}
+
+    def score_and_keep(training: Training) -> dict[str, Any]:
+        run = score(training)
+        kept.add(run)
+        return run
+
+    known = own()
+    print(f"{len(known)} of {len(wanted)} runs are in {kept.file}")
+    missing = [training for key, training in wanted.items() if key not in known]
+    new, failures = run_trainings(missing, score_and_keep, **options)
+    kept.add(*new)  # of which some may have been finished by an earlier command
+    return [*own().values()], failures
+
+
 def read_runs(file: Path, head: Mapping[str, Any], key: Sequence[str] = KEY) -> list[dict[str, Any]]:
     """The runs that a file holds; none where it is not there yet.
 
@@ -67,7 +130,7 @@ def read_runs(file: Path, head: Mapping[str, Any], key: Sequence[str] = KEY) -> 
         return []
     try:
         first, *runs = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-        if not all(set(key) <= run.keys() for run in runs):
+        if not isinstance(first, dict) or not all(set(key) <= run.keys() for run in runs):
             raise ValueError
     except (ValueError, AttributeError) as e:
         raise DataError(f"{file}: expected the results that this command keeps. Give another --results.") from e

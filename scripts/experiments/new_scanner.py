@@ -14,7 +14,7 @@ from shared.utils import DataError, read_csv
 from shared.utils.values import Choice, Several, Text, Whole
 
 from .generalisation_table import picture
-from .kept_runs import KEY, labels_by_slide, packed, read_runs, unpacked, write_runs
+from .kept_runs import complete, kept_runs, labels_by_slide, packed, unpacked
 from .methods import CLASSIFIER, METHODS, PLAIN, Method, chosen_methods, list_methods
 from .patch_runs import (
     ALL,
@@ -38,17 +38,18 @@ from .patch_runs import (
     read_predictions,
     train_and_score,
 )
-from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, tell_failures
 from .tables import SPREAD, differences, flat, holm, markdown_grid, p_value, seeds_cell, table_rows, write_table
 
 JITTER = "jitter"  # what finalists have to better
 ARMS = (PLAIN, "fusestyle", JITTER, "mixstyle_shallow", "style", "extrapolated", "dsu", "dsu_jitter")
 FINALISTS = 3  # at most
+STARTS_FROM = ("pretrained", "network")  # options whose files a start is made of
 SCORES = {"auc": "AUC", "balanced_accuracy": "Balanced accuracy", "calibration": "Calibration error"}
 Finalists = Annotated[Sequence[str], Several(Choice(tuple(METHODS[CLASSIFIER])), distinct=True, empty=True)]
 
 
-def train_and_keep(training: Training) -> dict[str, Any]:
+def train_and_pack(training: Training) -> dict[str, Any]:
     """What `train_and_score` gives, and of the domain left out the calibration and all probabilities, `packed`."""
     run, out = train_and_score(training), training.facts["left_out"]
     predictions = {}
@@ -59,7 +60,18 @@ def train_and_keep(training: Training) -> dict[str, Any]:
         rows = [r for r in read_csv(report / "predictions.csv") if r["domain"] == out]
         text = packed((row["slide"], row["case"], float(row["probability"])) for row in rows)
         predictions[norm] = {"threshold": threshold, "logits": text}
-    return {"start": training.facts["start"], **run, "predictions": predictions}
+    files = {name: training.facts[name] for name in STARTS_FROM if name in training.facts}
+    return {"start": training.facts["start"], "files": files, **run, "predictions": predictions}
+
+
+def check_start(runs: Sequence[Run], start: str, paths: Mapping[str, Path]) -> None:
+    """Raise a `DataError` where runs of this start, which say so, began with other files."""
+    files = {name: file_digest(path) for name, path in paths.items()}
+    if any(run["start"] == start and run.get("files", files) != files for run in runs):
+        raise DataError(
+            f"--start {start}: --results holds runs of it that started from other files. Give those as "
+            f"{' and '.join(f'--{name}' for name in STARTS_FROM)}, or call this start something else."
+        )
 
 
 def files_of_start(pretrained: str, network: str) -> dict[str, Path]:
@@ -241,18 +253,13 @@ def new_scanner(
     arms, (domains, left_out) = chosen_arms(finalists), domains_left_out(source, scanners)
     labels = {d: labels_by_slide(p for p in labelled_patches(source) if p["domain"] == d) for d in domains}
     head = {"size": size, "epochs": epochs, "crop_size": crop_size, "labels": labels}
-    file = Path(results).expanduser().resolve() if results else work / "new_scanner.jsonl"
-    kept = read_runs(file, head)
+    kept = kept_runs(results or work / "new_scanner.jsonl", head)
+    check_start(kept.read(), start, paths)
     last = first_seed + seeds
     plan = plan_trainings(arms, left_out, domains, last, source, work / start, size, epochs, crop_size, jobs)
     trainings = plan_start(plan, start, paths, size, first_seed)
-    known = {tuple(run[key] for key in KEY) for run in kept}
-    missing = [t for t in trainings if tuple(t.facts[key] for key in KEY) not in known]
-    print(f"{len(trainings) - len(missing)} of {len(trainings)} runs of this start are in {file}")
-    new, failures = run_trainings(missing, train_and_keep, budget_minutes, jobs, threads, DROPPED)
-    write_runs(file, head, [*kept, *new])
-    wanted = {tuple(t.facts[key] for key in KEY) for t in trainings}
-    runs = [run for run in [*kept, *new] if tuple(run[key] for key in KEY) in wanted]
+    options = {"minutes": budget_minutes, "jobs": jobs, "threads": threads, "dropped": DROPPED}
+    runs, failures = complete(kept, trainings, train_and_pack, **options)
     if runs:
         info, base, judged = dataset_info(source), JITTER if finalists else PLAIN, finalists
         cells = scores_of_runs(runs, head, left_out, domains)
@@ -263,5 +270,5 @@ def new_scanner(
         figure = picture(runs, list(arms), f"{start}: {info['name']}")
         write_table(work / f"new_scanner_{start}", text, figure, content, list(map(flat, rows)), FIELDS)
         print(text)
-    print(f"{len(runs)} of {len(trainings)} runs are finished: {file}")
+    print(f"{len(runs)} of {len(trainings)} runs are finished: {kept.file}")
     tell_failures(failures)

@@ -99,10 +99,11 @@ def logged_run(
     given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     words = [python or sys.executable, *command, *given]
     with (
-        log.open("a") as file,
+        log.open("ab") as file,
         subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=file) as process,
     ):
         _processes.add(process)
+        begin = file.tell()  # what earlier attempts have said stands before
         pid, peak = 0, 0.0
         while not pid:
             peak = max(peak, _peak_gib(process.pid))
@@ -111,7 +112,7 @@ def logged_run(
         process.returncode = status = os.waitstatus_to_exitcode(code)
     _processes.discard(process)
     if status:
-        lines = log.read_text().splitlines()
+        lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
         # several ranks say it each, and the launcher ends with a report of its own
         last = [
             line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line) and "ChildFailed" not in line

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,9 +22,9 @@ from shared.reports.provenance import MADE_UP_CASES
 from shared.utils import read_csv
 from shared.utils.values import Choice, Several
 
-from .kept_runs import read_runs, write_runs
+from .kept_runs import complete, kept_runs
 from .organ_table import MEAN, SIZES, nan_mean, paired_bootstrap
-from .runs import AtLeastOne, Epochs, Minutes, Training, count_firings, file_digest, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, count_firings, file_digest, tell_failures
 from .tables import describe, draw_runs, markdown_grid, write_table
 from .voxel_classifier import voxel_classifier
 
@@ -34,6 +33,7 @@ LIVER = "liver"
 FOUND_BY_VOXELS = 0.1  # Dice of the voxel classifier from which on an organ must not be at 0
 LIVER_LOSS = 0.01  # at the interval's bound
 KEY = ("network", "seed", "arm")
+DROPPED = ("last.pt", "best.pt", "model.pt")
 Run = Mapping[str, Any]
 
 
@@ -152,9 +152,15 @@ def summarise(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, dict[str, A
             **dice_rows(ours),
             "minus": minus,
             "firings": [run["firings"] for run in ours],
-            "minutes": round(float(np.mean([run["minutes"] for run in ours])), 1),
+            "minutes": mean_minutes(ours),
         }
     return found
+
+
+def mean_minutes(runs: Sequence[Run]) -> float | None:
+    """Of a training; without those that were resumed, of which only the last part is known."""
+    whole = [run["minutes"] for run in runs if not run["resumed"]]
+    return round(float(np.mean(whole)), 1) if whole else None
 
 
 def holds(arm: Mapping[str, Any], voxels: Mapping[str, float | None]) -> bool:
@@ -205,7 +211,7 @@ def markdown(arms: Mapping[str, Mapping[str, Any]], voxels: Mapping[str, float |
     """Dice arm by arm, and the differences to plain training and to CBS."""
     head = ["arm", "runs", *DICE_HEAD, "firings", "minutes"]
     lines = [
-        [name, str(arm["runs"]), *dice_cells(arm), ", ".join(map(str, arm["firings"])), f"{arm['minutes']:.1f}"]
+        [name, str(arm["runs"]), *dice_cells(arm), ", ".join(map(str, arm["firings"])), str(arm["minutes"] or "–")]
         for name, arm in arms.items()
     ]
     values = np.array([voxels[organ] for organ in (*ORGANS, LIVER)], float)
@@ -228,7 +234,7 @@ def caption(info: Mapping[str, Any], network: str, cases: int, runs: int, planne
         f"{network} on {cases} test cases of {info['name']}, {runs} of {planned} runs. {said}{made_up}\n\n"
         "Dice: mean over seeds (least to greatest). Small organs: the mean over those listed. At 0: organs in runs "
         f"with a Dice below {AT_ZERO}. Differences are paired by seed and case, with the 95 % interval of a bootstrap "
-        "over seeds and cases. Minutes: of a training.\n\n"
+        "over seeds and cases. Minutes: of a training that was not interrupted.\n\n"
     )
 
 
@@ -237,7 +243,7 @@ def voxel_scores(data: Path, work: Path, kept: Sequence[Run]) -> dict[str, float
     for run in kept:
         if run["network"] == "voxel_classifier":
             return run["organs"]
-    file = work / "voxel_classifier.json"
+    file = work / f"voxel_classifier_{file_digest(data / 'dataset.json')[:16]}.json"
     if not file.is_file():
         voxel_classifier(str(data), str(file))
     return json.loads(file.read_bytes())["dice"]
@@ -281,32 +287,15 @@ def small_organs(
     trainings = plan_trainings(network, arms, seeds, data, work, size, epochs)
     head = {"data": file_digest(data / "dataset.json"), "cases": sorted(case["case"] for case in test)}
     head |= {"size": size, "epochs": epochs}
-    file, lock = Path(results).expanduser().resolve() if results else work / "small_organs.jsonl", threading.Lock()
-
-    def keep(runs: Sequence[Run]) -> None:
-        with lock:
-            write_runs(file, head, [*read_runs(file, head, KEY), *runs], KEY)
-
-    def train_and_keep(training: Training) -> dict[str, Any]:
-        run = train_and_score(training)
-        keep([run])
-        return run
-
-    kept = read_runs(file, head, KEY)
-    voxels = voxel_scores(data, work, kept)
-    keep([{"network": "voxel_classifier", "seed": 0, "arm": "", "organs": voxels}])
-    known = {tuple(run[key] for key in KEY) for run in kept}
-    missing = [t for t in trainings if tuple(t.facts[key] for key in KEY) not in known]
-    print(f"{len(trainings) - len(missing)} of {len(trainings)} runs of {network} are in {file}")
-    dropped = ("last.pt", "best.pt", "model.pt")
-    new, failures = run_trainings(missing, train_and_keep, budget_minutes, jobs, threads, dropped)
-    keep(new)
-    wanted = {tuple(t.facts[key] for key in KEY) for t in trainings}
-    runs = [run for run in read_runs(file, head, KEY) if tuple(run[key] for key in KEY) in wanted]
+    kept = kept_runs(results or work / "small_organs.jsonl", head, KEY)
+    voxels = voxel_scores(data, work, kept.read())
+    kept.add({"network": "voxel_classifier", "seed": 0, "arm": "", "organs": voxels})
+    options = {"minutes": budget_minutes, "jobs": jobs, "threads": threads, "dropped": DROPPED}
+    runs, failures = complete(kept, trainings, train_and_score, **options)
     if runs:
         info = dataset_info(data / "dataset.json", "test")
         write_tables(work, info, network, arms, len(test), runs, len(trainings), voxels)
-    print(f"{len(runs)} of {len(trainings)} runs are finished: {file}")
+    print(f"{len(runs)} of {len(trainings)} runs are finished: {kept.file}")
     tell_failures(failures)
 
 

@@ -11,6 +11,7 @@ import prepare_camelyon17
 import prepare_midog
 import pytest
 from camelyon17_tree import make_tree
+from experiments import new_scanner as new_scanner_module
 from experiments import patch_runs
 from experiments.camelyon_table import camelyon_table
 from experiments.generalisation_table import generalisation_table
@@ -19,6 +20,7 @@ from experiments.midog_tables import partner_table, strap_table
 from experiments.new_scanner import ARMS, new_scanner
 from experiments.operating_point import draw_images, operating_point
 from experiments.patch_runs import Predictions, deal_out, read_scores, resample
+from experiments.runs import Training
 from matplotlib.image import imread
 from midog_tree import write_tree
 from patch_evaluations import write_evaluation, write_training
@@ -281,9 +283,35 @@ def test_the_screen_of_new_scanners_is_carried_on_from_its_results(tmp_path: Pat
     assert imread(tmp_path / "out" / "new_scanner_tiles.png").std() > 0.02
     with pytest.raises(DataError, match=r"kept\.jsonl: its runs differ from these in crop_size"):
         new_scanner(str(data), str(tmp_path / "out"), **options, crop_size=40)
-    results.write_text("once\n")
-    with pytest.raises(DataError, match=r"kept\.jsonl: expected the results that this command keeps"):
+    weights.write_bytes(b"others")
+    with pytest.raises(DataError, match="--start tiles: --results holds runs of it that started from other files"):
+        new_scanner(str(data), str(tmp_path / "third"), **options, **start)
+    for text in ("once", "[1, 2]"):
+        results.write_text(f"{text}\n")
+        with pytest.raises(DataError, match=r"kept\.jsonl: expected the results that this command keeps"):
+            new_scanner(str(data), str(tmp_path / "out"), **options)
+
+
+def test_a_screen_keeps_each_run_and_what_another_command_adds_meanwhile(
+    tmp_path: Path, data: Path, started: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, first = tmp_path / "kept.jsonl", new_scanner_module.train_and_pack
+
+    def interrupted(training: Training) -> dict[str, Any]:
+        if training.facts["start"] == "scratch" and training.facts["method"] == "jitter":
+            new_scanner(str(data), str(tmp_path / "out"), **options, start="other")
+            raise KeyboardInterrupt
+        return first(training)
+
+    options = {"seeds": 1, "results": str(results), "scanners": ("XR",)}
+    monkeypatch.setattr(new_scanner_module, "train_and_pack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         new_scanner(str(data), str(tmp_path / "out"), **options)
+    kept = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    assert sorted({run["method"] for run in kept if run["start"] == "other"}) == sorted(ARMS)
+    own = {run["method"] for run in kept if run["start"] == "scratch"}
+    assert own >= {"erm", "fusestyle"}
+    assert "jitter" not in own
 
 
 def test_a_threshold_from_unlabelled_images_beside_the_chosen_one(tmp_path: Path, data: Path, started: list) -> None:

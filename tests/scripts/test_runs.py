@@ -51,6 +51,14 @@ def test_a_failed_run_gives_its_log_and_what_is_wrong(tmp_path: Path, stub: Path
         bundle_run(tmp_path, [], tmp_path / "train.log", {"fail": 1})
 
 
+def test_a_run_that_dies_in_silence_is_not_explained_by_an_earlier_attempt(tmp_path: Path, stub: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_bytes(b"Error: interrupted\n\xe2\x96")  # and a character of a progress bar that is cut
+    stub.write_text("#!/bin/sh\nkill -9 $$\n")
+    with pytest.raises(DataError, match=r"train.log: the run failed with status -9$"):
+        bundle_run(tmp_path, [], log, {})
+
+
 def test_a_result_is_made_once_and_checkpoints_go(tmp_path: Path) -> None:
     calls = []
 

@@ -113,12 +113,34 @@ def test_each_finished_run_is_kept_at_once_and_an_incomplete_screen_has_no_verdi
 
 def run(arm: str, seed: int, small: float, liver: float = 0.9) -> dict[str, Any]:
     dice = {organ: [small, small + 0.1] if organ in ORGANS else [liver, liver] for organ in BTCV_LABELS}
-    return {"network": "unetr", "arm": arm, "seed": seed, "firings": 1, "minutes": 1.0, "dice": dice}
+    return {"network": "unetr", "arm": arm, "seed": seed, "firings": 1, "minutes": 1.0, "resumed": False, "dice": dice}
 
 
 def screen(arm: str, small: float, liver: float = 0.9) -> dict[str, dict[str, Any]]:
     runs = [run(base, seed, 0.2) for base in ("plain", "cbs") for seed in (0, 1)]
     return summarise([*runs, *(run(arm, seed, small, liver) for seed in (0, 1))], ("plain", "cbs", arm))
+
+
+def test_minutes_are_those_of_trainings_that_were_not_interrupted() -> None:
+    runs = [run("plain", seed, 0.2) | {"minutes": 9.0 - 8 * seed, "resumed": seed == 1} for seed in (0, 1)]
+    assert summarise(runs, ("plain",))["plain"]["minutes"] == 9.0
+    assert summarise(runs[1:], ("plain",))["plain"]["minutes"] is None
+
+
+def test_the_voxel_classifier_of_other_data_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+
+    def fit(data: str, output: str) -> None:
+        fitted.append(Path(data).name)
+        Path(output).write_text(json.dumps({"dice": {"liver": len(fitted)}}))
+
+    monkeypatch.setattr(module, "voxel_classifier", fit)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset.json").write_text(name)
+    found = [module.voxel_scores(tmp_path / name, tmp_path, []) for name in ("a", "b", "a")]
+    assert fitted == ["a", "b"]
+    assert [dice["liver"] for dice in found] == [1, 2, 1]
 
 
 def test_what_an_arm_has_to_do() -> None:
