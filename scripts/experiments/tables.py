@@ -72,7 +72,7 @@ def differences(own: Mapping[int, Score], base: Mapping[int, Score]) -> dict[int
     return {seed: minus(score, base[seed]) for seed, score in own.items() if seed in base}
 
 
-def over_seeds(scores: Mapping[int, Score], seed: int = 0) -> dict[str, Any] | None:
+def over_seeds(scores: Mapping[int, Score]) -> dict[str, Any] | None:
     """What `describe` says of a run's score over seeds, the `values` by seed, and from five seeds on the `interval`.
 
     A resample draws seeds with replacement, and slides with replacement, the same ones in all seeds: the slides of a
@@ -81,7 +81,6 @@ def over_seeds(scores: Mapping[int, Score], seed: int = 0) -> dict[str, Any] | N
 
     Args:
         scores: by the seed of the run.
-        seed: of the draws.
 
     Returns:
         None where there is no run; `interval` is [low, high], or None.
@@ -89,23 +88,24 @@ def over_seeds(scores: Mapping[int, Score], seed: int = 0) -> dict[str, Any] | N
     found = describe([score.value for score in scores.values()])
     if found is None:
         return None
-    means_R = resampled_means(scores, seed)
+    means_R = resampled_means(scores)
     interval = None if means_R is None else percentiles(means_R)
     values = {str(number): round(score.value, 4) for number, score in sorted(scores.items())}
     return {**found, "values": values, "interval": interval and [round(end, 4) for end in interval]}
 
 
-def resampled_means(scores: Mapping[int, Score], seed: int = 0) -> np.ndarray | None:
+def resampled_means(scores: Mapping[int, Score]) -> np.ndarray | None:
     """The means over seeds, (R,), in the resamples of `over_seeds`; None of too few seeds, or if no slides are drawn.
 
     Args:
-        scores, seed: see `over_seeds`.
+        scores: see `over_seeds`.
     """
     drawn = [score.resampled for score in scores.values()]
     if len(scores) < INTERVALS_FROM or any(each is None for each in drawn):
         return None
     resampled_RS = np.stack(drawn, axis=1)
-    weights_RS = draw(len(scores), len(resampled_RS), seed) * ~np.isnan(resampled_RS)
+    # slides are drawn by 0: by the same number as many seeds as slides would be drawn as these are
+    weights_RS = draw(len(scores), len(resampled_RS), 1) * ~np.isnan(resampled_RS)
     with np.errstate(invalid="ignore"):  # 0 / 0 where no drawn seed has a score
         return (weights_RS * np.nan_to_num(resampled_RS)).sum(axis=1) / weights_RS.sum(axis=1)
 

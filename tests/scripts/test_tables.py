@@ -18,6 +18,7 @@ from experiments.tables import (
     mean_score,
     over_seeds,
     p_value,
+    resampled_means,
     seeds_cell,
     write_table,
 )
@@ -61,12 +62,22 @@ def test_an_interval_is_that_of_drawn_seeds_with_the_same_slides() -> None:
     scores = scores_of(np.random.default_rng(1), 5)
     scores[2].resampled[::3] = np.nan  # left out of the mean
     means = []
-    for i, times in enumerate(draw(5, RESAMPLES, 0)):
+    for i, times in enumerate(draw(5, RESAMPLES, 1)):
         drawn = [scores[seed].resampled[i] for seed in range(5) for _ in range(times[seed])]
         means.append(np.mean([value for value in drawn if not np.isnan(value)]))
     found = over_seeds(scores)
     assert found["interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-4)
     assert found["mean"] == pytest.approx(np.mean([score.value for score in scores.values()]), abs=1e-4)
+
+
+def test_as_many_seeds_as_slides_are_drawn_apart() -> None:
+    """A score is then the sum of what its seed and its slide give: drawn together, the first and the first go along."""
+    of_seeds = of_slides = np.arange(5.0)
+    slides = draw(5, RESAMPLES, 0) @ of_slides / 5  # as the tables draw them
+    scores = {seed: Score(0.0, of_seeds[seed] + slides) for seed in range(5)}
+    apart = np.var(draw(5, RESAMPLES, 1) @ of_seeds / 5 + slides)
+    assert np.var(resampled_means(scores)) == pytest.approx(apart)
+    assert np.var(2 * slides) > 1.5 * apart
 
 
 def test_of_fewer_seeds_or_without_slides_to_draw_there_is_no_interval() -> None:
