@@ -83,7 +83,9 @@ class AdaptBatchNorm:
 
     def _restore_and_raise(self, engine: Engine, error: BaseException) -> None:
         self._restore(engine)
-        raise error  # ignite would take it for handled
+        # ignite takes it for handled, but what raises it keeps it from those that come later
+        if engine._event_handlers[Events.EXCEPTION_RAISED][-1][0] == self._restore_and_raise:
+            raise error
 
     def __call__(self, engine: Engine) -> None:
         domain = self.images.domain(engine.state.batch)

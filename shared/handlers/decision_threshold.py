@@ -4,10 +4,12 @@ import logging
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
 from ..metrics import best_threshold, classification_scores
+from ..reports.classification import checked_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ class DecisionThreshold:
 
     Raises:
         ValueError: when `threshold` is out of range.
-        DataError: after a validation whose patches are all of one class.
+        DataError: when the network gives no number; after a validation whose patches are all of one class.
     """
 
     def __init__(
@@ -37,8 +39,8 @@ class DecisionThreshold:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self.domains, self.split, self.given = domains, split, threshold
-        self.logits: list[torch.Tensor] = []
-        self.labels: list[torch.Tensor] = []
+        self.probabilities: list[float] = []
+        self.labels: list[int] = []
         self.threshold = 0.5
         self.balanced_accuracy = 0.0
 
@@ -48,16 +50,17 @@ class DecisionThreshold:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._choose)
 
     def _start(self, engine: Engine) -> None:
-        self.logits, self.labels = [], []
+        self.probabilities, self.labels = [], []
 
     def _collect(self, engine: Engine) -> None:
-        self.logits.append(engine.state.output["pred"].detach().double().flatten().cpu())
-        self.labels.append(engine.state.output["label"].detach().int().flatten().cpu())
+        output = engine.state.output
+        cases = engine.state.batch.get("case", ["validation"] * len(output["pred"]))
+        self.probabilities += checked_probabilities(torch.sigmoid(output["pred"].double()), cases)
+        self.labels += output["label"].int().flatten().tolist()
 
     def _choose(self, engine: Engine) -> None:
-        of_ranks = zip(*idist.all_gather((self.logits, self.labels)), strict=True)
-        logits, labels = (torch.cat([batch for batches in part for batch in batches]) for part in of_ranks)
-        prob, label = torch.sigmoid(logits).numpy(), labels.numpy()
+        of_ranks = zip(*idist.all_gather((self.probabilities, self.labels)), strict=True)
+        prob, label = (np.concatenate(parts) for parts in of_ranks)
         self.threshold, self.balanced_accuracy = best_threshold(prob, label)
         if self.given is not None:
             self.threshold = self.given

@@ -58,7 +58,11 @@ class DomainImages:
         own = [i for i, item in enumerate(self.dataset.data) if item.get("domain", domain) == domain]
         # Neighbours in a list are of one slide and class, and batches of them would not be alike.
         order = torch.Generator().manual_seed(0)
-        for batch in DataLoader(Subset(self.dataset, own), shuffle=True, generator=order, **self.options):
+        size = self.options["batch_size"]
+        # none of a single image, if that can be: where a map is of one pixel, batch norm does not take it
+        size = next((smaller for smaller in range(size, 2, -1) if len(own) % smaller != 1), size)
+        options = self.options | {"batch_size": size, "shuffle": True, "generator": order}
+        for batch in DataLoader(Subset(self.dataset, own), **options):
             if _readable(batch):
                 yield batch["image"].to(device)
 

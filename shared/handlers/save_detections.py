@@ -24,7 +24,6 @@ from ..utils import DataError, gather_list, lock_folder, unlock_folder, writable
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = ("summary.csv", "summary.json")
 COLUMNS = (
     *("case", "file", "status", "width", "height", "bounds", "roi_mm2", "mpp", "mitotic", "non_mitotic", "candidates"),
     *("on_glass", "mitotic_count", "count_area_mm2", "tissue_mm2", "whole_image", "tissue_share", "enough_tissue"),
@@ -145,7 +144,7 @@ class SaveDetections:
 
     def _remove(self, engine: Engine) -> None:
         case = engine.state.batch["case"][0]
-        if case in self.refused:
+        if case in self.refused or case == self.table.name:  # that one's files are those of all images
             return
         self.begun.append(case)
         for ending in (*WRITERS, *ANNOTATION_FILES):
@@ -154,7 +153,7 @@ class SaveDetections:
     def _save(self, engine: Engine) -> None:
         batch, found = engine.state.batch, engine.state.output[CommonKeys.PRED]
         case, file, region = batch["case"][0], batch["file"][0], batch[CommonKeys.IMAGE][0]
-        if f"{case}.json" in SUMMARY:
+        if case == self.table.name:
             raise DataError(f"{file}: its results would be called like the summary, {case}.json. Rename the image.")
         try:
             row = {"source_digest": source_digest(file), **self._write(case, file, region, found)}
@@ -181,6 +180,10 @@ class SaveDetections:
         image = DetectedImage(region=region, detections=found, title=case, subtypes=names, **how)
         points, mitotic, other = image.centres, image.called(), image.called(1 - MITOTIC)
         roi_mm2 = None if part.roi is None else part.roi.area(mask.shape, scale) * part.mpp**2 / 1e6
+        if roi_mm2 is not None and not roi_mm2 > 0:
+            raise DataError(
+                f"{file}: its region of interest has no area. Draw it again, around what is to be searched."
+            )
         count = self._count(part, points[mitotic] - part.corner, mask, scale, roi_mm2)
         for ending, write in WRITERS.items():
             write(self.output_dir / f"{case}{ending}", replace(image, count=count))

@@ -87,7 +87,8 @@ class Summary(ABC):
         """Such as "MIDOG, test, 12 images, 1 slide"."""
         data = self.how.dataset
         fold = f"fold {data['fold']} of {data['folds']}" if data.get("folds") else None
-        counted = (f"{count} {name if count != 1 else name[:-1]}" for name, count in self.counts().items())
+        ends = {name: "es" if name.endswith("ches") else "s" for name in self.counts()}
+        counted = (f"{count} {name.removesuffix(ends[name] * (count == 1))}" for name, count in self.counts().items())
         parts = (str(data.get("name") or "evaluation"), data.get("split"), fold, *counted)
         return ", ".join(part for part in parts if part)
 

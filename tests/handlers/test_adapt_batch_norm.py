@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shared.data import DomainBatchSampler, collate_readable
 from shared.engines import FaultTolerantDataset
 from shared.handlers import AdaptBatchNorm
+from shared.handlers.domain_images import DomainImages
 from shared.utils import DataError
 
 COLOURS = {"CS": (2.0, 0.5), "XR": (-1.0, 3.0)}  # mean and spread
@@ -177,6 +178,31 @@ def test_after_an_exception_the_statistics_are_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluator.run()
     assert_same(state_of(network), before)
+
+
+def test_others_hear_of_an_exception_too() -> None:
+    """What saves predictions then unlocks its folder."""
+    evaluator, _ = make(items({"CS": 12, "XR": 12}), Norm(), mixed=True)
+    heard = []
+
+    def later(engine: Engine, error: BaseException) -> None:
+        heard.append(error)
+        raise error
+
+    evaluator.add_event_handler(Events.EXCEPTION_RAISED, later)
+    with pytest.raises(DataError, match="mixes the domains"):
+        evaluator.run()
+    assert heard
+
+
+@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(9, 4, [3, 3, 3]), (13, 6, [5, 5, 3]), (8, 4, [4, 4])])
+def test_no_batch_is_of_one_image_where_that_can_be(count: int, batch_size: int, sizes: list[int]) -> None:
+    """Behind the last stride a small patch is one pixel, and batch norm takes no single value a channel."""
+    images = DomainImages(Dataset(items({"CS": count})), batch_size)
+    found = [len(batch) for batch in images.of("CS", torch.device("cpu"))]
+    assert sum(found) == count
+    assert 1 not in found
+    assert found == sizes
 
 
 def test_modes_stay() -> None:

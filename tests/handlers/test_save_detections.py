@@ -171,6 +171,13 @@ def test_of_regions_of_interest_the_area_is_reported(area_mm2: float, counted: t
     assert row["mitotic"] == "2"
 
 
+def test_a_region_of_interest_without_area_is_named(tmp_path: Path) -> None:
+    line = [[0, 0], [100, 100], [300, 100], [100, 100], [0, 0]]
+    write_json(tmp_path / "a.geojson", {"type": "Polygon", "coordinates": [line]})
+    with pytest.raises(DataError, match=r"a\.png: its region of interest has no area\. Draw it again"):
+        infer(tmp_path / "out", images(tmp_path / "in", a=400), roi=str(tmp_path))
+
+
 def test_a_small_image_is_counted_as_a_whole(tmp_path: Path) -> None:
     infer(tmp_path / "out", images(tmp_path / "in", a=400), area_mm2=2)
     (row,), _ = summary(tmp_path / "out")
@@ -240,6 +247,12 @@ def test_a_failure_in_writing_is_the_image_s_own(tmp_path: Path, monkeypatch: py
 def test_an_image_called_like_the_summary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"summary\.png: .*like the summary.*Rename"):
         infer(tmp_path / "out", images(tmp_path / "in", summary=100))
+    infer(tmp_path / "again", images(tmp_path / "in", a=100))
+    before = summary(tmp_path / "again")
+    with pytest.raises(DataError, match=r"summary\.png: .*like the summary.*Rename"):
+        infer(tmp_path / "again", images(tmp_path / "in", summary=100))
+    rows, content = summary(tmp_path / "again")  # with what an earlier inference has found
+    assert (rows[:1], content["images"]) == (before[0], before[1]["images"])
 
 
 @pytest.mark.parametrize(

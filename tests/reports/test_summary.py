@@ -21,7 +21,7 @@ class Toy(Summary):
     count: int = 2
 
     def counts(self) -> dict[str, int]:
-        return {"cases": self.count, "slides": 1}
+        return {"cases": self.count, "slides": 1, "patches": self.count}
 
     def results(self) -> dict[str, Any]:
         return {"mean": 0.5, "intervals": self.intervals("cases")}
@@ -40,9 +40,13 @@ def toy(dataset: dict[str, Any] | None = None, count: int = 2, **options: Any) -
 @pytest.mark.parametrize(
     ("dataset", "count", "title"),
     [
-        (None, 2, "evaluation, 2 cases, 1 slide"),
-        ({"name": "toy", "split": "test"}, 1, "toy, test, 1 case, 1 slide"),
-        ({"name": "toy", "split": "test", "fold": 0, "folds": 5}, 0, "toy, test, fold 0 of 5, 0 cases, 1 slide"),
+        (None, 2, "evaluation, 2 cases, 1 slide, 2 patches"),
+        ({"name": "toy", "split": "test"}, 1, "toy, test, 1 case, 1 slide, 1 patch"),
+        (
+            {"name": "toy", "split": "test", "fold": 0, "folds": 5},
+            0,
+            "toy, test, fold 0 of 5, 0 cases, 1 slide, 0 patches",
+        ),
     ],
 )
 def test_title(dataset: dict[str, Any] | None, count: int, title: str) -> None:
