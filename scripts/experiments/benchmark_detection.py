@@ -294,9 +294,7 @@ def memory_of_region(path: str, num_workers: int) -> tuple[int, int]:
     """The peak memory in bytes of this process and of the largest of its workers, for a region and a stub."""
     inferer = bundle_inferer(num_workers)
     inferer(Region(path), Stub(inferer, 0.0))
-    # Not ru_maxrss, which a process inherits from the one that has started it.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024, peak_memory(resource.RUSAGE_CHILDREN)
+    return peak_memory(), peak_memory(resource.RUSAGE_CHILDREN)
 
 
 def memory(paths: list[Path], num_workers: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from shared.utils import DataError, read_json_object, write_json
 from shared.utils.values import Choice, Several
 
 from .kept_runs import kept_runs
-from .organ_table import MEAN, SIZES, nan_mean
+from .organ_table import MEAN, SIZES, nan_mean, show_gain
 from .runs import (
     BUNDLES,
     ROOT,
@@ -48,7 +48,6 @@ from .small_organs import (
     dice_cells,
     dice_of_report,
     dice_rows,
-    show_gain,
 )
 from .tables import draw_runs, markdown_grid, write_table
 

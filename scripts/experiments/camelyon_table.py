@@ -16,15 +16,14 @@ from .methods import (
     CLASSIFIER,
     PLAIN,
     UNLESS_TOLD,
-    Method,
     Overlays,
     chosen_methods,
     list_methods,
-    method_datalists,
-    trained_by,
+    plan_by_seed,
+    seed_folder,
 )
 from .patch_runs import Methods, Run, Size, collect, read_scores
-from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, run_trainings, tell_failures
 from .tables import SEEDS_FIELDS, SPREAD, draw_runs, flat, markdown_grid, seeds_cell, table_rows, write_table
 
 # Accuracy of Khamankar et al., arXiv 2310.20638, table 1.
@@ -55,34 +54,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {"full": PUBLISHED, "demo": {}}
 CHOOSING, TEST = "ood_validation", "test"  # lists of the datalist, a hospital each
 FIELDS = ("method", "hospital", "domain", "list", "score", *SEEDS_FIELDS, "reported")
-
-
-def run_folder(work: Path, method: str, seed: int) -> Path:
-    return work / method / f"seed{seed}"
-
-
-def plan_trainings(
-    methods: Mapping[str, Method], seeds: int, datalist: Path, work: Path, size: str, epochs: int, jobs: int
-) -> list[Training]:
-    """All methods of a seed before the next seed."""
-    digest, length = file_digest(datalist), {"max_epochs": epochs} if epochs else {}
-    read = method_datalists(methods, datalist, work, "training", jobs)
-    return [
-        trained_by(
-            name,
-            method,
-            Training(
-                bundle=CLASSIFIER,
-                variants=SIZES[size],
-                folder=run_folder(work, name, seed),
-                places={"datalist": read[name]},
-                options={"seed": seed, **OPTIONS[size].get(name, {}), **length},
-                facts={"seed": seed, "size": size, "data": digest},
-            ),
-        )
-        for seed in range(seeds)
-        for name, method in methods.items()
-    ]
 
 
 def train_and_score(training: Training) -> dict[str, Any]:
@@ -182,11 +153,13 @@ def camelyon_table(
     path, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
     chosen = chosen_methods(CLASSIFIER, methods, overlays)
     domains = {name: ", ".join(domain_names(load_patches(path, name))) for name in (CHOOSING, TEST)}
-    trainings = plan_trainings(chosen, seeds, path, work, size, epochs, jobs)
+    length = {"max_epochs": epochs} if epochs else {}
+    options = {name: OPTIONS[size].get(name, {}) | length for name in chosen}
+    trainings = plan_by_seed(CLASSIFIER, SIZES[size], chosen, seeds, path, work, jobs, {"size": size}, options)
     runs, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if runs:
         keys = [(run["method"], TEST, run["seed"], name) for run in runs for name in (CHOOSING, TEST)]
-        reports = {(m, t, seed, name): run_folder(work, m, seed) / name / "evaluation" for m, t, seed, name in keys}
+        reports = {(m, t, seed, name): seed_folder(work, m, seed) / name / "evaluation" for m, t, seed, name in keys}
         rows = [
             {**row, "reported": REPORTED.get(row["method"]) if row["score"] == "accuracy" else None}
             for row in table_rows(collect(runs, reports), FIELDS, PLAIN)

@@ -24,14 +24,13 @@ from .methods import (
     METHODS,
     PLAIN,
     UNLESS_TOLD,
-    Method,
     Overlays,
     chosen_methods,
     list_methods,
-    method_datalists,
-    trained_by,
+    plan_by_seed,
+    seed_folder,
 )
-from .runs import AtLeastOne, Epochs, Minutes, Training, file_digest, run_trainings, tell_failures
+from .runs import AtLeastOne, Epochs, Minutes, Training, run_trainings, tell_failures
 from .tables import (
     INTERVALS_FROM,
     RESAMPLES,
@@ -93,7 +92,7 @@ def collect(runs: Sequence[Run], work: Path, regions: Sequence[RegionEntry]) -> 
     enough = len({run["seed"] for run in runs}) >= INTERVALS_FROM
     cells: dict[tuple[str, ...], dict[int, Score]] = defaultdict(dict)
     for run in runs:
-        report = run_folder(work, run["method"], run["seed"]) / "evaluation"
+        report = seed_folder(work, run["method"], run["seed"]) / "evaluation"
         counts = count_by_slide(report, regions) if enough else {}
         for domain, scores in run["scores"].items():
             slides = counts.get(domain, np.zeros((0, 3), int))
@@ -149,43 +148,6 @@ def caption(info: Mapping[str, Any], train_domains: Sequence[str], runs: int, pl
     )
 
 
-def plan_trainings(
-    methods: Mapping[str, Method],
-    seeds: int,
-    datalist: Path,
-    train_domains: Sequence[str],
-    work: Path,
-    size: str,
-    epochs: int,
-    ranks: int,
-    jobs: int,
-) -> list[Training]:
-    """All methods of a seed before the next seed."""
-    digest, length = file_digest(datalist), {"max_epochs": epochs} if epochs else {}
-    read = method_datalists(methods, datalist, work, "training", jobs)
-    return [
-        trained_by(
-            name,
-            method,
-            Training(
-                bundle=DETECTOR,
-                variants=SIZES[size],
-                folder=run_folder(work, name, seed),
-                places={"datalist": read[name]},
-                options={"seed": seed, "train_domains": list(train_domains), **length},
-                facts={"seed": seed, "size": size, "data": digest},
-                ranks=ranks,
-            ),
-        )
-        for seed in range(seeds)
-        for name, method in methods.items()
-    ]
-
-
-def run_folder(work: Path, method: str, seed: int) -> Path:
-    return work / method / f"seed{seed}"
-
-
 def detection_table(
     dataset_dir: str,
     output_dir: str,
@@ -230,7 +192,9 @@ def detection_table(
     load_regions(path, "training", scanners)
     regions = load_regions(path, "test")
     domains, chosen = domain_names(regions), chosen_methods(DETECTOR, methods, overlays)
-    trainings = plan_trainings(chosen, seeds, path, scanners, work, size, epochs, nproc_per_node, jobs)
+    options = dict.fromkeys(chosen, {"train_domains": scanners} | ({"max_epochs": epochs} if epochs else {}))
+    facts = {"size": size}
+    trainings = plan_by_seed(DETECTOR, SIZES[size], chosen, seeds, path, work, jobs, facts, options, nproc_per_node)
     finished, failures = run_trainings(trainings, train_and_score, minutes, jobs, threads)
     if finished:
         info = dataset_info(path, "test")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from shared.datasets.ct_cases import BTCV_LABELS
 from shared.datasets.synthetic_histology import make_synthetic_histology
-from shared.utils import DataError, write_json
+from shared.utils import DataError, atomic_path, write_json
 
 from .runs import BUNDLES, ROOT
 
@@ -133,7 +133,7 @@ def words(trial: Trial) -> tuple[list[str], Path]:
     given = shlex.split(trial.given)
     named = {word.partition("=")[0] for word in given if word.startswith("--")}
     if step.endswith(".py"):
-        kept = [word for i, word in enumerate(rest) if not named & {word, rest[i - 1]}]
+        kept = [word for i, word in enumerate(rest) if not named & {word, *rest[max(0, i - 1) : i]}]
         return [str(ROOT / "scripts" / step), *kept, *given], ROOT
     packed = step == "packed"
     step, bundle = rest if packed else (step, *rest)
@@ -159,18 +159,22 @@ def words(trial: Trial) -> tuple[list[str], Path]:
 def make_what_is_needed(trials: Iterable[Trial], data: Path, python: str) -> None:
     """The data, and the trained weights and packages that the trials name."""
     if not data.exists():
-        make_data(data)
+        with atomic_path(data) as temporary:
+            make_data(temporary)
     named = {part for trial in trials for word in (*words(trial)[0], str(words(trial)[1])) for part in word.split()}
     for bundle in TRAINING:
-        if any(f"$DATA/weights/{bundle}/" in word for word in named) and not (data / "weights" / bundle).exists():
+        weights, packed, dist = (data / kind / bundle for kind in ("weights", "packed", "dist"))
+        if any(f"$DATA/weights/{bundle}/" in word for word in named) and not (weights / "model.pt").is_file():
+            shutil.rmtree(weights, ignore_errors=True)
             folders = f"--output_dir $DATA/weights/{bundle} --ckpt_dir $DATA/weights/{bundle}"
             _make(Trial("", f"train {bundle}", folders, "", refused=False), data, python)
-        if f"$DATA/packed/{bundle}" in named and not (data / "packed" / bundle).exists():
-            _make(
-                Trial("", f"package_bundles.py {bundle} --output_dir $DATA/dist", "", "", refused=False), data, python
-            )
-            with zipfile.ZipFile(next((data / "dist").glob(f"{bundle}_v*.zip"))) as archive:
-                archive.extractall(data / "packed")
+        if f"$DATA/packed/{bundle}" in named:
+            for old in (packed, dist):  # of the code as it was
+                shutil.rmtree(old, ignore_errors=True)
+            packing = f"package_bundles.py {bundle} --output_dir $DATA/dist/{bundle}"
+            _make(Trial("", packing, "", "", refused=False), data, python)
+            with zipfile.ZipFile(next(dist.glob("*.zip"))) as archive:
+                archive.extractall(packed.parent)
 
 
 def _make(trial: Trial, data: Path, python: str) -> None:
@@ -275,11 +279,14 @@ def run_trials(
         return list(tqdm(pool.map(run, trials, folders), total=len(trials), unit="trial", desc="trials"))
 
 
-def count(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each kind of trial, and one for all: how many were tried, and how many answers were clear."""
-    every = list(results)
-    rows = []
-    for kind in [*dict.fromkeys(result["kind"] for result in every), "all"]:
-        of_kind = [result for result in every if kind in (result["kind"], "all")]
-        rows.append({"kind": kind, "tried": len(of_kind), "clear": sum(not result["fault"] for result in of_kind)})
+def count(results: Sequence[Mapping[str, Any]], **columns: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+    """A row for each kind of trial, and one for all: how many were tried, and of how many what each column asks holds.
+
+    By default a column says how many answers were clear.
+    """
+    columns, rows = columns or {"clear": lambda result: not result["fault"]}, []
+    for kind in [*dict.fromkeys(result["kind"] for result in results), "all"]:
+        of_kind = [result for result in results if kind in (result["kind"], "all")]
+        counts = {name: sum(map(holds, of_kind)) for name, holds in columns.items()}
+        rows.append({"kind": kind, "tried": len(of_kind), **counts})
     return rows

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -65,24 +66,10 @@ def logistic_regression(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndar
     Args:
         x: (n, features), standardised.
         y: (n,) of 0 and 1, both of them.
-        penalty: 0 or above.
+        penalty: above 0.
     """
-    images, labels = torch.from_numpy(x), torch.from_numpy(y.astype(np.float64))
-    share = labels.mean()
-    weight = torch.where(labels == 1, 0.5 / share, 0.5 / (1 - share))
-    parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=500, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        logits = images @ parameters[:-1] + parameters[-1]
-        value = nn.functional.binary_cross_entropy_with_logits(logits, labels, weight)
-        value = value + penalty * parameters[:-1].square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return parameters.detach().numpy()
+    fit = LogisticRegression(C=1 / (2 * penalty * len(y)), class_weight="balanced", tol=1e-8, max_iter=1000).fit(x, y)
+    return np.append(fit.coef_[0], fit.intercept_)
 
 
 def fit_and_score(

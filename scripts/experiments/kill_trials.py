@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from shared.utils import DataError
 
-from .faults import LAMBDA, PATCHES, REGIONS, UNETR, Trial, make_what_is_needed, run_command
+from .faults import LAMBDA, PATCHES, REGIONS, UNETR, Trial, count, make_what_is_needed, run_command
 
 # What the process does before its command: it ends itself as it moves the {number}th file into its place.
 IN_A_SAVE = """
@@ -194,14 +194,9 @@ def run_kills(kills: Sequence[Kill], folder: Path, jobs: int, python: str) -> li
 
 def count_kills(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each kind, and one for all: runs, those that a kill reached, and those that ended clearly and alike."""
-    rows = []
-    for kind in [*dict.fromkeys(result["kind"] for result in results), "all"]:
-        of_kind = [result for result in results if kind in (result["kind"], "all")]
-        numbers = {
-            "tried": len(of_kind),
-            "killed": sum(bool(result["killed"]) for result in of_kind),
-            "clear": sum(result["clear"] for result in of_kind),
-            "identical": sum(not result["fault"] for result in of_kind),
-        }
-        rows.append({"kind": kind, **numbers})
-    return rows
+    return count(
+        results,
+        killed=lambda result: bool(result["killed"]),
+        clear=lambda result: result["clear"],
+        identical=lambda result: not result["fault"],
+    )

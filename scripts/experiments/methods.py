@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from shared.utils import DataError, read_json_object
 from shared.utils.values import Several, Text
 
-from .runs import BUNDLES, Training
+from .runs import BUNDLES, Training, file_digest
 from .stains import with_copies, with_stainnet
 from .tables import markdown_grid
 
@@ -153,6 +153,57 @@ def trained_by(name: str, method: Method, training: Training) -> Training:
     variants, facts = (*training.variants, *method.variants), {"method": name, **training.facts}
     changed = replace(training, variants=variants, facts=facts, options={**method.options, **training.options})
     return with_stainnet(changed) if method.stainnet else changed
+
+
+def seed_folder(work: Path, method: str, seed: int) -> Path:
+    """Of a run, where nothing but method and seed tells runs apart."""
+    return work / method / f"seed{seed}"
+
+
+def plan_by_seed(
+    bundle: str,
+    variants: Sequence[str],
+    methods: Mapping[str, Method],
+    seeds: int,
+    datalist: Path,
+    work: Path,
+    jobs: int,
+    facts: Mapping[str, Any],
+    options: Mapping[str, Mapping[str, Any]],
+    ranks: int = 1,
+) -> list[Training]:
+    """All methods of a seed before the next seed, in folders as `seed_folder` says.
+
+    Args:
+        bundle: its name.
+        variants: overlays that all have.
+        methods: by name.
+        seeds: runs of each.
+        datalist: what they train on, some on copies of it, see `method_datalists`.
+        work: folder of the runs.
+        jobs: images that are redrawn at a time.
+        facts: of all, for the record.
+        options: of the command line, by method; of some none.
+        ranks: processes of each training.
+    """
+    known, read = {**facts, "data": file_digest(datalist)}, method_datalists(methods, datalist, work, "training", jobs)
+    return [
+        trained_by(
+            name,
+            method,
+            Training(
+                bundle=bundle,
+                variants=tuple(variants),
+                folder=seed_folder(work, name, seed),
+                places={"datalist": read[name]},
+                options={"seed": seed, **options.get(name, {})},
+                facts={"seed": seed, **known},
+                ranks=ranks,
+            ),
+        )
+        for seed in range(seeds)
+        for name, method in methods.items()
+    ]
 
 
 def method_values(bundle: str, method: Method, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

@@ -196,12 +196,12 @@ def _cell(dice: Mapping[str, Any] | None, star: bool) -> str:
     return mean_and_std(dice, nothing="–") + (" ★" if dice and star and dice["poor"] else "")
 
 
-def _difference(entry: Mapping[str, Any] | None) -> str:
+def show_gain(entry: Mapping[str, Any] | None) -> str:
+    """A difference and its interval."""
     if entry is None or entry["difference"] is None:
         return "–"
-    return f"{entry['difference']:+.3f}" + (
-        " [{:+.3f}, {:+.3f}]".format(*entry["interval"]) if entry["interval"] else ""
-    )
+    interval = " [{:+.3f}, {:+.3f}]".format(*entry["interval"]) if entry["interval"] else ""
+    return f"{entry['difference']:+.3f}{interval}"
 
 
 def markdown(table: Mapping[str, Any]) -> str:
@@ -223,7 +223,7 @@ def markdown(table: Mapping[str, Any]) -> str:
             "CBS − plain, paired by seed and case, with the 95 % interval of a bootstrap over seeds and cases, too "
             "narrow where these are few (of three seeds, it may hold the truth only three times in four):"
         )
-        rows = [[name, *(_difference(d.get(row)) for d in compared.values())] for row, name in names.items()]
+        rows = [[name, *(show_gain(d.get(row)) for d in compared.values())] for row, name in names.items()]
         titles = [f"{network} (n = {d[MEAN]['seeds']})" for network, d in compared.items()]
         parts.append(markdown_grid(["organ", *titles], rows))
     return "\n\n".join(parts) + "\n"

@@ -23,7 +23,7 @@ from shared.utils import read_csv
 from shared.utils.values import Choice, Several
 
 from .kept_runs import complete, kept_runs
-from .organ_table import MEAN, SIZES, nan_mean, paired_bootstrap
+from .organ_table import MEAN, SIZES, nan_mean, paired_bootstrap, show_gain
 from .runs import AtLeastOne, Epochs, Minutes, Training, count_firings, file_digest, tell_failures
 from .tables import describe, draw_runs, markdown_grid, write_table
 from .voxel_classifier import voxel_classifier
@@ -188,13 +188,6 @@ def verdict(arms: Mapping[str, Mapping[str, Any]], voxels: Mapping[str, float | 
 
 def _spread(entry: Mapping[str, Any] | None) -> str:
     return "–" if entry is None else f"{entry['mean']:.3f} ({entry['min']:.3f} to {entry['max']:.3f})"
-
-
-def show_gain(entry: Mapping[str, Any] | None) -> str:
-    if entry is None or entry["difference"] is None:
-        return "–"
-    interval = " [{:+.3f}, {:+.3f}]".format(*entry["interval"]) if entry["interval"] else ""
-    return f"{entry['difference']:+.3f}{interval}"
 
 
 DICE_HEAD = ("small organs", *(organ.replace("_", " ") for organ in ORGANS), "at 0", LIVER, MEAN)

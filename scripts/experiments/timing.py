@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import trange
 
+from shared.utils import DataError
 from shared.utils.values import Choice
 
 Device = Annotated[str, Choice(("cpu", "cuda"))]
@@ -61,7 +62,11 @@ def peak_memory(of: int = resource.RUSAGE_SELF) -> int:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of one of these modules gives in a new process; arguments and result are JSON."""
+    """What a function of one of these modules gives in a new process; arguments and result are JSON.
+
+    Raises:
+        DataError: when it fails.
+    """
     call = json.dumps([function.__module__, function.__name__, arguments])
     code = (
         "import importlib, json, sys\n"
@@ -72,5 +77,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     # Or glibc keeps large blocks that were freed, up to 8 % of the peak and another number in every run.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": path}
     command = [sys.executable, "-c", code, call]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise DataError(f"{function.__name__} has ended with status {done.returncode}; what it said stands above.")
     return json.loads(done.stdout.splitlines()[-1])

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 from commands import PYTHON, run
+from experiments import faults
 from experiments.bundle_trials import BUNDLE_TRIALS
 from experiments.faults import PATCHES, UNETR, Trial, count, find_fault, run_trials, words
 from experiments.input_trials import INPUT_TRIALS
 from experiments.script_trials import SCRIPT_TRIALS
+from experiments.timing import chosen_device, in_own_process
+
+from shared.utils import DataError
 
 TRIALS = [*BUNDLE_TRIALS, *SCRIPT_TRIALS, *INPUT_TRIALS]
 TRIAL = Trial("training", f"train {UNETR}", "--max_epochs abc", r"^max_epochs is 'abc', expected a whole number")
@@ -98,3 +102,28 @@ def test_the_command_counts_and_lists(tmp_path: Path) -> None:
     refused = run(script, "inputs", "--output_dir", tmp_path, "--only", "qqq")
     assert refused.returncode == 1
     assert "Error: --only is qqq, expected a part of a trial's name" in refused.stderr
+
+
+def test_data_that_were_not_finished_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make_data(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "ct").touch()
+        made.append(folder)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(faults, "make_data", make_data)
+    with pytest.raises(KeyboardInterrupt):
+        faults.make_what_is_needed([], tmp_path / "data", "python")
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        faults.make_what_is_needed([], tmp_path / "data", "python")
+    assert len(made) == 2
+    assert (tmp_path / "data" / "ct").exists()
+
+
+def test_a_part_of_a_measurement_that_fails_is_told() -> None:
+    with pytest.raises(DataError, match="chosen_device has ended with status 1"):
+        in_own_process(chosen_device)
