@@ -23,11 +23,11 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 CHARSET, IMAGE_TYPE, SOP_CLASS, INSTANCE, MODALITY = 0x00080005, 0x00080008, 0x00080016, 0x00080018, 0x00080060
 DESCRIPTION, THICKNESS, GAP, STUDY, SERIES = 0x0008103E, 0x00180050, 0x00180088, 0x0020000D, 0x0020000E
-NUMBER, ACQUISITION, POSITION, ORIENTATION, SAMPLES = 0x00200011, 0x00200012, 0x00200032, 0x00200037, 0x00280002
+NUMBER, POSITION, ORIENTATION, SAMPLES = 0x00200011, 0x00200032, 0x00200037, 0x00280002
 FRAMES, ROWS, COLUMNS, SPACING, ALLOCATED = 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100
 SIGNED, INTERCEPT, SLOPE, SHARED, PER_FRAME = 0x00280103, 0x00281052, 0x00281053, 0x52009229, 0x52009230
 HEADER = [CHARSET, IMAGE_TYPE, SOP_CLASS, INSTANCE, MODALITY, DESCRIPTION, THICKNESS, GAP, STUDY, SERIES, NUMBER]
-HEADER += [ACQUISITION, POSITION, ORIENTATION, SAMPLES, FRAMES, ROWS, COLUMNS, SPACING, ALLOCATED, SIGNED]
+HEADER += [POSITION, ORIENTATION, SAMPLES, FRAMES, ROWS, COLUMNS, SPACING, ALLOCATED, SIGNED]
 HEADER += [INTERCEPT, SLOPE]
 # The sequences of an enhanced image that hold what a frame's place, axes, pixels and values are.
 PLACES, AXES, MEASURES, VALUES = 0x00209113, 0x00209116, 0x00289110, 0x00289145
@@ -60,7 +60,6 @@ class DicomHeader:
     series: str
     number: str
     description: str
-    acquisition: str
     instance: str
     sop_class: str
     modality: str
@@ -163,7 +162,6 @@ def _header(path: Path, tags: pydicom.Dataset, fault: str) -> DicomHeader:
         series=_text(tags, SERIES),
         number=_text(tags, NUMBER),
         description=_text(tags, DESCRIPTION),
-        acquisition=_text(tags, ACQUISITION),
         instance=_text(tags, INSTANCE),
         sop_class=_text(tags, SOP_CLASS),
         modality=_text(tags, MODALITY).upper(),

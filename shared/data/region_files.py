@@ -113,9 +113,7 @@ def _notes(profile: bool, orientation: int = 1, stack: bool = False) -> tuple[st
 def _bounds(slide: openslide.OpenSlide) -> tuple[int, int, int, int] | None:
     """What was scanned, as QuPath crops to it; None where that is everything."""
     try:
-        x, y, width, height = (
-            int(slide.properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height")
-        )
+        x, y, width, height = (int(slide.properties[name]) for name in _BOUNDS)
     except (KeyError, ValueError):
         return None
     x, y, (right, bottom) = max(x, 0), max(y, 0), np.minimum((x + width, y + height), slide.dimensions).tolist()

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from http import HTTPStatus
+from http.client import responses
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -133,8 +134,7 @@ def passes(error: requests.RequestException) -> bool:
 
 
 def status(code: int) -> str:
-    known = code in HTTPStatus._value2member_map_
-    return f"status {code}, {HTTPStatus(code).phrase}" if known else f"status {code}"
+    return f"status {code}" + (f", {responses[code]}" if code in responses else "")
 
 
 def status_text(code: int) -> str:

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 from contourpy import FillType, contour_generator
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 from scipy.spatial import cKDTree
 
@@ -126,17 +126,11 @@ def _observation(structure: StructureCode, number: int) -> Dataset:
     found.ObservationNumber = found.ReferencedROINumber = number
     found.RTROIInterpretedType = "ORGAN" if structure.category == CATEGORIES["anatomical structure"] else ""
     found.ROIInterpreter = ""
-    identification = _coded(structure.concept)
+    identification = CodedConcept.from_code(structure.concept)
     if structure.side is not None:
-        identification.SegmentedPropertyTypeModifierCodeSequence = [_coded(structure.side)]
+        identification.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(structure.side)]
     found.RTROIIdentificationCodeSequence = [identification]
     return found
-
-
-def _coded(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
-    return item
 
 
 def _contours(source: SourceSeries, mask: np.ndarray) -> Iterator[Dataset]:

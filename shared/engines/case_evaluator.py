@@ -15,7 +15,7 @@ from monai.engines.utils import engine_apply_transform
 from monai.utils import CommonKeys
 
 from ..utils import DataError, data_error_message, fault_list, flag, gather_list, is_disk_full
-from ..utils.errors import no_memory_message, worker_silent_message
+from ..utils.errors import innermost, no_memory_message, worker_silent_message
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ def _reason(error: BaseException, file: str = "") -> str:
     if message is None and (lack := no_memory_message(error)):
         message = f"{file}: {lack}" if file else lack
     if message is None:
-        while error.__cause__ is not None:
-            error = error.__cause__
+        error = innermost(error)
         message = f"{type(error).__name__}: {error}"
     return message
 

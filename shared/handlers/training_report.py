@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.optim import Optimizer
 
-from ..utils import append_csv, atomic_path, write_csv
+from ..reports.gallery import save_figure
+from ..utils import append_csv, write_csv
 from .class_reweighting import ClassReweighting, WeightRow
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,7 @@ class TrainingRecord(ABC):
         self._add(engine)
         if idist.get_rank() == 0:
             self._write(engine)
-            with atomic_path(Path(self.output_dir) / "training.png") as temporary:
-                self._figure().savefig(temporary, dpi=120)
+            save_figure(Path(self.output_dir) / "training.png", self._figure())
 
     @abstractmethod
     def _add(self, engine: Engine) -> None:
