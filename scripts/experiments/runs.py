@@ -98,12 +98,12 @@ def logged_run(
     log.parent.mkdir(parents=True, exist_ok=True)
     given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     words = [python or sys.executable, *command, *given]
+    begin = log.stat().st_size if log.exists() else 0  # before it stands what earlier attempts have said
     with (
         log.open("ab") as file,
         subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=file) as process,
     ):
         _processes.add(process)
-        begin = file.tell()  # what earlier attempts have said stands before
         pid, peak = 0, 0.0
         while not pid:
             peak = max(peak, _peak_gib(process.pid))
