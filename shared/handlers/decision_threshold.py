@@ -60,7 +60,8 @@ class DecisionThreshold:
 
     def _choose(self, engine: Engine) -> None:
         of_ranks = zip(*idist.all_gather((self.probabilities, self.labels)), strict=True)
-        prob, label = (np.concatenate(parts) for parts in of_ranks)
+        # in a type of their own: a rank without patches gives empty lists
+        prob, label = (np.concatenate(parts).astype(kind) for parts, kind in zip(of_ranks, (float, int), strict=True))
         self.threshold, self.balanced_accuracy = best_threshold(prob, label)
         if self.given is not None:
             self.threshold = self.given
