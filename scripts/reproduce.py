@@ -8,7 +8,7 @@ from experiments.cascade_table import cascade
 from experiments.detection_table import detection_table
 from experiments.frozen_features import frozen_features
 from experiments.generalisation_table import generalisation_table
-from experiments.midog_tables import partner_table, strap_table
+from experiments.midog_tables import midog_table
 from experiments.new_scanner import new_scanner
 from experiments.operating_point import operating_point
 from experiments.organ_table import organ_table
@@ -26,10 +26,9 @@ if __name__ == "__main__":
                 "detection_table": detection_table,
                 "frozen_features": frozen_features,
                 "generalisation_table": generalisation_table,
+                "midog_table": midog_table,
                 "new_scanner": new_scanner,
                 "operating_point": operating_point,
-                "partner_table": partner_table,
-                "strap_table": strap_table,
                 "small_organs": small_organs,
                 "rule_table": {"compare": compare, "cost": cost},
             }

@@ -29,8 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 from shared.utils import write_json
 from shared.utils.errors import innermost, last_line
 
-from .benchmark_fusestyle import benchmark_fusestyle
 from .benchmark_lambda3d import benchmark_lambda3d
+from .benchmark_steps import benchmark_steps
 from .runs import BUNDLES, ROOT, bundle_run, run_step
 
 UNETR, LAMBDA, CLASSIFY, DETECT = BUNDLE_NAMES = (
@@ -255,8 +255,8 @@ def ratios(folder: Path, found: Measurements) -> None:
     file = folder / "ratio.json"
 
     def fusestyle() -> dict[str, Any]:
-        benchmark_fusestyle(str(file), **{"batch": 256, "rounds": 8, **tiny})
-        return {key: value["time"] for key, value in json.loads(file.read_text()).items() if isinstance(value, dict)}
+        benchmark_steps("fusestyle", str(file), **{"batch": 256, "rounds": 8, **tiny})
+        return {name: each["time"]["median"] for name, each in json.loads(file.read_text())["variants"].items()}
 
     def lambda3d(crops: int) -> dict[str, Any]:
         grids, rounds = ((12, 24), 5) if CUDA else ((4,), 1)

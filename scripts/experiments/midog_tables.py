@@ -9,9 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from matplotlib.figure import Figure
+
+from shared.utils.values import Choice
 
 from .methods import CLASSIFIER, PLAIN, Overlays, chosen_methods, list_methods
 from .patch_runs import FIELDS, CropSize, LeftOut, Names, Size, leave_out, left_out_caption
@@ -87,6 +89,7 @@ STYLES = Published(
     note=f"{_SET_UP} FuseStyle is table 4's; STRAP without XR is what the paper's text says it is below that, and "
     "without S360 cannot be read in our copy. STRAP there is AdaIN with paintings, 75 hours for the copies.",
 )
+TABLES = {"partner": PARTNERS, "strap": STYLES}
 
 
 def seconds(found: LeftOut, left_out: str, method: str) -> dict[str, Any] | None:
@@ -95,7 +98,7 @@ def seconds(found: LeftOut, left_out: str, method: str) -> dict[str, Any] | None
     return describe([run["seconds_an_epoch"] for run in runs if run["seconds_an_epoch"] is not None])
 
 
-def markdown(paper: Published, found: LeftOut, methods: Sequence[str], column: str) -> str:
+def markdown(paper: Published, found: LeftOut, methods: Sequence[str]) -> str:
     """A line for each scanner left out and method, and below it those of the paper."""
     rows = {(r["left_out"], r["method"], r["domain"]): r for r in chosen_rows(paper, found)}
     lines = []
@@ -111,7 +114,7 @@ def markdown(paper: Published, found: LeftOut, methods: Sequence[str], column: s
                     values = [f"{figures[name]:.3f}" if name in figures else "" for name in found.domains]
                     epoch = f"{figures['seconds']:g}" if "seconds" in figures else ""
                     lines.append(["", f"as reported, {data}", "", *values, epoch])
-    head = ["left out", column, "runs", *found.domains, "seconds an epoch"]
+    head = ["left out", "method", "runs", *found.domains, "seconds an epoch"]
     return f"Accuracy on each scanner:\n\n{markdown_grid(head, lines)}\n"
 
 
@@ -150,38 +153,8 @@ def picture(paper: Published, found: LeftOut, methods: Sequence[str]) -> Figure:
     return figure
 
 
-def write_published(paper: Published, stem: Path, column: str, overlays: Sequence[str], **options: Any) -> None:
-    """Do the runs of a table of the paper, and write it.
-
-    Args:
-        paper: the table.
-        stem: of its files.
-        column: what its methods are called.
-        overlays: methods of others.
-        options: see `leave_out`.
-    """
-    chosen = chosen_methods(CLASSIFIER, tuple(paper.titles), overlays)
-    found = leave_out(chosen, work=stem.parent, **options)
-    if found.runs:
-        known = {key: options[key] for key in ("size", "epochs", "seeds", "jobs")}
-        text = left_out_caption(found, options["size"], options["epochs"]) + markdown(
-            paper, found, list(chosen), column
-        )
-        text += (
-            "\nRuns: of each scanner. Seconds an epoch: mean (least to greatest) of the runs' medians, validation "
-            f"included, {options['jobs']} run(s) at a time. {paper.note}\n\n{list_methods(CLASSIFIER, chosen)}"
-        )
-        rows = chosen_rows(paper, found)
-        times = {out: {m: seconds(found, out, m) for m in chosen} for out in found.left_out}
-        content = {**found.content(), **known, "rows": rows, "seconds_an_epoch": times}
-        fields = (*FIELDS, *(f"reported {data}" for data in paper.accuracy))
-        write_table(stem, text, picture(paper, found, list(chosen)), content, list(map(flat, rows)), fields)
-        print(text)
-    print(f"{len(found.runs)} of {found.planned} runs are finished: {stem.parent}")
-    tell_failures(found.failures)
-
-
-def partner_table(
+def midog_table(
+    table: Annotated[str, Choice(tuple(TABLES))],
     dataset_dir: str,
     output_dir: str,
     datalist: str = "dataset.json",
@@ -195,55 +168,19 @@ def partner_table(
     jobs: AtLeastOne = 1,
     threads: AtLeastOne = 1,
 ) -> None:
-    """FuseStyle with four ways to choose the partner, and without: accuracy on each scanner, and the time of an epoch.
+    """A table of the paper, whose figures stand beside: accuracy on each scanner left out, and the time of an epoch.
 
-    The paper's tables 4 and 5, whose figures stand beside. Runs are those of generalisation_table: given the same
-    OUTPUT_DIR and options, each takes what the other has done. Run the same command again to go on. Results:
-    partner_table.md, .png, .csv and .json in OUTPUT_DIR. Where runs failed, they are listed, and the exit status is 1.
+    `partner` (tables 4 and 5) is FuseStyle with four ways to choose the partner, and without. `strap` (table 2) is
+    STRAP and FuseStyle, and neither. Where an image has no copy in another style yet, all are redrawn first, in
+    Laplacian pyramids with made-up textures, into OUTPUT_DIR/data: the datalist of scripts/make_stylized.py with
+    weights and paintings, made with --lists all, has those of the paper.
 
-    Args:
-        dataset_dir: folder with a datalist of patches, as scripts/prepare_midog.py patches writes it.
-        output_dir: where runs and results are kept.
-        datalist: its name. Its own split is of no account.
-        seeds: runs of each partner and scanner left out.
-        size: `full` as configured, or `demo`: a small network and a short schedule.
-        overlays: paths of JSON files, overlays of train.json, for methods of your own; called by the files' names.
-        scanners: the domains to leave out in turn, separated by commas; by default all that have labels.
-        crop_size: the middle of each patch that is used, in pixels; 0 leaves it as configured.
-        epochs: length of a training; 0 leaves it as configured.
-        minutes: no run is started after this time.
-        jobs: runs at a time; of several the seconds an epoch are those of runs that share the machine.
-        threads: of each process.
-    """
-    source, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
-    options = {"scanners": scanners, "seeds": seeds, "size": size, "epochs": epochs, "crop_size": crop_size}
-    options |= {"source": source, "minutes": minutes, "jobs": jobs, "threads": threads}
-    write_published(PARTNERS, work / "partner_table", "partner", overlays, **options)
-
-
-def strap_table(
-    dataset_dir: str,
-    output_dir: str,
-    datalist: str = "dataset.json",
-    seeds: AtLeastOne = 5,
-    size: Size = "full",
-    overlays: Overlays = (),
-    scanners: Names = (),
-    crop_size: CropSize = 0,
-    epochs: Epochs = 0,
-    minutes: Minutes = math.inf,
-    jobs: AtLeastOne = 1,
-    threads: AtLeastOne = 1,
-) -> None:
-    """STRAP and FuseStyle, and training without either: accuracy on each scanner, and the time of an epoch.
-
-    The paper's table 2, whose figures stand beside. Where an image has no copy in another style yet, all are redrawn
-    first, in Laplacian pyramids with made-up textures, into OUTPUT_DIR/data: the datalist of scripts/make_stylized.py
-    with weights and paintings, made with --lists all, has those of the paper. Runs are those of generalisation_table,
-    as with partner_table. Run the same command again to go on. Results: strap_table.md, .png, .csv and .json in
-    OUTPUT_DIR. Where runs failed, they are listed, and the exit status is 1.
+    Runs are those of generalisation_table: given the same OUTPUT_DIR and options, each takes what the other has done.
+    Run the same command again to go on. Results: partner_table or strap_table.md, .png, .csv and .json in OUTPUT_DIR.
+    Where runs failed, they are listed, and the exit status is 1.
 
     Args:
+        table: partner or strap.
         dataset_dir: folder with a datalist of patches, as scripts/prepare_midog.py patches writes it.
         output_dir: where copies, runs and results are kept.
         datalist: its name. Its own split is of no account.
@@ -254,10 +191,27 @@ def strap_table(
         crop_size: the middle of each patch that is used, in pixels; 0 leaves it as configured.
         epochs: length of a training; 0 leaves it as configured.
         minutes: no run is started after this time.
-        jobs: runs, or images that are redrawn, at a time.
+        jobs: runs, or images that are redrawn, at a time; of several the seconds an epoch are those of runs that share
+            the machine.
         threads: of each process.
     """
     source, work = Path(dataset_dir).expanduser().resolve() / datalist, Path(output_dir).expanduser().resolve()
-    options = {"scanners": scanners, "seeds": seeds, "size": size, "epochs": epochs, "crop_size": crop_size}
-    options |= {"source": source, "minutes": minutes, "jobs": jobs, "threads": threads}
-    write_published(STYLES, work / "strap_table", "method", overlays, **options)
+    paper = TABLES[table]
+    chosen = chosen_methods(CLASSIFIER, tuple(paper.titles), overlays)
+    found = leave_out(chosen, source, work, scanners, seeds, size, epochs, crop_size, minutes, jobs, threads)
+    if found.runs:
+        text = left_out_caption(found, size, epochs) + markdown(paper, found, list(chosen))
+        text += (
+            "\nRuns: of each scanner. Seconds an epoch: mean (least to greatest) of the runs' medians, validation "
+            f"included, {jobs} run(s) at a time. {paper.note}\n\n{list_methods(CLASSIFIER, chosen)}"
+        )
+        rows = chosen_rows(paper, found)
+        times = {out: {m: seconds(found, out, m) for m in chosen} for out in found.left_out}
+        content = {**found.content(), "size": size, "epochs": epochs, "seeds": seeds, "jobs": jobs, "rows": rows}
+        content["seconds_an_epoch"] = times
+        fields = (*FIELDS, *(f"reported {data}" for data in paper.accuracy))
+        figure = picture(paper, found, list(chosen))
+        write_table(work / f"{table}_table", text, figure, content, list(map(flat, rows)), fields)
+        print(text)
+    print(f"{len(found.runs)} of {found.planned} runs are finished: {work}")
+    tell_failures(found.failures)

@@ -333,11 +333,11 @@ SCRIPT_TRIALS = [
         {"--methods erm": r"ood_validation", "--seed 3": unknown("--seed", "reproduce.py camelyon_table", "--seeds")},
     ),
     *script(
-        "reproduce.py partner_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        "reproduce.py midog_table --table partner --dataset_dir $DATA/histology --output_dir $FOLDER/out",
         {"--scanners Leica": r"no domain Leica", "--crop_size -1": rf"^--crop_size is -1, {WHOLE} of 0 or above"},
     ),
     *script(
-        "reproduce.py strap_table --dataset_dir $DATA/histology --output_dir $FOLDER/out",
+        "reproduce.py midog_table --table strap --dataset_dir $DATA/histology --output_dir $FOLDER/out",
         {"--datalist nonesuch.json": r"nonesuch\.json", "--epochs -1": rf"^--epochs is -1, {WHOLE} of 0 or above"},
     ),
     *script(

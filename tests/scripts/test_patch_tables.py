@@ -16,7 +16,7 @@ from experiments import patch_runs
 from experiments.camelyon_table import camelyon_table
 from experiments.generalisation_table import generalisation_table
 from experiments.kept_runs import labels_by_slide, packed, unpacked
-from experiments.midog_tables import partner_table, strap_table
+from experiments.midog_tables import midog_table
 from experiments.new_scanner import ARMS, new_scanner
 from experiments.operating_point import draw_images, operating_point
 from experiments.patch_runs import Predictions, deal_out, read_scores, resample
@@ -127,7 +127,7 @@ def test_of_a_few_seeds_the_values_are_told_and_of_five_intervals(tmp_path: Path
 def test_the_paper_stands_beside_each_partner(tmp_path: Path, data: Path, started: list) -> None:
     generalisation_table(str(data), str(tmp_path / "out"), seeds=1, methods=("erm", "kl"), scanners=("XR",))
     started.clear()
-    partner_table(str(data), str(tmp_path / "out"), seeds=1, scanners=("XR",))
+    midog_table("partner", str(data), str(tmp_path / "out"), seeds=1, scanners=("XR",))
     assert [run for run, step, *_ in started if step == "train"] == [
         f"{method} XR_seed0" for method in ("fusestyle", "mixstyle", "euclidean")
     ]
@@ -144,7 +144,7 @@ def test_the_paper_stands_beside_each_partner(tmp_path: Path, data: Path, starte
 
 
 def test_strap_is_trained_on_copies_that_are_made_once(tmp_path: Path, data: Path, started: list) -> None:
-    strap_table(str(data), str(tmp_path / "out"), seeds=2, scanners=("XR",))
+    midog_table("strap", str(data), str(tmp_path / "out"), seeds=2, scanners=("XR",))
     lists = {run: Path(options["datalist"]) for run, step, options, _ in started if step == "train"}
     assert [*lists] == [f"{method} XR_seed{seed}" for seed in (0, 1) for method in ("erm", "fusestyle", "strap")]
     for seed in (0, 1):
