@@ -70,7 +70,7 @@ def patches(
     """
     workers = worker_count(workers)
     _, target = resolve_folders(image_dir, output_dir, "--image_dir")
-    fields = [field.strip() for field in domain.split("+")]
+    fields = _split_fields(domain)
 
     name, listed = read_midog(annotations, dataset, scanners)
     wanted = [image for image in listed if image.labelled or unlabelled_per_image]
@@ -126,7 +126,7 @@ def tiles(
     """
     workers = worker_count(workers)
     _, target = resolve_folders(image_dir, output_dir, "--image_dir")
-    fields = [field.strip() for field in domain.split("+")]
+    fields = _split_fields(domain)
 
     name, listed = read_midog(annotations, dataset, scanners)
     images = find_midog(listed, image_dir, allow_missing, workers)
@@ -188,7 +188,7 @@ def named(
         name: of the data set; that of PATCH_DIR by default.
         overwrite: replace another datalist of that name.
     """
-    fields, target = [field.strip() for field in domain.split("+")], Path(output).resolve()
+    target, fields = Path(output).resolve(), _split_fields(domain)
     _, images = read_midog(annotations, dataset, scanners)
     labels, entries = named_patches(images, patch_dir, positive, prefix, fields)
     splits = split_patches(entries, unit=unit, seed=seed)
@@ -234,8 +234,7 @@ def nuclei(
         overwrite: replace another datalist in OUTPUT_DIR.
         workers: patches cropped at a time; by default one for each core, 8 at most.
     """
-    target = _new_folder(patch_dir, output_dir, overwrite)
-    fields = [field.strip() for field in domain.split("+")]
+    target, fields = _new_folder(patch_dir, output_dir, overwrite), _split_fields(domain)
     _, images = read_midog(annotations, dataset, scanners)
     _, figures = named_patches(images, patch_dir, None, prefix, fields)
     crops = crop_beside(figures, target, size, worker_count(workers))
@@ -279,8 +278,7 @@ def mosaics(
         name: of the data set; that of PATCH_DIR by default.
         overwrite: replace another datalist in OUTPUT_DIR.
     """
-    target = _new_folder(patch_dir, output_dir, overwrite)
-    fields = [field.strip() for field in domain.split("+")]
+    target, fields = _new_folder(patch_dir, output_dir, overwrite), _split_fields(domain)
     _, images = read_midog(annotations, dataset, scanners)
     _, patches = named_patches(images, patch_dir, None, prefix, fields)
     regions = write_mosaics(images, patches, target, columns)
@@ -290,6 +288,10 @@ def mosaics(
     write_histology_datalist(target / "dataset.json", name, MIDOG_LABELS, splits, facts, overwrite)
     print(text_table(count_regions(splits)))
     print(f"{len(patches)} patches in {len(regions)} regions: {target / 'dataset.json'}")
+
+
+def _split_fields(domain: str) -> list[str]:
+    return [field.strip() for field in domain.split("+")]
 
 
 def _new_folder(patch_dir: str, output_dir: str, overwrite: bool) -> Path:
