@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..metrics import matched_threshold
 from ..utils import DataError
+from ..utils.errors import NO_NUMBER
 from .domain_images import FEW, DomainImages
 
 logger = logging.getLogger(__name__)
@@ -93,10 +94,7 @@ class MatchPositiveRate:
             outputs = [engine.inferer(images, self.network) for images in self.images.of(domain, device)]
         prob = torch.cat(outputs).double().sigmoid().flatten().cpu().numpy()
         if not np.isfinite(prob).all():
-            raise DataError(
-                f"{domain}: the network gives no number for some images. Its weights are damaged, or overflow in half "
-                "precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
-            )
+            raise DataError(f"{domain}: the network gives no number for some images. {NO_NUMBER}")
         if (least := math.ceil(1 / min(self.rate, 1 - self.rate))) > len(prob):
             raise DataError(
                 f"{domain}: {len(prob)} image{'s' * (len(prob) > 1)}, and with a share of {self.rate:g} positive ones "

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..metrics import Detections, box_centres
 from ..networks import PyramidAnchors, decode_batch
 from ..utils import DataError
+from ..utils.errors import NO_NUMBER
 from .suppression import suppress_within_radius
 
 SLACK = 8  # pixels of a tile; two tiles that see a figure from its two sides differ by less about its centre
@@ -119,10 +120,7 @@ class DetectionMerger:
             arrived.synchronize()
         for rows, tile in zip(found.numpy(), tiles, strict=True):
             if np.isnan(rows[:, 4]).any():
-                raise DataError(
-                    f"{tile.name or tile.image}: the network gives no number here. Its weights are damaged, or "
-                    "overflow in half precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
-                )
+                raise DataError(f"{tile.name or tile.image}: the network gives no number here. {NO_NUMBER}")
             self._parts[tile.image].append(self._kept(rows[rows[:, 4] >= self.score_threshold], tile))
 
     def _kept(self, rows: np.ndarray, tile: TilePlace) -> TileDetections:

@@ -16,6 +16,7 @@ from ..data import MPP_TOLERANCE, Region, weights_digest
 from ..metrics import MITOTIC, Detections, box_centres
 from ..networks import load_classifier, place_network, read_classifier_record, weights_of_classifier
 from ..utils import DataError, flag, progress
+from ..utils.errors import NO_NUMBER
 
 _MIRRORED = ((), (-1,), (-2,), (-2, -1))  # axes of a batch of crops, by which each is turned around
 
@@ -119,10 +120,7 @@ class CropClassifier:
             logits = [self.network(images.flip(axes) if axes else images) for axes in ways]
         found = torch.stack([each.float().sigmoid().flatten() for each in logits]).mean(dim=0).cpu().numpy()
         if not np.isfinite(found).all():
-            raise DataError(
-                f"{region.path}: the classifier gives no number here. Its weights are damaged, or overflow in half "
-                "precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
-            )
+            raise DataError(f"{region.path}: the classifier gives no number here. {NO_NUMBER}")
         return found
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
 
+from ..utils import DataError
+from ..utils.errors import NO_NUMBER
 from .restore import NativeLabels
 
 Window = tuple[slice, slice, slice]
@@ -92,7 +94,8 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
 
         Raises:
             ValueError: for an input of another shape, or one that does not know its file; when the network's output
-                has another grid than its input, more than 256 classes, or, where `native`, is not finite.
+                has another grid than its input or more than 256 classes.
+            DataError: when the network's output holds NaN or +infinity.
         """
         if inputs.ndim != 5 or len(inputs) != 1:
             raise ValueError(f"expected one volume, (1, channels, X, Y, Z), got shape {tuple(inputs.shape)}.")
@@ -116,6 +119,9 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
                 raise ValueError(f"the network made {tuple(output.shape[2:])} of a window of {roi}: not the same grid.")
             if output.shape[1] > 256:
                 raise ValueError(f"the network has {output.shape[1]} classes, and labels of 8 bits hold 256.")
+            if not output.amax(1).isfinite().all():  # a class may have −infinity, as one that is masked out
+                file = getattr(inputs, "meta", {}).get("filename_or_obj") or "a volume"
+                raise DataError(f"{file}: the network gives no number here. {NO_NUMBER}")
             for window, values in zip(windows, output, strict=True):
                 planes.finish(window[self.buffer_dim].start, place, labels)
                 planes.add(window, values, weights)

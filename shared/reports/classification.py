@@ -20,6 +20,7 @@ from ..data import read_rgb
 from ..metrics import bootstrap_scores, classification_scores, roc_curve
 from ..metrics.classification import COUNTS, SCORES
 from ..utils import DataError
+from ..utils.errors import NO_NUMBER
 from .domains import (
     Column,
     Curve,
@@ -87,10 +88,7 @@ def checked_probabilities(probabilities: torch.Tensor, cases: Sequence[str]) -> 
     probabilities = probabilities.detach().double().reshape(-1).tolist()
     bad = [case for case, p in zip(cases, probabilities, strict=True) if math.isnan(p)]
     if bad:
-        raise DataError(
-            f"{bad[0]}: the network gives no number ({len(bad)} such patches in this batch). Its weights are damaged, "
-            "or overflow in half precision: try another checkpoint, --amp_dtype bfloat16, or --amp false."
-        )
+        raise DataError(f"{bad[0]}: the network gives no number ({len(bad)} such patches in this batch). {NO_NUMBER}")
     return probabilities
 
 

@@ -43,6 +43,10 @@ WORKER_SAID = re.compile(
 FIRST_RANK_WAIT = 10  # seconds; the first rank may still be importing
 settings_at_hand: set[str] = set()  # of the configuration that runs, where it is known
 
+NO_NUMBER = (  # behind what gave none
+    "Its weights are damaged, or overflow in half precision: try another checkpoint, --amp_dtype bfloat16, or --amp "
+    "false."
+)
 FREE_SPACE = (
     "Free space, or choose another folder, and run the command again; a training goes on from its last checkpoint with "
     "--resume true."
