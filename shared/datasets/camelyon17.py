@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..data import PatchEntry
 from ..utils import DataError
 from ..utils.text import first_few
-from .preparation import read_table, refuse
+from .preparation import TableRow, read_table, refuse
 
 CAMELYON17_LABELS = {"normal": 0, "tumour": 1}
 """A patch is a tumour patch when its middle 32 × 32 pixels hold any tumour."""
@@ -47,11 +47,11 @@ def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) ->
     folder = Path(data_dir)
     splits: dict[str, list[PatchEntry]] = {split: [] for split in CAMELYON17_SPLITS}
     files: dict[str, set[str]] = defaultdict(set)
-    for line, row in enumerate(_rows(folder / "metadata.csv"), start=2):
-        patch = _patch(folder / "metadata.csv", line, row)
+    for row in _rows(folder / "metadata.csv"):
+        patch = _patch(folder / "metadata.csv", row)
         name = os.path.basename(patch["image"])
         if name in files[patch["slide"]]:
-            raise DataError(f"{folder / 'metadata.csv'}: line {line} lists {patch['image']} again. List it once.")
+            raise DataError(f"{folder / 'metadata.csv'}: line {row.line} lists {patch['image']} again. List it once.")
         files[patch["slide"]].add(name)
         split = _CENTRES.get(patch["center"], "validation" if patch["wilds_split"] else "training")
         splits[split].append(patch)
@@ -68,22 +68,22 @@ def read_camelyon17(data_dir: str | os.PathLike, allow_missing: bool = False) ->
     return {split: [p for p in patches if p["image"] not in absent] for split, patches in splits.items()}
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
+def _rows(path: Path) -> Iterator[TableRow]:
     header, rows = read_table(path, "Give the folder that WILDS makes, camelyon17_v1.0.")
     missing = [column for column in _COLUMNS if column not in header]
     refuse(path, missing, f"has no column {{0!r}}. Expected the columns {', '.join(_COLUMNS)}.")
     yield from tqdm(rows, desc="reading metadata", unit="patch")
 
 
-def _patch(path: Path, line: int, row: dict[str, str]) -> PatchEntry:
+def _patch(path: Path, row: TableRow) -> PatchEntry:
     try:
         values = {column: int(row[column]) for column in _COLUMNS}
     except ValueError as e:
-        raise DataError(f"{path}: line {line} holds something else than a whole number ({e}). Copy it again.") from e
+        raise DataError(f"{path}: line {row.line} holds no whole number ({e}). Copy it again.") from e
     for column, most in (("tumor", 1), ("center", 4), ("split", 1)):
         if not 0 <= values[column] <= most:
             raise DataError(
-                f"{path}: {column} is {values[column]} in line {line}, expected 0 to {most}. Copy it again."
+                f"{path}: {column} is {values[column]} in line {row.line}, expected 0 to {most}. Copy it again."
             )
     slide = f"patient_{values['patient']:03d}_node_{values['node']}"
     x, y = values["x_coord"], values["y_coord"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data import PatchEntry, domain_names, scanner_name
 from ..utils import DataError
 from .histology_entries import check_image_files
-from .preparation import read_table, refuse, repeated
+from .preparation import TableRow, read_table, refuse, repeated
 
 _REMEDY = "Give the path of a CSV file with a header."
 
@@ -59,7 +59,7 @@ def read_patch_table(
     return patches
 
 
-def _read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, str]]:
+def _read_rows(path: Path, columns: Mapping[str, str]) -> list[TableRow]:
     header, found = read_table(path, _REMEDY)
     rows = list(found)
     if not rows:
@@ -70,7 +70,7 @@ def _read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, str]]:
                 f"{path}: has no column {column!r} for the {what}. It has: {', '.join(header)}. Choose one of them "
                 f"with --{what}_column."
             )
-        empty = [i for i, row in enumerate(rows, start=2) if not row[column].strip()]
+        empty = [row.line for row in rows if not row[column].strip()]
         refuse(path, empty, "the column {column!r} is empty in line {0} ({count} such lines).", column=column)
     return rows
 

@@ -71,8 +71,16 @@ def refuse_other_content(folder: Path, strange: Sequence[str]) -> None:
     refuse(folder, strange, "already holds {few}, expected an empty folder. " + NEW_FOLDER)
 
 
-def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, str]]]:
-    """The columns of a table that the user gives, and its rows; missing cells are empty.
+class TableRow(dict[str, str]):
+    """A row of a table, by its columns; `line` is that of the file in which it ends."""
+
+    def __init__(self, cells: Iterable[tuple[str, str]], line: int) -> None:
+        super().__init__(cells)
+        self.line = line
+
+
+def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[TableRow]]:
+    """The columns of a table that the user gives, and its rows; missing cells are empty, blank lines are left out.
 
     In UTF-8, in UTF-16 with its byte order mark, or, with a warning, in cp1252, as Excel in western Europe writes it;
     with commas, semicolons, tabs or bars.
@@ -84,20 +92,22 @@ def read_table(path: Path, remedy: str) -> tuple[list[str], Iterator[dict[str, s
         raise DataError(f"{path}: there is no such table. {remedy}")
     text = _table_text(path, remedy)
 
-    def rows() -> Iterator[list[str]]:
+    def rows() -> Iterator[tuple[int, list[str]]]:
         try:
-            yield from csv.reader(StringIO(text, newline=""), delimiter=max(",;\t|", key=partial(_suits, text)))
+            reader = csv.reader(StringIO(text, newline=""), delimiter=max(",;\t|", key=partial(_suits, text)))
+            yield from ((reader.line_num, row) for row in reader if row)
         except csv.Error as e:
             raise DataError(f"{path}: not readable as a table ({e}). {remedy}") from e
 
-    def named(header: Sequence[str], found: Iterator[list[str]]) -> Iterator[dict[str, str]]:
-        for row in filter(None, found):
+    def named(header: Sequence[str], found: Iterator[tuple[int, list[str]]]) -> Iterator[TableRow]:
+        for line, row in found:
             more = [cell for cell in row[len(header) :] if cell.strip()]
-            refuse(path, more, "a row has more cells than the header, {0!r} is one. Quote cells that hold a separator.")
-            yield dict(zip_longest(header, map(cell_text, row[: len(header)]), fillvalue=""))
+            what = "line {line} has more cells than the header, {0!r} is one. Quote cells that hold a separator."
+            refuse(path, more, what, line=line)
+            yield TableRow(zip_longest(header, map(cell_text, row[: len(header)]), fillvalue=""), line)
 
     found = rows()
-    header = list(map(cell_text, next(found, [])))
+    header = list(map(cell_text, next(found, (0, []))[1]))
     refuse(path, repeated(filter(None, header)), "has two columns called {0!r}. Rename one of them.")
     return header, named(header, found)
 
@@ -132,7 +142,8 @@ def _tell_of_cp1252(path: Path) -> None:
 
 def _suits(text: str, delimiter: str) -> tuple[bool, bool, int]:
     """How well it separates the cells: several in the header, as many in the first row, many."""
-    counts = [len(row) for row in islice(csv.reader(StringIO(text, newline=""), delimiter=delimiter), 2)]
+    rows = filter(None, csv.reader(StringIO(text, newline=""), delimiter=delimiter))
+    counts = [len(row) for row in islice(rows, 2)]
     return max(counts[:1], default=0) > 1, len(set(counts)) == 1, max(counts[:1], default=0)
 
 

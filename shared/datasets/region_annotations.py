@@ -207,15 +207,15 @@ def _csv(file: Path) -> Annotations:
     found: dict[str, list[Figure]] = defaultdict(list)
 
     def figures(file: Path) -> Iterator[Figure]:
-        for i, row in enumerate(rows, start=2):
+        for row in rows:
             image, name = row[columns["image"]], row[columns["name"]]
             if not image:
-                raise DataError(f"{file}: line {i} names no image.")
+                raise DataError(f"{file}: line {row.line} names no image.")
             cells = [row[columns[corner]].strip() for corner in corners]
             if not name and not any(cells):  # an image that was looked at, and has no figure
                 found[image] = found[image]
                 continue
-            figure = Figure(name, tuple(map(float, cells)), f"{file}: line {i}")
+            figure = Figure(name, tuple(map(float, cells)), f"{file}: line {row.line}")
             found[image].append(figure)
             yield figure
 

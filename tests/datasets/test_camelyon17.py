@@ -55,7 +55,7 @@ def test_a_patient_without_its_zeros(tmp_path: Path) -> None:
         ({"tumor": 2}, "tumor is 2 in line 2, expected 0 to 1"),
         ({"center": 5}, "center is 5 in line 2, expected 0 to 4"),
         ({"split": 3}, "split is 3 in line 2, expected 0 to 1"),
-        ({"x_coord": "a"}, "line 2 holds something else than a whole number"),
+        ({"x_coord": "a"}, "line 2 holds no whole number"),
         ({"x_coord": 3360}, r"line 3 lists patches/patient_004_node_0/.*_x_3360_y_21792.png again"),
         ({"node": 7}, r"1 of 60 patches are missing: patches/patient_004_node_7/patch_patient_004_node_7_x_3328_y"),
     ],

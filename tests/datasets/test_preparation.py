@@ -52,12 +52,18 @@ def test_a_table_in_any_form(
         ("a,b,c\n1\n", {"a": "1", "b": "", "c": ""}),
         ("a\n1\n", {"a": "1"}),
         ("a,b\n\n1,2,,\n", {"a": "1", "b": "2"}),
+        ("\n\r\n a,b;c\n1;2\n", {" a,b": "1", "c": "2"}),  # blank lines before it
         ("a,b\n'=1+1,'-\n", {"a": "=1+1", "b": "-"}),  # as written for a spreadsheet
     ],
 )
 def test_what_separates_the_cells(text: str, expected: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     assert list(read_table(tmp_path / "t.csv", "")[1]) == [expected]
+
+
+def test_a_row_knows_its_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('\na,b\n\n1,2\n\n"3\n4",5\n6,7\n')
+    assert [row.line for row in read_table(tmp_path / "t.csv", "")[1]] == [4, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_what_separates_the_cells(text: str, expected: dict[str, str], tmp_path:
         (codecs.BOM_UTF16_LE + b"\0\xd8", "not readable as text ('utf-16-le' codec can't decode"),
         (b"a,b,a\n1,2,3\n", "has two columns called 'a'. Rename one of them."),
         (b'a,b\n"' + 200_000 * b"1", "not readable as a table (field larger than field limit (131072)). Copy it."),
-        (b"a,b\n1,2,3\n", "a row has more cells than the header, '3' is one."),
+        (b"a,b\n\n1,2,3\n", "line 3 has more cells than the header, '3' is one."),
     ],
 )
 def test_what_is_no_table(content: bytes | None, message: str, tmp_path: Path) -> None:
