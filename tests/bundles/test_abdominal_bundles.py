@@ -68,3 +68,14 @@ def test_every_parameter_that_trains_gets_a_gradient(configs: Path, network: tup
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable
     assert trainable == {name for name, p in model.named_parameters() if p.grad is not None}
+
+
+@both
+@pytest.mark.parametrize("network", ["unet3d", "dynunet"])
+def test_the_unets_learn_a_scale_for_each_channel(configs: Path, network: str) -> None:
+    """As in nnU-Net. DynUNet without it leaves small organs at 0 that it finds with it: docs/experiments."""
+    parser = ConfigParser()
+    parser.read_config([str(configs / f"{name}.json") for name in ("train", f"variants/{network}")])
+    norms = [m for m in parser.get_parsed_content("network").modules() if isinstance(m, nn.InstanceNorm3d)]
+    assert norms
+    assert all(norm.affine for norm in norms)
