@@ -70,11 +70,13 @@ class Entrant(NamedTuple):
     Attributes:
         epochs: what took 30 minutes of one core.
         features: of nnU-Net's planned network, the share that is kept; None of the bundles' networks.
+        crop: side of nnU-Net's crops in voxels; None as it plans them.
     """
 
     epochs: int
     what: str
     features: float | None = None
+    crop: int | None = None
 
 
 ENTRANTS = {
@@ -83,6 +85,7 @@ ENTRANTS = {
     "dynunet": Entrant(1150, "`variants/dynunet` at the demo's size, likewise"),
     NNUNET: Entrant(31, "nnU-Net v2 as it plans for this grid", 1.0),
     "nnunet_small": Entrant(235, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
+    "nnunet_crops": Entrant(1000, "the small one on crops of 32³, as the demo's networks see: as many steps", 0.25, 32),
 }
 
 
@@ -231,13 +234,14 @@ def find_nnunet(python: str) -> Path:
 
 def train_entrant(name: str, seed: int, epochs: int, data: Path, work: Path, nnunet: Nnunet | None) -> dict[str, Any]:
     """What a network cost, and its Dice; from its folder where the run is finished."""
-    folder, features = work / name / f"seed{seed}", ENTRANTS[name].features
+    folder, (_, _, features, crop) = work / name / f"seed{seed}", ENTRANTS[name]
     if nnunet is None or features is None:
         training = plan_training(name, seed, epochs, folder, data, work)
         return kept_run(folder, training.settings, lambda: train_bundle(training))
     with PLANNING:
         nnunet.prepare(data, grid())
     schedule = {"features": features, "seed": seed, "epochs": epochs, "iterations": ITERATIONS}
+    schedule |= {"crop": crop} if crop else {}
     settings = {"network": name, "data": file_digest(data / "dataset.json"), **schedule}
     found = kept_run(folder, settings, lambda: train_nnunet(nnunet, folder, cases_for_testing(data), **schedule), ())
     for made in ("results", "found"):  # hundreds of megabytes

@@ -67,17 +67,23 @@ def seed_all(seed: int) -> None:
         seeded(seed)
 
 
-def trainer(planned: str, features: float, seed: int, epochs: int, iterations: int) -> nnUNetTrainer:
+def trainer(
+    planned: str, features: float, seed: int, epochs: int, iterations: int, crop: int | None = None
+) -> nnUNetTrainer:
     """The trainer of a short schedule, as published but for its length.
 
     Args:
         planned: the folder of what was planned and preprocessed.
         features: of the planned network, the share that is kept.
         iterations: of an epoch; a fifth as many validate, as published.
+        crop: side of the crops; None as planned.
     """
     plans, dataset = (json.loads((Path(planned) / f"{name}.json").read_bytes()) for name in ("nnUNetPlans", "dataset"))
-    network = plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
+    configuration = plans["configurations"][CONFIGURATION]
+    network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [round(features * number) for number in network["features_per_stage"]]
+    if crop:
+        configuration["patch_size"] = [crop] * 3
     seed_all(seed)
     made = ShortTrainer(plans | {"continue_training": False}, CONFIGURATION, 0, dataset, device=CPU)
     made.num_epochs, made.num_iterations_per_epoch = epochs, iterations

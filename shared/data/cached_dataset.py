@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,11 @@ def _hash_case(item: Mapping[str, Any]) -> bytes:
     values = {key: value for key, value in item.items() if isinstance(value, str) and os.path.exists(value)}
     beside = [str(file) for key in ("image", "label") if key in values for file in files_beside(Path(values[key]))]
     files = [*values.values(), *beside]
-    stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+    stats = []
+    for file in files:
+        with suppress(FileNotFoundError):  # something else that lay beside them for a moment
+            state = os.stat(file)
+            stats.append((file, state.st_size, state.st_mtime_ns))
     return pickle_hashing([dict(item), stats])
 
 

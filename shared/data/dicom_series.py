@@ -219,7 +219,7 @@ def _complete(some: Sequence[DicomHeader], more: Sequence[DicomHeader]) -> bool:
 def _within_budget(folder: Path) -> Iterator[Path]:
     """The files in a folder and below it, with a bar where it takes long; an error where it takes too long."""
     start = time.monotonic()
-    bar = tqdm(_files_below(folder), desc="files looked at", unit=" files", delay=3, leave=False)
+    bar = tqdm(files_below(folder), desc="files looked at", unit=" files", delay=3, leave=False)
     for count, path in enumerate(bar):
         if count >= MOST_FILES or time.monotonic() - start > MOST_SECONDS:
             raise DataError(
@@ -230,7 +230,8 @@ def _within_budget(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below it, linked folders too; without hidden ones."""
     seen: set[str] = set()  # links may lead in circles
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
 from ..utils import DataError
-from .dicom_series import find_series
+from .dicom_series import files_below, find_series, is_dicom
 from .dicom_slides import slide_files
 
 # Headers, whose voxels or slide lie beside them: in files that they name, or that are called like them, or in a folder.
 HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".mrxs", ".vms", ".vmu")
-SLICES = (".dcm", "")  # of files that may be one slice of a series
+# What a header of MetaImage or NRRD says of where the voxels are: LIST, a file, or files by a pattern with a number.
+_VOXELS = re.compile(rb"^(?:ElementDataFile *=|data ?file *:) *(.+)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 
 
 def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
@@ -47,35 +50,40 @@ def source_digest(path: str | os.PathLike, series: str | None = None) -> str:
 
 
 def files_beside(path: Path) -> list[Path]:
-    """What belongs to an image that is not one file alone, by names only, in alphabetical order; else nothing.
+    """What belongs to an image that is not one file alone, in alphabetical order; else nothing.
 
-    Of a folder all that lies below it; of a DICOM slice all that lies beside it; of a header the files that it names or
-    that are called like it, itself too.
+    Of a folder all that lies below it; of a DICOM slice all that lies beside it, and below that; of a header the files
+    that it names or that are called like it, itself too.
 
     Raises:
-        DataError: when a header cannot be read.
+        DataError: when a header or a folder cannot be read.
     """
-    ending = path.suffix.lower()
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file())
-    if ending not in (*HEADERS, *SLICES):
-        return []
-    beside = [p for p in path.parent.iterdir() if p.is_file()]
-    if ending in SLICES:
-        return sorted(beside)
-    header = b"" if ending == ".img" else _content(path)  # of that one the voxels, whose header is called alike
-    files = [p for p in beside if p.stem == path.stem or os.fsencode(p.name) in header]
-    return sorted([*files, *(p for p in path.with_suffix("").glob("*") if p.is_file())])
+    with _named(path):
+        if path.is_dir():
+            return sorted(files_below(path))
+        if (ending := path.suffix.lower()) not in HEADERS:
+            return sorted(files_below(path.parent)) if is_dicom(path) else []
+        header = b"" if ending == ".img" else path.read_bytes()  # of that one the voxels, whose header is called alike
+        beside = [p for p in path.parent.iterdir() if p.stem == path.stem or os.fsencode(p.name) in header]
+        files = {*beside, *path.with_suffix("").glob("*"), *_voxel_files(header, path.parent)}
+        return sorted(file for file in files if file.is_file())
+
+
+def _voxel_files(header: bytes, folder: Path) -> Iterator[Path]:
+    """What a header names by a path, or by a number in the name."""
+    if found := _VOXELS.search(header):
+        first, *others = os.fsdecode(found[1]).splitlines()
+        for name in others if first.upper().startswith("LIST") else [first]:
+            if "%" in name:
+                parts = re.split(r"%\d*d", name.split()[0])
+                yield from map(Path, glob(os.path.join(escape(str(folder)), "*".join(map(escape, parts)))))
+            else:
+                yield folder / name.strip()
 
 
 def _file_digest(path: Path) -> str:
     with _named(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _content(path: Path) -> bytes:
-    with _named(path):
-        return path.read_bytes()
 
 
 @contextmanager

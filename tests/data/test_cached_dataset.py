@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from dicom_files import write_series
 from monai.transforms import MapTransform, RandShiftIntensityd, Transform
 
 from shared.data import cached_dataset
@@ -89,15 +90,41 @@ def test_a_replaced_file_is_read_again(data: list[dict[str, str]], tmp_path: Pat
     assert values(cached_dataset(data, transforms(), cache_dir=tmp_path / "cache")) == [0, 7, 2]
 
 
+HEADERS = {
+    "ct.mhd": "NDims = 3\nElementDataFile = voxels.raw",
+    "below.mhd": "ElementDataFile = raw/ct 1.raw\n",
+    "numbered.mhd": "ElementDataFile = raw/s%03d.raw 0 39 1",
+    "listed.mhd": "ElementDataFile = LIST\nvoxels.raw\nraw/ct 1.raw",
+    "ct.nhdr": "NRRD0004\ntype: short\ndata file: raw/ct 1.raw",
+    "numbered.nhdr": "NRRD0004\ndata file: raw/s%03d.raw 0 39 1 2",
+}
+
+
 @pytest.mark.parametrize(
-    ("image", "changed"), [("series", "series/b/2.dcm"), ("series/b/1.dcm", "series/b/2.dcm"), ("ct.mhd", "voxels.raw")]
+    ("image", "changed"),
+    [
+        ("series", "series/b/2.dcm"),
+        ("series", "elsewhere/3.dcm"),  # by a link
+        ("series/b/1.dcm", "series/b/2.dcm"),
+        ("by_uid/1.2.392.1", "by_uid/1.2.392.2"),
+        ("ct.mhd", "voxels.raw"),
+        ("below.mhd", "raw/ct 1.raw"),
+        ("numbered.mhd", "raw/s007.raw"),
+        ("listed.mhd", "raw/ct 1.raw"),
+        ("ct.nhdr", "raw/ct 1.raw"),
+        ("numbered.nhdr", "raw/s007.raw"),
+    ],
 )
 def test_what_belongs_to_an_image_and_is_replaced_in_place_is_noticed(tmp_path: Path, image: str, changed: str) -> None:
     """Neither the folder of a series nor a header changes with it."""
-    (tmp_path / "series" / "b").mkdir(parents=True)
-    for name in ("series/b/1.dcm", "series/b/2.dcm", "voxels.raw", "other.raw"):
+    voxels = ("voxels.raw", "other.raw", "raw/ct 1.raw", "raw/s007.raw")
+    for name in ("series/b/1.dcm", "series/b/2.dcm", "elsewhere/3.dcm", *voxels):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("0")
-    (tmp_path / "ct.mhd").write_text("ElementDataFile = voxels.raw")
+    (tmp_path / "series" / "link").symlink_to(tmp_path / "elsewhere")
+    write_series(tmp_path / "by_uid", 2, "1.2.392.{}")
+    for name, text in HEADERS.items():
+        (tmp_path / name).write_text(text)
     item = {"image": str(tmp_path / image), "case": "1"}
     cache = partial(
         cached_dataset, [item], [lambda item: {**item, "image": torch.ones(1)}], cache_dir=tmp_path / "made"

@@ -90,17 +90,19 @@ def test_bundles_and_nnunet_get_the_same_cases(
     tmp_path: Path, data: Path, python: Path, bundles: list, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    options = {"networks": ("unetr", "nnunet", "nnunet_small"), "nnunet_python": str(python), "epochs": 3}
+    networks = ("unetr", "nnunet", "nnunet_small", "nnunet_crops")
+    options = {"networks": networks, "nnunet_python": str(python), "epochs": 3}
     benchmark_nnunet(str(data), str(out), **options, seeds=1)
     assert [(name, step) for name, step, _ in bundles] == [("unetr", "train"), ("unetr", "evaluate")]
     assert bundles[0][2].items() >= {"max_epochs": 3, "seed": 0, "dataset_dir": data}.items()
     found = steps(tmp_path)
-    assert [step for step, *_ in found] == ["plan", *("train", "predict") * 2]
+    assert [step for step, *_ in found] == ["plan", *("train", "predict") * 3]
     assert found[0][1:] == ({"spacing": [6.0, 6.0, 6.0]}, "1")
     assert found[1][1].items() >= {"features": 1.0, "seed": 0, "epochs": 3, "iterations": 10}.items()
-    assert found[3][1]["features"] == 0.25
+    assert [found[i][1].get("crop") for i in (1, 3, 5)] == [None, None, 32]
+    assert [found[i][1]["features"] for i in (3, 5)] == [0.25, 0.25]
     text = (out / "nnunet.md").read_text()
-    assert "2 test cases of boxes, 3 of 3 runs. " in text
+    assert "2 test cases of boxes, 4 of 4 runs. " in text
     assert "| unetr | 1 | – | – |" in text  # no case has one of the small organs
     assert "0.500 (0.500 to 0.500) | 12.0 | 1.5 |" in text
     assert "| unetr | -0.500 |" in text
@@ -119,7 +121,7 @@ def test_bundles_and_nnunet_get_the_same_cases(
     # what is there is not done again, and a run that fails is told of
     with pytest.raises(DataError, match=r"1 run\(s\) failed.*\n.*train\.log: the run failed .*: ValueError: no luck"):
         benchmark_nnunet(str(data), str(out), **options | {"networks": ("unetr", "nnunet")}, seeds=3)
-    assert [step for step, *_ in steps(tmp_path)][5:] == ["train", "predict", "train"]
+    assert [step for step, *_ in steps(tmp_path)][7:] == ["train", "predict", "train"]
     assert "**Incomplete: no verdict" in capsys.readouterr().out
 
 
