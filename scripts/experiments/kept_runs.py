@@ -8,15 +8,17 @@ of its patches, slide by slide.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared.utils import DataError, atomic_path
+from shared.utils import DataError, atomic_path, writable_folder
 
 from .patch_runs import Predictions
 from .runs import Training, run_trainings
@@ -59,13 +61,11 @@ class KeptRuns(NamedTuple):
 
     Attributes:
         file, head, key: see `read_runs`.
-        lock: of the threads that add runs.
     """
 
     file: Path
     head: Mapping[str, Any]
     key: Sequence[str]
-    lock: threading.Lock
 
     def read(self) -> list[dict[str, Any]]:
         """See `read_runs`."""
@@ -73,13 +73,33 @@ class KeptRuns(NamedTuple):
 
     def add(self, *runs: Mapping[str, Any]) -> None:
         """Write runs beside those that are there now."""
-        with self.lock:
+        with _alone_in(self.file.parent):
             write_runs(self.file, self.head, [*self.read(), *runs], self.key)
 
 
 def kept_runs(file: str | Path, head: Mapping[str, Any], key: Sequence[str] = KEY) -> KeptRuns:
-    """The runs of a file, which need not be there yet; see `read_runs`."""
-    return KeptRuns(Path(file).expanduser().resolve(), head, key, threading.Lock())
+    """The runs of a file, which need not be there yet; see `read_runs`.
+
+    Raises:
+        DataError: when no such file can be written, which hours of training would be told of too late.
+    """
+    path = Path(file).expanduser().resolve()
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected a file for the results. Give another --results.")
+    writable_folder(path.parent)
+    return KeptRuns(path, head, key)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other threads and commands from adding runs to a file in this folder."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system that knows no locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def complete(
@@ -149,7 +169,6 @@ def write_runs(
     """Write runs, one a line, sorted by what tells them apart, `key`; of each the last that is given."""
     chosen = {tuple(run[name] for name in key): run for run in runs}
     order = [chosen[each] for each in sorted(chosen)]
-    file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         lines = [json.dumps(each, separators=(",", ":")) for each in (head, *order)]
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -269,7 +269,8 @@ def _check_distinct(cases: Mapping[Any, str]) -> None:
 
 def _tell_apart(cases: dict[_Found, str]) -> None:
     """Give cases of the same name others: with the extension of their files, and where these are the same, numbers."""
-    shared, taken = {case for case, times in Counter(cases.values()).items() if times > 1}, set()
+    shared = {case for case, times in Counter(cases.values()).items() if times > 1}
+    taken = set(cases.values()) - shared
     for found, case in cases.items():
         if case in shared:
             path = found.origin or found.path

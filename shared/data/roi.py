@@ -58,7 +58,7 @@ class Roi:
         drawn = [_drawn(rings, shape, scale) for rings in self.polygons]
         apart = sum(int(mask.sum()) for mask in drawn)
         areas = [_area(rings[0]) - sum(map(_area, rings[1:])) for rings in self.polygons]
-        return sum(areas) * float(np.logical_or.reduce(drawn).sum()) / max(apart, 1)
+        return sum(areas) * (float(np.logical_or.reduce(drawn).sum()) / apart if apart else 1.0)
 
 
 def _area(ring: np.ndarray) -> float:
@@ -86,6 +86,7 @@ def read_roi(path: str | os.PathLike) -> Roi:
         raise DataError(f"{path}: cannot be read ({e.strerror}). {_REMEDY}") from e
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         raise DataError(f"{path}: is no GeoJSON ({type(e).__name__}: {e}). {_REMEDY}") from e
+    polygons = tuple(rings for rings in polygons if _area(rings[0]) > 0)  # a line has none
     if not polygons:
         raise DataError(f"{path}: holds no area. {_REMEDY}")
     return Roi(polygons)

@@ -33,7 +33,8 @@ class DomainImages:
         collate_fn: Callable | None = None,
     ) -> None:
         self.dataset = dataset
-        self.options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+        self.batch_size = batch_size
+        self.options: dict[str, Any] = {"num_workers": num_workers}
         self.options |= {"timeout": timeout if num_workers else 0}
         self.options |= {"collate_fn": collate_fn} if collate_fn else {}
 
@@ -57,12 +58,12 @@ class DomainImages:
         """Its images, in batches, on the device."""
         own = [i for i, item in enumerate(self.dataset.data) if item.get("domain", domain) == domain]
         # Neighbours in a list are of one slide and class, and batches of them would not be alike.
-        order = torch.Generator().manual_seed(0)
-        size = self.options["batch_size"]
-        # none of a single image, if that can be: where a map is of one pixel, batch norm does not take it
-        size = next((smaller for smaller in range(size, 2, -1) if len(own) % smaller != 1), size)
-        options = self.options | {"batch_size": size, "shuffle": True, "generator": order}
-        for batch in DataLoader(Subset(self.dataset, own), **options):
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).tolist()
+        parts = [order[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
+        if len(parts) > 1 and len(parts[-1]) == 1:  # where a map is of one pixel, batch norm does not take one image
+            (last,) = parts.pop()
+            parts[-1].append(last)
+        for batch in DataLoader(Subset(self.dataset, own), batch_sampler=parts, **self.options):
             if _readable(batch):
                 yield batch["image"].to(device)
 

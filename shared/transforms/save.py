@@ -239,7 +239,8 @@ def _nifti(label_map: np.ndarray, affine: np.ndarray, source: str) -> nib.Nifti1
         if codes == [0, 0] or np.allclose(original.affine, affine, atol=1e-4):
             result.set_qform(*original.get_qform(coded=True))
             result.set_sform(*original.get_sform(coded=True))
-            result.header["xyzt_units"] = original.header["xyzt_units"]
+            if np.allclose(original.header.get_zooms()[:3], result.header.get_zooms()[:3], rtol=1e-4):  # no metres read
+                result.header["xyzt_units"] = original.header["xyzt_units"]
     if shear(affine) > _ITK_SHEAR and not result.header["qform_code"]:
         result.set_qform(affine, 1)
         logger.info(

@@ -224,7 +224,7 @@ class NormalizeByStainNet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By the file and its digest: a tensor's pickle holds addresses, by which no cache would be found again."""
-        return type(self), (os.fspath(self.weights),), {"content": self.content}
+        return type(self), (os.path.abspath(self.weights),), {"content": self.content}
 
     def fit(self, images: Sequence[str | os.PathLike | Region]) -> None:
         """Nothing."""

@@ -132,6 +132,13 @@ def test_files_of_one_stem_are_told_apart(tmp_path: Path, caplog: pytest.LogCapt
     assert cases([tmp_path / "x.json", tmp_path / "y.json"]) == ["mine.nii", "mine.mha"]
 
 
+def test_a_new_name_is_nobody_else_s(study: Path) -> None:
+    write_series(study / "more", 3, SeriesInstanceUID="1.2.60", SeriesDescription="Abdomen")
+    entries = [{"image": "ST0/SE0", "case": "a"}, {"image": "more", "case": "a_2"}]
+    write_json(study / "dataset.json", {"test": entries})
+    assert listed(study / "dataset.json", "Abdomen") == [("a", "1.2.2"), ("a_3", "1.2.5"), ("a_2", "1.2.60")]
+
+
 def test_pairs_of_header_and_voxels_are_one_volume_each(tmp_path: Path) -> None:
     for name in ("ct.hdr", "ct.img", "B.HDR", "B.IMG", "envi.hdr", "alone.img"):
         touch(tmp_path / name)

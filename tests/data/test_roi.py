@@ -64,12 +64,21 @@ def test_the_area_of_polygons_that_overlap_counts_once() -> None:
     assert Roi(((square,), (square + (150, 0),))).area((200, 300), 1.0) == pytest.approx(2 * 100 * 80)
 
 
+def test_a_ring_thinner_than_a_pixel_of_the_mask_has_an_area() -> None:
+    square = np.array(SQUARE, float)
+    middle = square.mean(0)
+    ring = Roi(((square, middle + (square - middle) * 0.98),))
+    assert ring.area((200, 300), 1.0) == pytest.approx(100 * 80 * (1 - 0.98**2))
+    assert ring.area((7, 10), 32.0) == pytest.approx(100 * 80 * (1 - 0.98**2))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("no JSON", "is no GeoJSON"),
         ({"features": []}, "is no GeoJSON"),
         ({"type": "FeatureCollection", "features": []}, "holds no area"),
+        (polygon([[-9, 50], [70, 50], [-9, 50]]), "holds no area"),
         ([feature(polygon(HOLE), "detection")], "holds no area"),
         (polygon([[1, 1], [2, 2]]), "a ring needs three points"),
         (polygon([[1, 1], [2, 2], [3, float("nan")]]), "a ring needs three points"),

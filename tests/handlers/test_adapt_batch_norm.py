@@ -195,7 +195,9 @@ def test_others_hear_of_an_exception_too() -> None:
     assert heard
 
 
-@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(9, 4, [3, 3, 3]), (13, 6, [5, 5, 3]), (8, 4, [4, 4])])
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"), [(9, 4, [4, 5]), (5, 2, [2, 3]), (3, 2, [3]), (8, 4, [4, 4]), (6, 4, [4, 2])]
+)
 def test_no_batch_is_of_one_image_where_that_can_be(count: int, batch_size: int, sizes: list[int]) -> None:
     """Behind the last stride a small patch is one pixel, and batch norm takes no single value a channel."""
     images = DomainImages(Dataset(items({"CS": count})), batch_size)

@@ -60,6 +60,20 @@ def test_label_map_lies_on_the_image(tmp_path: Path, qform: int, sform: int) -> 
         assert result.header[code] == image.header[code]
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001)])
+def test_a_label_map_in_mm_says_so(tmp_path: Path, unit: str, mm: float) -> None:
+    image = nib.Nifti1Image(np.zeros((30, 28, 20), np.int16), None)
+    image.header.set_zooms(np.array([0.9, 0.8, 2.5]) / mm)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "ct.nii.gz")
+    volume = LoadVolumed("image", assume_orientation="LAS")({"image": str(tmp_path / "ct.nii.gz")})
+    labels = MetaTensor(torch.ones(1, 30, 28, 20, dtype=torch.uint8), affine=volume["image"].affine)
+    SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS)({**volume, "pred": labels})
+    header = nib.load(tmp_path / "out/ct/ct_seg.nii.gz").header
+    size = np.array(header.get_zooms()) * {"mm": 1, "meter": 1000, "micron": 0.001}[header.get_xyzt_units()[0]]
+    np.testing.assert_allclose(size, [0.9, 0.8, 2.5], rtol=1e-4)
+
+
 def test_organs(tmp_path: Path) -> None:
     record = {"name": "made up", "synthetic": False, "epoch": 7, "labels": LABELS}
     SaveSegmentationd(output_dir=tmp_path / "out", labels=LABELS, record=record)(make_case(tmp_path))
