@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..utils import DataError
+from ..utils.errors import NO_NUMBER
+
 Taps = tuple[torch.Tensor, torch.Tensor]
 
 # By how much larger slabs are on a GPU, which has no cache to stay in, and takes its time to begin with each.
@@ -82,9 +85,7 @@ def _block_labels(logits: torch.Tensor, taps: Sequence[Taps]) -> torch.Tensor:
     """
     probability = torch.softmax(logits.float(), 0)
     if not probability.sum().isfinite():
-        raise ValueError(
-            "The network's output holds NaN or infinity: its weights are damaged, or half precision overflows."
-        )
+        raise DataError(f"The network gives no number here. {NO_NUMBER}")
     lowest = highest = logits.max(0).indices.to(torch.uint8)
     for dim in (2, 1, 0):  # the fastest axis first: most of the work is then done on long contiguous rows
         neighbours = taps[dim][0].T
@@ -158,8 +159,8 @@ class NativeLabels:
             first: index of the first of them.
 
         Raises:
-            ValueError: when the logits have another shape, hold NaN or +infinity, or do not go on where the last ones
-                ended.
+            ValueError: when the logits have another shape, or do not go on where the last ones ended.
+            DataError: when they hold NaN or +infinity.
         """
         there = [self.shape[i] if i == self.axis else n for i, n in enumerate(logits.shape[1:])]
         if not 1 <= len(logits) <= 256 or there != self.shape:
@@ -223,8 +224,8 @@ def restore_label_map(
         uint8 tensor of shape `native_shape` on the CPU.
 
     Raises:
-        ValueError: when the logits are not (C, X, Y, Z) with C ≤ 256, or hold NaN or +infinity (−infinity is a
-            probability of 0), or the grids are not parallel.
+        ValueError: when the logits are not (C, X, Y, Z) with C ≤ 256, or the grids are not parallel.
+        DataError: when they hold NaN or +infinity (−infinity is a probability of 0).
     """
     native = NativeLabels(
         affine, native_affine, native_shape, logits.shape[1:] if logits.ndim == 4 else (1,) * 3, 0, slab

@@ -119,13 +119,13 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
                 raise ValueError(f"the network made {tuple(output.shape[2:])} of a window of {roi}: not the same grid.")
             if output.shape[1] > 256:
                 raise ValueError(f"the network has {output.shape[1]} classes, and labels of 8 bits hold 256.")
-            if not output.amax(1).isfinite().all():  # a class may have −infinity, as one that is masked out
-                file = getattr(inputs, "meta", {}).get("filename_or_obj") or "a volume"
-                raise DataError(f"{file}: the network gives no number here. {NO_NUMBER}")
             for window, values in zip(windows, output, strict=True):
                 planes.finish(window[self.buffer_dim].start, place, labels)
                 planes.add(window, values, weights)
         planes.finish(padded.shape[2 + self.buffer_dim], place, labels)
+        if not self.native and not labels.finite:
+            file = getattr(inputs, "meta", {}).get("filename_or_obj") or "a volume"
+            raise DataError(f"{file}: the network gives no number here. {NO_NUMBER}")
         return labels.labels[None, None]
 
     def _weights(self, roi: tuple[int, ...], image: Tensor) -> Tensor:
@@ -146,14 +146,20 @@ class SlidingWindowLabelInferer(SlidingWindowInferer):
 
 
 class _GridLabels:
-    """Labels on the grid of the input itself, see `NativeLabels`."""
+    """Labels on the grid of the input itself, see `NativeLabels`.
+
+    Attributes:
+        finite: whether each voxel had a number; asked once, for the host waits for a GPU's answer.
+    """
 
     def __init__(self, shape: Sequence[int], axis: int, device: torch.device) -> None:
         self.labels = torch.zeros(tuple(shape), dtype=torch.uint8, device=device)
         self.axis = axis
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     def add(self, logits: Tensor, first: int) -> None:
         found = logits.argmax(0)
+        self.finite &= logits.amax(0).isfinite().all()  # a class may have −infinity, as one that is masked out
         self.labels.narrow(self.axis, first, found.shape[self.axis]).copy_(found)
 
 

@@ -20,8 +20,8 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 # How often the host waits, at most: in a step of training; in a batch or case of the validation in it, of an
 # evaluation, of an inference.
 BUDGETS = {
-    SEGMENT: (2, 5, 35, 37),  # of these seven for each slab of native planes
-    SEGMENT_LAMBDA: (2, 5, 35, 37),
+    SEGMENT: (2, 6, 35, 37),  # of these seven for each slab of native planes
+    SEGMENT_LAMBDA: (2, 6, 35, 37),
     CLASSIFY: (1, 2, 2, 1),
     DETECT: (1, 1, 1, 1),
 }

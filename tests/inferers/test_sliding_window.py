@@ -152,7 +152,7 @@ def test_what_is_no_number_is_no_label(value: str, native: bool) -> None:
 
     image = volume()
     image.meta["filename_or_obj"] = "some/ct.nii.gz"
-    with pytest.raises(DataError, match=r"^some/ct\.nii\.gz: the network gives no number here\. Its weights"):
+    with pytest.raises(DataError, match=rf"^{'The' if native else 'some/ct.nii.gz: the'} network gives no number here"):
         ours(image, overflows, native=native)
     excluded = ours(image, lambda x: torch.cat([x, x - float("inf")], 1), native=native)
     assert not excluded.any()
