@@ -85,7 +85,7 @@ ENTRANTS = {
     "dynunet": Entrant(1150, "`variants/dynunet` at the demo's size, likewise"),
     NNUNET: Entrant(31, "nnU-Net v2 as it plans for this grid", 1.0),
     "nnunet_small": Entrant(235, "the same with a quarter of the features, as DynUNet has at the demo's size", 0.25),
-    "nnunet_crops": Entrant(900, "the small one on crops of 32³, as the demo's networks see: nearly as many steps", 0.25, 32),
+    "nnunet_crops": Entrant(900, "the small one on crops of 32³, as the demo has: nearly as many steps", 0.25, 32),
 }
 
 
