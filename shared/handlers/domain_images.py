@@ -58,12 +58,13 @@ class DomainImages:
         """Its images, in batches, on the device."""
         own = [i for i, item in enumerate(self.dataset.data) if item.get("domain", domain) == domain]
         # Neighbours in a list are of one slide and class, and batches of them would not be alike.
-        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).tolist()
+        draws = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(own), generator=draws).tolist()
         parts = [order[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
         if len(parts) > 1 and len(parts[-1]) == 1:  # where a map is of one pixel, batch norm does not take one image
             (last,) = parts.pop()
             parts[-1].append(last)
-        for batch in DataLoader(Subset(self.dataset, own), batch_sampler=parts, **self.options):
+        for batch in DataLoader(Subset(self.dataset, own), batch_sampler=parts, generator=draws, **self.options):
             if _readable(batch):
                 yield batch["image"].to(device)
 

@@ -201,7 +201,9 @@ def test_others_hear_of_an_exception_too() -> None:
 def test_no_batch_is_of_one_image_where_that_can_be(count: int, batch_size: int, sizes: list[int]) -> None:
     """Behind the last stride a small patch is one pixel, and batch norm takes no single value a channel."""
     images = DomainImages(Dataset(items({"CS": count})), batch_size)
+    before = torch.get_rng_state()
     found = [len(batch) for batch in images.of("CS", torch.device("cpu"))]
+    assert torch.equal(torch.get_rng_state(), before)
     assert sum(found) == count
     assert 1 not in found
     assert found == sizes
